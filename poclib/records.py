@@ -1,0 +1,270 @@
+"""The facts: what was asked for, who answered, and every event of every request.
+
+Typed and validated; no arithmetic beyond a difference of two fields of one row.
+All times are milliseconds; `*_ms` marks are offsets from the report's one wall-clock
+anchor (`Report.created`), taken from a monotonic clock. Absent is None, never 0.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import ParameterError
+
+# Format history.
+# 1: first version (2026-11).
+REPORT_VERSION = 1
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+ArmName = Literal["warm-up", "calibration", "baseline", "strategy"]
+Outcome = Literal["ok", "failed", "cancelled"]
+
+
+class Record(BaseModel):
+    """A validated, immutable record: unknown keys are errors, so a typo cannot pass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Link(Record):
+    """A network link in user space before an embedded engine."""
+
+    round_trip_ms: Milliseconds = 0.0
+    jitter_ms: Milliseconds = 0.0
+    bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class ProviderSettings(Record):
+    """One provider as a person configures it. Address and key name never leave memory."""
+
+    name: Name
+    kind: Literal["embedded", "ollama", "llama-server", "openai"] = "embedded"
+    url: str | None = Field(default=None, exclude=True)
+    model: str | None = None
+    role: Literal["local", "remote"] | None = None
+    capacity: Annotated[int, Field(ge=1, le=4096)] = 1
+    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    api: Literal["chat", "completion"] | None = None
+    api_key_env: str | None = Field(default=None, exclude=True)
+    # Embedded engines only:
+    core: Annotated[int, Field(ge=0)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    batching: bool = True
+    speed: Annotated[float, Field(gt=0, le=1)] = 1.0
+    link: Link = Link()
+
+    @model_validator(mode="after")
+    def _address_where_one_is_needed(self) -> ProviderSettings:
+        if self.kind == "embedded" and self.url is not None:
+            raise ValueError("an embedded provider is started here: leave out url")
+        if self.kind != "embedded" and not self.url:
+            raise ValueError(f"kind {self.kind} needs a url, such as http://192.168.1.20:11434")
+        if self.kind in ("ollama", "openai") and not self.model:
+            raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
+        return self
+
+
+class Parameters(Record):
+    """Everything that decides what a run does. A notebook's parameters and a YAML's keys.
+
+    Raises `ParameterError` from `read`, naming the key, never pydantic's own error.
+    """
+
+    experiment: Name = "embedded"
+    strategy: Name = "serial-per-provider"
+    providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
+    prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = 8
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 40
+    context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
+    seed: int = 7
+    stream: bool = True
+    rounds: Count = 5
+    warm_up_prompts: Annotated[int, Field(ge=0, le=100)] = 1
+    calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 3
+    gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
+    band: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    retries: Annotated[int, Field(ge=0, le=10)] = 1
+    connect_timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
+    allow_public: bool = False
+    allow_unlike_models: bool = False
+    store_text: bool = False
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Parameters:
+        names = [p.name for p in self.providers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"provider names must differ, found {', '.join(names)}")
+        return self
+
+    @classmethod
+    def read(cls, values: dict[str, Any], where: str = "parameters") -> Parameters:
+        """Validate `values`; `where` names the file or notebook in the error's sentence."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ParameterError(f"{where}: {explain(error, cls)}") from None
+
+    @classmethod
+    def pick(cls, namespace: dict[str, Any], **fixed: Any) -> Parameters:
+        """The parameters among a notebook's `globals()`, with `fixed` ones on top."""
+        found = {key: namespace[key] for key in cls.model_fields if key in namespace}
+        return cls.read({**found, **fixed}, "the notebook's parameters")
+
+
+class ProviderFacts(Record):
+    """One provider as it was found before the run: who it is, never where."""
+
+    name: Name
+    kind: str
+    role: Literal["local", "remote"]
+    model: str | None = None
+    digest: str | None = None
+    server: str | None = None
+    slots: int | None = None
+    capacity: int = 1
+    context_tokens: int | None = None
+    reports_time: bool | None = None
+    fixed_length: bool = False
+    cache_defeated: bool = False
+    # What is known of an embedded engine; None for a person's own server.
+    engine: str | None = None
+    core: int | None = None
+    threads: int | None = None
+    pinned: bool | None = None
+    batching: bool | None = None
+    speed: float | None = None
+    link: Link | None = None
+
+
+class ServerTimings(Record):
+    """What the server says of one request; each part None where it does not say."""
+
+    load_ms: float | None = None
+    queue_ms: float | None = None
+    prompt_ms: float | None = None
+    generation_ms: float | None = None
+    total_ms: float | None = None
+
+
+class RequestMarks(Record):
+    """Offsets of transport events from the report's anchor; None where none was seen.
+
+    `connected_ms` is None on a warm connection: no connect took place.
+    """
+
+    assigned_ms: Milliseconds | None = None
+    start_ms: Milliseconds | None = None
+    connect_start_ms: Milliseconds | None = None
+    connected_ms: Milliseconds | None = None
+    sent_ms: Milliseconds | None = None
+    first_byte_ms: Milliseconds | None = None
+    first_token_ms: Milliseconds | None = None
+    last_byte_ms: Milliseconds | None = None
+    end_ms: Milliseconds | None = None
+
+
+class Request(Record):
+    """One attempt to have one prompt answered by one provider."""
+
+    prompt: Annotated[int, Field(ge=0)]
+    provider: Name
+    attempt: Annotated[int, Field(ge=1)] = 1
+    outcome: Outcome = "ok"
+    error: str | None = None
+    error_kind: str | None = None
+    status: int | None = None
+    wall_ms: Milliseconds | None = None
+    queued_ms: Milliseconds | None = None
+    marks: RequestMarks = RequestMarks()
+    server: ServerTimings = ServerTimings()
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    answer_sha256: str | None = None
+    answer: str | None = None
+    token_ms: list[float] | None = None
+
+    @property
+    def over_ms(self) -> float | None:
+        """Wall minus the server's own time; None where the server reports none."""
+        if self.wall_ms is None or self.server.total_ms is None:
+            return None
+        return self.wall_ms - self.server.total_ms
+
+
+class Arm(Record):
+    """One strategy over all prompts, once. `limits` is what dispatch enforced, None = none.
+
+    `makespan_ms` is a fact only of runs published without times of day (it cannot be
+    derived from their rows); a measured arm leaves it None and is computed on reading.
+    """
+
+    arm: ArmName
+    strategy: Name
+    limits: dict[Name, int] | None = None
+    makespan_ms: Milliseconds | None = None
+    requests: list[Request] = []
+
+
+class Round(Record):
+    """The baseline and the strategy once each, in the order they ran."""
+
+    index: Annotated[int, Field(ge=0)]
+    arms: list[Arm]
+
+
+class Probe(Record):
+    """One tiny request on a warm connection: the round trip to a provider at a moment."""
+
+    provider: Name
+    at_ms: Milliseconds
+    round_trip_ms: Milliseconds
+
+
+class Report(Record):
+    """One experiment with one strategy, self-describing: facts only, no address, no key."""
+
+    format: Literal["poclib-report"] = "poclib-report"
+    version: int = REPORT_VERSION
+    experiment: Name
+    strategy: Name
+    created: str
+    poclib: str
+    source: str | None = None
+    parameters: Parameters | None = None
+    environment: dict[str, Any] = {}
+    providers: list[ProviderFacts]
+    prompt_sha256: list[str] = []
+    prompts: list[str] | None = None
+    fastest: Name | None = None
+    gate_max_ratio: float = 2.0
+    band: float = 0.05
+    preparation: list[Arm] = []
+    probes: list[Probe] = []
+    rounds: list[Round] = []
+    notes: list[str] = []
+    complete: bool = True
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a validation error as one sentence naming key, problem and cure."""
+    import difflib
+
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "the whole"
+    if first["type"] == "extra_forbidden":
+        known = [*model.model_fields, *ProviderSettings.model_fields, *Link.model_fields]
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
+    if first["type"] == "missing":
+        return f"{key} is missing; add it (see params/ for commented examples)."
+    problem = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] == "value_error" else f" (given {first['input']!r:.60})"
+    return f"{key}: {problem}{given}."
