@@ -7,6 +7,8 @@ anchor (`Report.created`), taken from a monotonic clock. Absent is None, never 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,11 +60,9 @@ class ProviderSettings(Record):
     link: Link = Link()
 
     @model_validator(mode="after")
-    def _address_where_one_is_needed(self) -> ProviderSettings:
+    def _kind_and_keys_agree(self) -> ProviderSettings:
         if self.kind == "embedded" and self.url is not None:
             raise ValueError("an embedded provider is started here: leave out url")
-        if self.kind != "embedded" and not self.url:
-            raise ValueError(f"kind {self.kind} needs a url, such as http://192.168.1.20:11434")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
         return self
@@ -106,9 +106,17 @@ class Parameters(Record):
     def read(cls, values: dict[str, Any], where: str = "parameters") -> Parameters:
         """Validate `values`; `where` names the file or notebook in the error's sentence."""
         try:
-            return cls.model_validate(values)
+            parameters = cls.model_validate(values)
         except ValidationError as error:
             raise ParameterError(f"{where}: {explain(error, cls)}") from None
+        # Not a validator of the record: a saved report's settings have no address on purpose.
+        for p in parameters.providers:
+            if p.kind != "embedded" and not p.url:
+                raise ParameterError(
+                    f"{where}: provider {p.name} (kind {p.kind}) needs a url, "
+                    "such as http://192.168.1.20:11434."
+                )
+        return parameters
 
     @classmethod
     def pick(cls, namespace: dict[str, Any], **fixed: Any) -> Parameters:
@@ -167,6 +175,38 @@ class RequestMarks(Record):
     first_token_ms: Milliseconds | None = None
     last_byte_ms: Milliseconds | None = None
     end_ms: Milliseconds | None = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt as it is sent: `salt` keeps a server from answering it out of its cache."""
+
+    index: int
+    text: str
+    salt: str = ""
+
+
+@dataclass
+class Exchange:
+    """One request while it runs: a provider fills it in, whatever comes of it.
+
+    `clock` gives milliseconds since the report's anchor, from a monotonic clock.
+    """
+
+    clock: Callable[[], float]
+    marks: dict[str, float] = field(default_factory=dict)
+    server: ServerTimings = field(default_factory=ServerTimings)
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    finish_reason: str | None = None
+    finished: bool = False
+    pieces: list[str] = field(default_factory=list)
+    token_ms: list[float] = field(default_factory=list)
+
+    def mark(self, event: str) -> None:
+        """Note the time of `event`, a field of `RequestMarks` without its `_ms`."""
+        self.marks[f"{event}_ms"] = self.clock()
 
 
 class Request(Record):
@@ -251,6 +291,11 @@ class Report(Record):
     rounds: list[Round] = []
     notes: list[str] = []
     complete: bool = True
+
+    @property
+    def requests(self) -> list[Request]:
+        """Every attempt of every round, in order; preparation not among them."""
+        return [row for one in self.rounds for arm in one.arms for row in arm.requests]
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

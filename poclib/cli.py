@@ -1,0 +1,284 @@
+"""The `poc` command: doctor, run, show, gate, publish. Thin: it only calls and prints.
+
+Errors of ours come out as one line on standard error; exit codes: 0 done or PASS, 1 FAIL,
+2 INCONCLUSIVE, 3 an error that a person can mend, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from . import __version__, experiment, pool, publish, report, tables, words
+from .errors import ParameterError, PocError, ReportError, RunFailed
+from .records import Parameters, Report
+from .stats import Headline
+from .strategies import STRATEGIES
+
+MAX_PARAMETER_BYTES = 1 << 20
+GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: our errors become a sentence and an exit code, never a traceback."""
+    try:
+        poc.main(arguments, prog_name="poc", standalone_mode=False)
+    except PocError as error:
+        _fail(str(error), error.exit_code)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted; engines are stopped, finished rounds are saved.", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+
+
+def _fail(sentence: str, code: int) -> None:
+    click.echo(f"poc: {words.safe(sentence)}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="poc")
+def poc() -> None:
+    """Measure what is gained, and what it costs, when prompts are spread over several servers."""
+
+
+_params = click.argument("params", type=click.Path(path_type=Path))
+_set = click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one parameter (repeat)."
+)
+
+
+@poc.command()
+@_params
+@_set
+def doctor(params: Path, changes: tuple[str, ...]) -> None:
+    """Say of each provider whether it answers, how fast, and what gain to expect.
+
+    PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved.
+    """
+    parameters = Parameters.read(read_yaml(params, changes), params.name)
+    with pool.open_pool(parameters) as providers:
+        run = experiment.Run(parameters, providers)
+        problems = experiment.on_own_loop(lambda: _examine(run))
+    click.echo(words.doctor_table(run.facts, run.probes, run.expected_ms, problems))
+    if problems:
+        raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
+    click.echo(words.expected_gain(experiment.predicted_ratios(run), run.expected_ms))
+
+
+async def _examine(run: experiment.Run) -> dict[str, str]:
+    """Describe every provider alone, so that one failure does not hide the others."""
+    names = list(run.senders)
+    try:
+        asked = await asyncio.gather(
+            *(run.senders[name].describe() for name in names), return_exceptions=True
+        )
+        problems = {}
+        for name, answer in zip(names, asked, strict=True):
+            if isinstance(answer, PocError):
+                problems[name] = str(answer)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                run.facts.append(answer.model_copy(update=run.known[name]))
+        if not problems:
+            if not run.parameters.allow_unlike_models:
+                pool.check_alike(run.facts)
+            await run.prepare()
+        return problems
+    finally:
+        for sender in run.senders.values():
+            await sender.aclose()
+
+
+@poc.command()
+@_params
+@_set
+@click.option("--only", multiple=True, metavar="STRATEGY", help="Only this strategy (repeat).")
+def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
+    values = {"live": True, **read_yaml(params, changes)}
+    # Addresses that a page must not show are known before the first notebook runs.
+    known = {k for k in values if k != "live"}
+    parameters = Parameters.read({k: values[k] for k in known}, params.name)
+    found = [n for n in publish.notebooks() if _wanted(n, only)]
+    everything = {key for n in found for key in publish.declared(n)}
+    publish.check_keys(values, everything, params.name)
+    _answering(parameters)
+    folder = report.root() / "data" / "runs" / parameters.experiment
+    failures: list[str] = []
+    for number, notebook in enumerate(found, start=1):
+        click.echo(f"[{number}/{len(found)}] {publish.title(notebook)}", err=True)
+        known = set(publish.declared(notebook))
+        try:
+            publish.execute(
+                notebook, folder / notebook.name, {k: v for k, v in values.items() if k in known}
+            )
+        except RunFailed as error:
+            failures.append(str(error))
+            click.echo(f"    failed: {words.safe(str(error))}", err=True)
+    headlines = _headlines(parameters.experiment)
+    page = _publish()
+    click.echo(words.comparison_text(headlines))
+    click.echo(words.suite_gate(headlines))
+    click.echo(f"Open {page.relative_to(report.root())}")
+    if failures:
+        raise RunFailed(f"{len(failures)} of {len(found)} notebooks failed: {failures[0]}")
+
+
+def _wanted(notebook: Path, only: Sequence[str]) -> bool:
+    slug = notebook.stem.partition("_")[2].replace("_", "-")
+    return not only or slug in only or "live" not in publish.declared(notebook)
+
+
+def _answering(parameters: Parameters) -> None:
+    """Before minutes are spent: does every provider answer, with the same model?"""
+    own = [p for p in parameters.providers if p.kind != "embedded"]
+    if not own:
+        return
+    checked = parameters.model_copy(update={"providers": own})
+    with pool.open_pool(checked) as providers:
+        trial = experiment.Run(checked, providers)
+
+        async def describe() -> None:
+            try:
+                await trial.describe()
+            finally:
+                for sender in trial.senders.values():
+                    await sender.aclose()
+
+        experiment.on_own_loop(describe)
+
+
+@poc.command()
+@click.argument("name", metavar="REPORT", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print every derived number as JSON.")
+def show(name: str | None, as_json: bool) -> None:
+    """Print the derived numbers of REPORT: a name in data/reports, or a file.
+
+    Without REPORT, list the saved ones.
+    """
+    if name is None:
+        click.echo(words.comparison_text(list(_all_headlines().values())))
+        return
+    loaded = report.load(name)
+    headline = tables.headline(loaded)
+    if as_json:
+        click.echo(json.dumps(headline.as_dict(), indent=1))
+    else:
+        click.echo(words.report_text(loaded, headline))
+
+
+@poc.command()
+@click.argument("name", metavar="REPORT")
+def gate(name: str) -> None:
+    """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
+    headline = tables.headline(report.load(name))
+    click.echo(words.gate_line(headline))
+    sys.exit(GATE_EXIT[headline.verdict])
+
+
+@poc.command("publish")
+def publish_command() -> None:
+    """Render the executed notebooks and all reports to site/, without running anything."""
+    click.echo(f"Open {_publish().relative_to(report.root())}")
+
+
+@poc.command()
+@click.argument("source", metavar="EXPERIMENT")
+@click.argument("target", metavar="NEW-NAME")
+def keep(source: str, target: str) -> None:
+    """Keep every report of EXPERIMENT under NEW-NAME too, such as `sample`."""
+    kept = [r for r in map(report.load, report.names()) if r.experiment == source]
+    if not kept:
+        raise ReportError(f"no report of experiment {source!r}; `poc show` lists what there is.")
+    for found in kept:
+        renamed = {**found.model_dump(), "experiment": target}
+        path = report.save(Report.model_validate(renamed))
+        click.echo(path.name)
+
+
+def _publish() -> Path:
+    root = report.root()
+    groups = {
+        folder.name: sorted(folder.glob("[0-9]*.ipynb"))
+        for folder in sorted((root / "data" / "runs").glob("*/"))
+    }
+    groups = {name: found for name, found in groups.items() if found}
+    rows = [
+        publish.Row(
+            name, words.date(saved), words.pool(saved), headline.verdict, words.ratio(headline)
+        )
+        for name, headline in _all_headlines().items()
+        for saved in [report.load(name)]
+    ]
+    return publish.site(root / "site", {**groups, "sample": publish.notebooks()}, rows)
+
+
+def _all_headlines() -> dict[str, Headline]:
+    """Every readable report's headline; an unreadable one is named and passed over."""
+    found = {}
+    for name in report.names():
+        try:
+            found[name] = tables.headline(report.load(name))
+        except PocError as error:
+            click.echo(f"poc: passed over: {words.safe(str(error))}", err=True)
+    return found
+
+
+def _headlines(experiment_name: str) -> list[Headline]:
+    """The headlines of one experiment, in the strategies' order."""
+    order = list(STRATEGIES)
+    mine = [h for n, h in _all_headlines().items() if n == f"{experiment_name}-{h.strategy}"]
+    return sorted(mine, key=lambda h: order.index(h.strategy) if h.strategy in order else 99)
+
+
+def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML file of parameters, with `KEY=VALUE` changes on top.
+
+    Raises `ParameterError` naming the file, and the line where the YAML is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        there = ", ".join(sorted(p.name for p in Path("params").glob("*.yaml"))) or "none"
+        raise ParameterError(f"{path}: cannot be read; in params/ there is: {there}.") from None
+    if len(text) > MAX_PARAMETER_BYTES:
+        raise ParameterError(f"{path.name}: larger than 1 MiB; this is not a parameter file.")
+    values = _yaml(text, path.name)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ParameterError(f"{path.name}: must hold `key: value` lines (see params/).")
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ParameterError(f"--set {change}: write it as KEY=VALUE.")
+        values[key.strip()] = _yaml(value, f"--set {key}")
+    return values
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ParameterError(f"{where}{line}: not valid YAML: {problem}.") from None
+    except RecursionError:
+        raise ParameterError(f"{where}: nested too deeply.") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""Keeps one engine process: starts it, pins it, slows it, links it, and ends it with its parent.
+
+It knows one engine's command and how to be told what to do; nothing of providers, prompts or
+reports, and not which engine was chosen or why: `engines` decides that. Imports `link`, `errors`.
+
+Runs as a process of its own (`python -m poclib.keeper`), so that the link and the slowing keep
+their times whatever the coordinator does, and so that nothing is left behind: when the standard
+input ends (its parent finished, crashed or was killed), it ends the engine and then itself.
+
+    stdin   one JSON line of configuration, see `Keeper`; then one JSON line a command:
+            {"set": {"round_trip_ms": …, "jitter_ms": …, "bandwidth_mbit_s": …}}, {"drop": true},
+            {"restore": true}, each answered by {"done": …}; the end of stdin ends everything
+    stdout  {"ready": {"pid", "port", "link_port", "pinned"}}, or {"failed": sentence, "log": …};
+            {"ended": sentence, "log": …} when the engine ends by itself
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import psutil
+
+from .errors import EngineError
+from .link import Link
+
+_CYCLE_S = 0.020
+_POLL_S = 0.010
+_END_S = 2.0
+_TRIES = 3
+_HOST = "127.0.0.1"
+_DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+
+
+class Keeper:
+    """One engine, from start to end.
+
+    `config`: `command` (list; "{port}" stands for the port), `environment` (added variables),
+    `first_line` (a line for the engine's stdin, or null), `core` (int or null), `speed`
+    (0 to 1], `link` (its three numbers, or null), `ready_s` (seconds to wait for /health).
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.port = 0
+        self.pinned = False
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - nameless, so it cannot be left over
+        self.link: Link | None = None
+        self.slower: Slower | None = None
+
+    def start(self, interrupted: Callable[[], bool]) -> dict[str, Any]:
+        """Start and wait until /health is 200. Raises `EngineError`; returns what is ready."""
+        limit_s = time.monotonic() + self.config["ready_s"]
+        for _ in range(_TRIES):
+            process = self._launch()
+            while process.poll() is None:
+                if interrupted():
+                    raise EngineError("the engine's start was called off")
+                if self._healthy() and self._listens(process.pid):
+                    return self._ready(process)
+                if time.monotonic() > limit_s:
+                    raise EngineError(
+                        f"the engine was not ready after {self.config['ready_s']:.0f} s"
+                    )
+                time.sleep(_POLL_S)
+            if _is_free(self.port):  # else the port was taken meanwhile: try another
+                break
+        raise EngineError(_how_it_ended(process))
+
+    def end(self) -> None:
+        """Resume, terminate, kill and reap the engine; close the link."""
+        if self.slower is not None:
+            self.slower.end()
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.link is not None:
+            self.link.close()
+        self.log.close()
+
+    def obey(self, command: dict[str, Any]) -> None:
+        """Carry out one command on the link. Raises `EngineError`."""
+        if self.link is None:
+            raise EngineError("it has no link; give this provider one in the parameters")
+        if "set" in command:
+            self.link.set(**command["set"])
+        elif "drop" in command:
+            self.link.drop()
+        elif "restore" in command:
+            self.link.restore()
+
+    def last_words(self) -> str:
+        """The end of the engine's log, on one line."""
+        size = self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, size - 4000))
+        lines = self.log.read().decode(errors="replace").split("\n")
+        return " | ".join(line.strip() for line in lines if line.strip())[-1200:] or "none"
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        self.port = _free_port()
+        first_line = self.config["first_line"]
+        with _pinned_to(self.config["core"]) as self.pinned:  # a child inherits its starter's core
+            self.process = subprocess.Popen(
+                [part.replace("{port}", str(self.port)) for part in self.config["command"]],
+                stdin=subprocess.DEVNULL if first_line is None else subprocess.PIPE,
+                stdout=self.log,
+                stderr=self.log,
+                env={**_without_settings(os.environ), **self.config["environment"]},
+                start_new_session=True,  # a Ctrl-C in the terminal does not reach it
+                preexec_fn=_die_with_parent,
+            )
+        if self.process.stdin is not None:
+            told = {**first_line, "port": self.port}
+            with contextlib.suppress(BrokenPipeError):  # it died; its last words say why
+                self.process.stdin.write(json.dumps(told).encode() + b"\n")
+                self.process.stdin.flush()
+        return self.process
+
+    def _listens(self, pid: int) -> bool:
+        """Whether it is our engine that answers on the port, and not a stranger."""
+        with contextlib.suppress(psutil.Error):
+            return any(
+                c.status == psutil.CONN_LISTEN and c.laddr.port == self.port
+                for c in psutil.Process(pid).net_connections("tcp")
+            )
+        return False
+
+    def _healthy(self) -> bool:
+        connection = http.client.HTTPConnection(_HOST, self.port, timeout=2)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _ready(self, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+        if self.config["link"] is not None:
+            self.link = Link(self.port, **self.config["link"])
+        if self.config["speed"] < 1:
+            self.slower = Slower(process, self.config["speed"])
+            self.slower.start()
+        return {
+            "pid": process.pid,
+            "port": self.port,
+            "link_port": self.link.port if self.link else None,
+            "pinned": self.pinned,
+        }
+
+
+class Slower(threading.Thread):
+    """Suspends a process for the share 1 - `speed` of the time, in cycles of 20 ms.
+
+    What was suspended too long or too short in one cycle is made up for in the next ones, so
+    that the share holds over any longer time although no single sleep is exact.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], speed: float) -> None:
+        super().__init__(daemon=True)
+        self.process, self.speed = process, speed
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        """Cycle until the end; the process is left running."""
+        begun_s = resumed_s = time.monotonic()
+        suspended_s = 0.0
+        while not self.ended.wait(resumed_s + self.speed * _CYCLE_S - time.monotonic()):
+            self.process.send_signal(signal.SIGSTOP)
+            stopped_s = time.monotonic()
+            # Solves suspended + (resume - stopped) = (1 - speed) (resume - begun).
+            until_s = (stopped_s - suspended_s - (1 - self.speed) * begun_s) / self.speed
+            self.ended.wait(max(0.0, until_s - time.monotonic()))
+            self.process.send_signal(signal.SIGCONT)
+            resumed_s = time.monotonic()
+            suspended_s += resumed_s - stopped_s
+
+    def end(self) -> None:
+        """Stop slowing; returns when the process runs again."""
+        self.ended.set()
+        self.join()
+
+
+@contextlib.contextmanager
+def _pinned_to(core: int | None) -> Iterator[bool]:
+    """This thread on one core meanwhile; yields whether the system could do it."""
+    me = psutil.Process()
+    if core is None or not hasattr(me, "cpu_affinity"):
+        yield False
+        return
+    before = me.cpu_affinity()
+    try:
+        me.cpu_affinity([core])
+        yield True
+    finally:
+        me.cpu_affinity(before)
+
+
+def _die_with_parent() -> None:
+    """Linux kills the engine even if its keeper is killed; elsewhere nothing can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """A person's own llama-server settings would make the engines' work unlike."""
+    return {k: v for k, v in environment.items() if not k.startswith("LLAMA_ARG_")}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        return probe.connect_ex((_HOST, port)) != 0
+
+
+def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    if code is not None and code < 0:
+        return f"the engine was ended by signal {signal.Signals(-code).name}"
+    return f"the engine ended by itself with code {code}"
+
+
+def main() -> None:
+    """Keep one engine until the standard input ends or the engine does."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Only the end of stdin ends a keeper. Not SIG_IGN, which the engine would inherit.
+        signal.signal(ignored, lambda *_: None)
+    events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    keeper = Keeper(json.loads(sys.stdin.readline()))
+
+    def listen() -> None:
+        for line in sys.stdin:
+            events.put(json.loads(line))
+        events.put(None)
+
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        _say(ready=keeper.start(lambda: not events.empty()))
+        while (command := _next(events, keeper)) is not None:
+            try:
+                keeper.obey(command)
+                _say(done=True)
+            except EngineError as error:
+                _say(done=str(error))
+    except EngineError as error:
+        _say(failed=str(error), log=keeper.last_words())
+    finally:
+        keeper.end()
+
+
+def _next(events: queue.Queue[dict[str, Any] | None], keeper: Keeper) -> dict[str, Any] | None:
+    """The next command; None where stdin or the engine ended."""
+    assert keeper.process is not None
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return events.get(timeout=0.2)
+        if keeper.process.poll() is not None:
+            _say(ended=_how_it_ended(keeper.process), log=keeper.last_words())
+            return None
+
+
+def _say(**event: Any) -> None:
+    with contextlib.suppress(BrokenPipeError):  # the parent is gone: the end of stdin follows
+        print(json.dumps(event), flush=True)
+
+
+def _serve_xllamacpp() -> None:
+    """The engine process for xllamacpp: llama.cpp's own server, until stdin ends."""
+    import xllamacpp
+
+    told = json.loads(sys.stdin.readline())
+    wanted = xllamacpp.CommonParams()
+    wanted.model.path, wanted.model_alias = told["model"], {told["alias"]}
+    wanted.hostnames, wanted.port, wanted.api_keys = [_HOST], told["port"], [told["key"]]
+    wanted.n_ctx, wanted.n_parallel = told["context_tokens"], told["slots"]
+    wanted.cont_batching, wanted.endpoint_metrics = told["batching"], True
+    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = told["threads"]
+    wanted.cache_ram_mib, wanted.n_gpu_layers, wanted.ui = 0, 0, False
+    server = xllamacpp.Server(wanted)
+    sys.stdin.read()  # blocks without a thread that runs, until the keeper is gone
+    del server
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _serve_xllamacpp() if sys.argv[1:] == ["xllamacpp"] else main()

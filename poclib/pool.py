@@ -1,0 +1,106 @@
+"""The providers of an experiment: engines started, keys read, unlike models refused.
+
+Joins what the parameters say with the embedded engines that it starts; measures nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+from . import engines
+from .errors import ParameterError, UnlikeProviders
+from .providers import KINDS
+from .records import Exchange, Parameters, Prompt, ProviderFacts, ProviderSettings
+
+Clock = Callable[[], float]
+
+
+class Measurable(Protocol):
+    """What an experiment needs of a provider, real or fake."""
+
+    @property
+    def name(self) -> str: ...
+    async def send(self, prompt: Prompt, exchange: Exchange) -> None: ...
+    async def describe(self) -> ProviderFacts: ...
+    async def probe(self, clock: Clock) -> float | None: ...
+    async def aclose(self) -> None: ...
+
+
+@contextlib.contextmanager
+def open_pool(
+    parameters: Parameters, pool: Sequence[Measurable] | None = None
+) -> Iterator[list[tuple[Measurable, dict[str, Any]]]]:
+    """The providers, ready to be asked, each with what is known of its embedded engine.
+
+    Raises `EngineError` or `ParameterError` (a key's variable that is not set).
+    """
+    if pool is not None:
+        yield [(provider, {}) for provider in pool]
+        return
+    embedded = [s for s in parameters.providers if s.kind == "embedded"]
+    with contextlib.ExitStack() as stack:
+        running = {}
+        if embedded:
+            started = stack.enter_context(engines.pool(embedded, parameters.context_tokens))
+            running = {engine.name: engine for engine in started}
+        opened: list[tuple[Measurable, dict[str, Any]]] = []
+        for settings in parameters.providers:
+            engine = running.get(settings.name)
+            make = KINDS[settings.kind]
+            if engine is None:
+                key = _key(settings.name, settings.api_key_env)
+                opened.append((make(settings, parameters, settings.url or "", key), {}))
+                continue
+            placed = settings.model_copy(update={"role": _role(settings)})
+            provider = make(placed, parameters, engine.url, engine.api_key)
+            opened.append((provider, _engine_facts(settings, engine)))
+        yield opened
+
+
+def _role(settings: ProviderSettings) -> Literal["local", "remote"]:
+    """An embedded engine behind a link plays the remote machine, unless it is told its role."""
+    return settings.role or ("remote" if settings.link.round_trip_ms else "local")
+
+
+def _engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> dict[str, Any]:
+    return {
+        "engine": engine.engine,
+        "model": engine.model,
+        "digest": f"gguf:{engine.model_digest}",
+        "core": engine.core,
+        "threads": engine.threads,
+        "pinned": engine.pinned,
+        "batching": settings.batching,
+        "speed": settings.speed,
+        "link": settings.link,
+    }
+
+
+def _key(name: str, variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    if not (key := os.environ.get(variable)):
+        raise ParameterError(
+            f"provider {name}: the environment variable {variable} is not set; "
+            f"export {variable}=… with its key."
+        )
+    return key
+
+
+def check_alike(facts: Sequence[ProviderFacts]) -> None:
+    """Raise `UnlikeProviders` where two digests of the same scheme differ: unequal work."""
+    seen: dict[str, tuple[str, str]] = {}
+    for fact in facts:
+        if fact.digest is None:
+            continue
+        scheme = fact.digest.partition(":")[0]
+        name, digest = seen.setdefault(scheme, (fact.name, fact.digest))
+        if digest != fact.digest:
+            raise UnlikeProviders(
+                f"providers {name} and {fact.name} hold different models ({digest[:19]} and "
+                f"{fact.digest[:19]}): their work would not be equal; load the same model on "
+                "both, or set allow_unlike_models: true if that is meant."
+            )

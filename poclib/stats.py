@@ -1,0 +1,272 @@
+"""Headline numbers from plain sequences: ratios, intervals, gate. Knows no file and no frame.
+
+Times are milliseconds. A statistic that the numbers cannot carry is None or `Missing`,
+with its reason, never a guess.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import StatisticsError
+
+PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+RESAMPLES = 10_000
+_SEED = 20_261_123
+_EXACT_UP_TO = 6  # 6 ** 6 = 46,656 resamples: all of them, so no chance at all
+_MOST_ROUNDS = 1_000_000
+
+# What a request's wall time is made of, in the order it passes. The last two stand in where
+# a report holds no marks: what the server says of itself, and the rest.
+SEGMENTS = (
+    "connect_send_ms",
+    "first_token_ms",
+    "generating_ms",
+    "own_ms",
+    "answering_ms",
+    "outside_ms",
+)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A statistic that is not there, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median of per-round ratios with its 95 % interval; None where the rounds carry none."""
+
+    median: float | None
+    low: float | None
+    high: float | None
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """PASS, FAIL or INCONCLUSIVE; `rounds_needed` in all to settle it, None if unknown."""
+
+    verdict: str
+    rounds_needed: int | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and range of `n` numbers."""
+
+    mean: float
+    min: float
+    max: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How the answers of the two arms compare, prompt by prompt."""
+
+    equal: int
+    different: int
+    compared: int
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Every number that is said of one report. `missing` has the reason of each None."""
+
+    report: str
+    strategy: str
+    created: str
+    providers: tuple[str, ...]
+    prompts: int
+    requests: int
+    failed_requests: int
+    incomplete_rounds: int
+    overhead_ratio: Ratio
+    round_ratios: tuple[float, ...]
+    speedup: float | None
+    efficiency: float | None
+    ideal_ms: float | None
+    ideal_from: str | None
+    makespan_ms: float | None
+    baseline_ms: float | None
+    alone_ms: dict[str, float]
+    wall_ms: dict[str, Spread | None]
+    added_latency_ms: dict[str, Spread | None]
+    network_share: float | None
+    round_trip_ms: dict[str, float | None]
+    segments_ms: dict[str, dict[str, float]]
+    answers_equal: Answers
+    gate_max_ratio: float
+    band: float
+    verdict: str
+    rounds_needed: int | None
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values, numbers rounded to 3 decimals."""
+        found: dict[str, Any] = _plain(asdict(self))
+        return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def minimum_n(q: float) -> int:
+    """The least sample whose `q` quantile can carry a claim: 6, 36, 72, 368 for p50…p99.
+
+    From there on a two-sided 95 % interval between order statistics has a finite end on the
+    tail's side: max(q, 1-q)^n <= 0.025. Source: Hahn & Meeker, Statistical Intervals, 5.2.
+    Raises `StatisticsError` unless 0 < q < 1.
+    """
+    if not 0 < q < 1:
+        raise StatisticsError(f"a quantile lies between 0 and 1, not at {q}")
+    return math.ceil(math.log(0.025) / math.log(max(q, 1 - q)))
+
+
+def quantile(values: Sequence[float], q: float) -> float | Missing:
+    """The `q` quantile (linear between order statistics), or why n is too small for it."""
+    need = minimum_n(q)
+    if len(values) < need:
+        return Missing(f"p{100 * q:g} needs n ≥ {need}, here n = {len(values)}")
+    return float(np.quantile(np.asarray(values, dtype=float), q))
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean, min and max; None of nothing."""
+    if not values:
+        return None
+    return Spread(math.fsum(values) / len(values), min(values), max(values), len(values))
+
+
+def median(values: Sequence[float]) -> float | None:
+    """The middle value; None of nothing. A point, no claim about a population."""
+    return float(np.median(np.asarray(values, dtype=float))) if values else None
+
+
+def overhead_ratio(makespans_ms: Sequence[float], baselines_ms: Sequence[float]) -> Ratio:
+    """Median over rounds of makespan / baseline, with a paired bootstrap 95 % interval.
+
+    Rounds are resampled, so a round's two arms stay together (Efron & Tibshirani, An
+    Introduction to the Bootstrap, 13.3, percentile interval). Up to 6 rounds every resample
+    is counted, beyond that 10,000 with a fixed seed: the same rounds give the same interval.
+    At most 2.5 % of the resamples lie outside on each side. One round gives no interval.
+    Raises `StatisticsError` where the sequences do not pair or a time is not positive.
+    """
+    if len(makespans_ms) != len(baselines_ms):
+        raise StatisticsError(
+            f"{len(makespans_ms)} makespans do not pair with {len(baselines_ms)} baselines"
+        )
+    if any(not (math.isfinite(t) and t > 0) for t in (*makespans_ms, *baselines_ms)):
+        raise StatisticsError("a makespan must be a positive number of milliseconds")
+    ratios = np.divide(makespans_ms, baselines_ms)
+    if len(ratios) < 2:
+        return Ratio(median(ratios.tolist()), None, None, len(ratios))
+    low, high = _interval(ratios)
+    return Ratio(median(ratios.tolist()), low, high, len(ratios))
+
+
+def _interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
+    n = len(ratios)
+    if n <= _EXACT_UP_TO:
+        draws = np.asarray(list(itertools.product(ratios.tolist(), repeat=n)))
+        medians = np.median(draws, axis=1)
+    else:
+        random = np.random.default_rng(_SEED)
+        step = max(1, 1_000_000 // n)  # bounds the memory, whatever the number of rounds
+        sizes = [min(step, RESAMPLES - done) for done in range(0, RESAMPLES, step)]
+        medians = np.concatenate(
+            [np.median(ratios[random.integers(0, n, (size, n))], axis=1) for size in sizes]
+        )
+    medians.sort()
+    outside = math.ceil(0.025 * len(medians)) - 1
+    return float(medians[outside]), float(medians[-1 - outside])
+
+
+def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> Gate:
+    """PASS where the interval ends below `limit`, FAIL where it begins above.
+
+    Otherwise INCONCLUSIVE with the rounds that would settle it, if the ratios keep their
+    median m and standard deviation s: (pi / 2) (1.96 s / (m - limit))^2. That is the sample
+    size for a mean (NIST/SEMATECH e-Handbook, 7.2.2.2) times pi / 2, the variance of a
+    normal sample's median over that of its mean (Cramér, Mathematical Methods of
+    Statistics, 28.5). Under 2 rounds: 2, the fewest that give an interval at all.
+    """
+    if ratio.median is None or ratio.low is None or ratio.high is None:
+        return Gate(INCONCLUSIVE, 2)
+    if ratio.high < limit:
+        return Gate(PASS)
+    if ratio.low > limit:
+        return Gate(FAIL)
+    distance = abs(ratio.median - limit)
+    if distance == 0:
+        return Gate(INCONCLUSIVE)  # no number of rounds settles a median on the limit
+    with np.errstate(over="ignore", invalid="ignore"):  # absurd times give no estimate
+        s = np.std(np.asarray(ratios, dtype=float), ddof=1)
+        need = float(math.pi / 2 * (1.96 * s / distance) ** 2)
+    if not need <= _MOST_ROUNDS:
+        return Gate(INCONCLUSIVE)
+    return Gate(INCONCLUSIVE, max(math.ceil(need), ratio.rounds + 1))
+
+
+def ideal_makespan(prompts: int, alone_ms: Sequence[float]) -> float:
+    """n / Σ 1/t_p: all providers busy to the end, each with t_p ms a request.
+
+    Raises `StatisticsError` without providers or with a time that is not positive.
+    """
+    if not alone_ms or any(not (math.isfinite(t) and t > 0) for t in alone_ms):
+        raise StatisticsError("the ideal needs a positive mean wall time of every provider")
+    return prompts / math.fsum(1 / t for t in alone_ms)
+
+
+def network_share(over_ms: Sequence[float], wall_ms: Sequence[float]) -> float | None:
+    """Σ over / Σ wall over the remote requests; None where none of them reports."""
+    wall = math.fsum(wall_ms)
+    return math.fsum(over_ms) / wall if over_ms and wall > 0 else None
+
+
+def segments(row: Mapping[str, Any]) -> dict[str, float]:
+    """One request's wall time in parts that add up to it (a row of `tables.requests`).
+
+    With marks: connect and send, to the first token, generating, our own work after the
+    last byte. Not streamed: the middle two are one, `answering_ms`. Without marks: the
+    server's own time and what lies outside it.
+    """
+
+    def known(key: str) -> float | None:
+        value = row[key]
+        return None if value is None or math.isnan(value) else float(value)
+
+    wall, server = known("wall_ms"), known("server_ms")
+    if wall is None:
+        return {}
+    send, own = known("send_ms"), known("last_byte_ms")
+    if send is None or own is None:
+        if server is None:
+            return {"answering_ms": wall}
+        return {"answering_ms": min(server, wall), "outside_ms": wall - min(server, wall)}
+    sent = send + (known("connect_ms") or 0.0)
+    first, second = known("first_byte_wait_ms"), known("first_token_wait_ms")
+    generating = known("generating_ms")
+    if first is None or second is None or generating is None:
+        return {"connect_send_ms": sent, "answering_ms": wall - sent - own, "own_ms": own}
+    return {
+        "connect_send_ms": sent,
+        "first_token_ms": first + second,
+        "generating_ms": generating,
+        "own_ms": own,
+    }

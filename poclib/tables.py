@@ -1,0 +1,379 @@
+"""A report as tidy frames, and the one bridge from a report to its headline numbers.
+
+Knows no file, no sentence and no picture. All times are milliseconds; absent is NaN or NA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from . import stats
+from .records import Arm, Report, Request, Round
+from .report import name
+
+_ROLES = ("remote", "local")
+_NO_ROUND = "no round has an answer to every prompt in both arms"
+_REASONS = {
+    "speedup": _NO_ROUND,
+    "makespan_ms": _NO_ROUND,
+    "baseline_ms": _NO_ROUND,
+    "ideal_ms": "some provider answered nothing, so its speed is unknown",
+    "efficiency": "it needs the ideal and a complete round",
+    "network_share": "no answered request of a remote provider has a server time",
+}
+
+
+def requests(report: Report) -> pd.DataFrame:
+    """One row per request of the whole report, in the order the arms ran.
+
+    `round` is NA and `order` the place in the preparation for warm-up and calibration;
+    `order` is 0 for the arm that ran first in its round. `warm_up` rows never count.
+    The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where all are known:
+    `send_ms` holds all before the request's last byte that is no connecting, `last_byte_ms`
+    is from the answer's last byte to its end parsed. `ms_per_token` is wall per output token.
+    """
+    role = {facts.name: facts.role for facts in report.providers}
+    places: list[tuple[int | None, int, Arm]] = [
+        (None, order, arm) for order, arm in enumerate(report.preparation)
+    ]
+    for one in report.rounds:
+        places += [(one.index, order, arm) for order, arm in enumerate(one.arms)]
+    rows = [
+        {
+            "round": index,
+            "order": order,
+            "arm": arm.arm,
+            "strategy": arm.strategy,
+            "warm_up": arm.arm == "warm-up",
+            "role": role.get(request.provider),
+            **_facts(request),
+        }
+        for index, order, arm in places
+        for request in arm.requests
+    ]
+    first = ["round", "order", "arm", "strategy", "warm_up", "role"]
+    return _frame(rows, [*first, *_facts(Request(prompt=0, provider="none"))])
+
+
+def _facts(request: Request) -> dict[str, Any]:
+    marks, server = request.marks, request.server
+
+    def between(start: float | None, end: float | None) -> float | None:
+        return None if start is None or end is None else end - start
+
+    connect = between(marks.connect_start_ms, marks.connected_ms)
+    if connect is None and marks.sent_ms is not None:
+        connect = 0.0  # a warm connection
+    before = between(marks.start_ms, marks.sent_ms)
+    queued = request.queued_ms
+    tokens = request.output_tokens
+    return {
+        "provider": request.provider,
+        "prompt": request.prompt,
+        "attempt": request.attempt,
+        "outcome": request.outcome,
+        "error_kind": request.error_kind,
+        "assigned_ms": marks.assigned_ms,
+        "start_ms": marks.start_ms,
+        "end_ms": marks.end_ms,
+        "queued_ms": between(marks.assigned_ms, marks.start_ms) if queued is None else queued,
+        "wall_ms": request.wall_ms,
+        "server_ms": server.total_ms,
+        "over_ms": request.over_ms,
+        "connect_ms": connect,
+        "send_ms": None if before is None or connect is None else before - connect,
+        "first_byte_wait_ms": between(marks.sent_ms, marks.first_byte_ms),
+        "first_token_wait_ms": between(marks.first_byte_ms, marks.first_token_ms),
+        "generating_ms": between(marks.first_token_ms, marks.last_byte_ms),
+        "last_byte_ms": between(marks.last_byte_ms, marks.end_ms),
+        "ttft_ms": between(marks.start_ms, marks.first_token_ms),
+        "load_ms": server.load_ms,
+        "server_queue_ms": server.queue_ms,
+        "prompt_ms": server.prompt_ms,
+        "generation_ms": server.generation_ms,
+        "prompt_tokens": request.prompt_tokens,
+        "cached_tokens": request.cached_tokens,
+        "output_tokens": tokens,
+        "ms_per_token": request.wall_ms / tokens if request.wall_ms and tokens else None,
+        "finish_reason": request.finish_reason,
+        "answer_sha256": request.answer_sha256,
+    }
+
+
+def rounds(report: Report) -> pd.DataFrame:
+    """One row per round: round, first (arm that ran first), baseline_ms, strategy_ms, ratio.
+
+    A makespan is from the first dispatch to the last answer, NaN where the arm lacks an
+    answer to some prompt; `complete` says whether the round counts.
+    """
+    expected = _prompts(report)
+    rows = []
+    for one in report.rounds:
+        arms = {arm.arm: arm for arm in one.arms}
+        baseline, strategy = (
+            _makespan(arms[which], expected) if which in arms else None
+            for which in ("baseline", "strategy")
+        )
+        complete = bool(baseline and strategy)
+        rows.append(
+            {
+                "round": one.index,
+                "first": one.arms[0].arm if one.arms else None,
+                "baseline_ms": baseline,
+                "strategy_ms": strategy,
+                "ratio": strategy / baseline if baseline and strategy else None,
+                "complete": complete,
+            }
+        )
+    return _frame(rows, ["round", "first", "baseline_ms", "strategy_ms", "ratio", "complete"])
+
+
+def _prompts(report: Report) -> set[int]:
+    """The indices every arm of a round must answer."""
+    if report.prompt_sha256:
+        return set(range(len(report.prompt_sha256)))
+    return {row.prompt for one in report.rounds for arm in one.arms for row in arm.requests}
+
+
+def _makespan(arm: Arm, expected: set[int]) -> float | None:
+    if not arm.requests:
+        return arm.makespan_ms  # published without rows
+    answered = {row.prompt for row in arm.requests if row.outcome == "ok"}
+    if not answered >= expected:
+        return None
+    if arm.makespan_ms is not None:
+        return arm.makespan_ms
+    starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
+    ends = [
+        row.marks.end_ms
+        for row in arm.requests
+        if row.outcome == "ok" and row.marks.end_ms is not None
+    ]
+    return max(ends) - min(starts) if starts and ends else None
+
+
+def providers(report: Report) -> pd.DataFrame:
+    """One row per provider: what it is, its round trip, its time alone, what it answered."""
+    found = headline(report)
+    measured = _measured(requests(report))
+    rows = []
+    for facts in report.providers:
+        outcomes = measured.loc[measured["provider"] == facts.name, "outcome"]
+        rows.append(
+            {
+                **facts.model_dump(exclude={"link"}),
+                "link_round_trip_ms": facts.link.round_trip_ms if facts.link else None,
+                "round_trip_ms": found.round_trip_ms[facts.name],
+                "alone_ms": found.alone_ms.get(facts.name),
+                "answered": int((outcomes == "ok").sum()),
+                "failed": int((outcomes == "failed").sum()),
+            }
+        )
+    return _frame(rows, list(rows[0]) if rows else ["name"])
+
+
+def breakdown(report: Report) -> pd.DataFrame:
+    """Mean milliseconds of each part of a request, a row per role: what the chart draws."""
+    means = headline(report).segments_ms
+    parts = [key for key in stats.SEGMENTS if any(key in one for one in means.values())]
+    return _frame([{"role": role} | one for role, one in means.items()], ["role", *parts])
+
+
+def distribution(report: Report) -> pd.DataFrame:
+    """Mean and quantiles of wall time per arm and provider; NaN where n is too small."""
+    rows = []
+    levels = (50, 90, 95, 99)
+    for (arm, provider), group in _answered(requests(report)).groupby(["arm", "provider"]):
+        values = group["wall_ms"].dropna().tolist()
+        found = {f"p{level}_ms": stats.quantile(values, level / 100) for level in levels}
+        kept = {key: None if isinstance(v, stats.Missing) else v for key, v in found.items()}
+        mean = sum(values) / len(values) if values else None
+        rows.append({"arm": arm, "provider": provider, "n": len(values), "mean_ms": mean, **kept})
+    return _frame(rows, ["arm", "provider", "n", "mean_ms", *(f"p{one}_ms" for one in levels)])
+
+
+def headline(report: Report) -> stats.Headline:
+    """Every number that is said of `report`, each None with its reason in `missing`."""
+    frame = requests(report)
+    ours = _answered(frame).query("arm == 'strategy'")
+    timed = rounds(report)
+    done = timed[timed["complete"]]
+    strategy_ms, baseline_ms = done["strategy_ms"].tolist(), done["baseline_ms"].tolist()
+    ratio = stats.overhead_ratio(strategy_ms, baseline_ms)
+    ratios = tuple(done["ratio"].tolist())
+    verdict = stats.gate(ratios, ratio, report.gate_max_ratio)
+    alone, source = _alone(frame)
+    names = [facts.name for facts in report.providers]
+    prompts = len(_prompts(report))
+    everyone = bool(names) and prompts > 0 and set(names) <= set(alone)
+    ideal = stats.ideal_makespan(prompts, [alone[p] for p in names]) if everyone else None
+    over = {role: ours[(ours["role"] == role) & ours["over_ms"].notna()] for role in _ROLES}
+    found: dict[str, Any] = {
+        "speedup": 1 / ratio.median if ratio.median else None,
+        "efficiency": stats.median([ideal / t for t in strategy_ms]) if ideal else None,
+        "ideal_ms": ideal,
+        "makespan_ms": stats.median(strategy_ms),
+        "baseline_ms": stats.median(baseline_ms),
+        "network_share": stats.network_share(
+            over["remote"]["over_ms"].tolist(), over["remote"]["wall_ms"].tolist()
+        ),
+    }
+    added = {role: stats.spread(over[role]["over_ms"].tolist()) for role in _ROLES}
+    trips = {
+        p: stats.median([probe.round_trip_ms for probe in report.probes if probe.provider == p])
+        for p in names
+    }
+    measured = _measured(frame)
+    missing = {key: _REASONS[key] for key, value in found.items() if value is None}
+    missing |= {
+        f"added_latency_ms.{role}": f"no answered request of a {role} provider has a server time"
+        for role, value in added.items()
+        if value is None
+    }
+    missing |= {f"round_trip_ms.{p}": "it was not probed" for p, t in trips.items() if t is None}
+    if ratio.low is None:
+        missing["overhead_ratio.low"] = f"complete rounds: {ratio.rounds}; an interval needs 2"
+    return stats.Headline(
+        report=name(report),
+        strategy=report.strategy,
+        created=report.created,
+        providers=tuple(names),
+        prompts=prompts,
+        requests=len(measured),
+        failed_requests=int((measured["outcome"] == "failed").sum()),
+        incomplete_rounds=len(timed) - len(done),
+        overhead_ratio=ratio,
+        round_ratios=ratios,
+        ideal_from=source if ideal else None,
+        alone_ms=alone,
+        wall_ms={p: stats.spread(_walls(ours, p)) for p in names},
+        added_latency_ms=added,
+        round_trip_ms=trips,
+        segments_ms=_segments(ours),
+        answers_equal=_answers(report.rounds),
+        gate_max_ratio=report.gate_max_ratio,
+        band=report.band,
+        verdict=verdict.verdict,
+        rounds_needed=verdict.rounds_needed,
+        missing=missing,
+        **found,
+    )
+
+
+def _measured(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["arm"].isin(["baseline", "strategy"])]
+
+
+def _answered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose times count: answered, and in an arm of a round."""
+    measured = _measured(frame)
+    return measured[measured["outcome"] == "ok"]
+
+
+def _walls(frame: pd.DataFrame, provider: str) -> list[float]:
+    return frame.loc[frame["provider"] == provider, "wall_ms"].dropna().tolist()
+
+
+def _alone(frame: pd.DataFrame) -> tuple[dict[str, float], str]:
+    """Mean wall of one request per provider, and where from: calibration before own rows."""
+    good = frame[(frame["outcome"] == "ok") & (frame["wall_ms"] > 0)]
+    for source in ("calibration", "strategy"):
+        rows = good[good["arm"] == source]
+        if len(rows):
+            means = rows.groupby("provider")["wall_ms"].mean()
+            return {str(p): float(t) for p, t in means.items()}, source
+    return {}, "strategy"
+
+
+def _segments(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Means over all answered requests of a role: a part a request lacks counts 0 there."""
+    found: dict[str, dict[str, float]] = {}
+    for role in _ROLES:
+        rows = frame[(frame["role"] == role) & frame["wall_ms"].notna()]
+        parts = [stats.segments(row) for row in rows.to_dict("records")]  # type: ignore[arg-type]
+        if parts:
+            seen = [key for key in stats.SEGMENTS if any(key in part for part in parts)]
+            found[role] = {
+                key: sum(part.get(key, 0.0) for part in parts) / len(parts) for key in seen
+            }
+    return found
+
+
+def _answers(measured: Sequence[Round]) -> stats.Answers:
+    equal = different = 0
+    for one in measured:
+        digests: dict[str, dict[int, str]] = {"baseline": {}, "strategy": {}}
+        for arm in one.arms:
+            for row in arm.requests:
+                if arm.arm in digests and row.outcome == "ok" and row.answer_sha256:
+                    digests[arm.arm][row.prompt] = row.answer_sha256
+        for prompt in digests["baseline"].keys() & digests["strategy"].keys():
+            same = digests["baseline"][prompt] == digests["strategy"][prompt]
+            equal, different = equal + same, different + (not same)
+    return stats.Answers(equal, different, equal + different)
+
+
+def comparison(reports: Sequence[Report]) -> pd.DataFrame:
+    """One row a report: strategy, ratio with interval, and what explains it."""
+    rows = []
+    for one in map(headline, reports):
+        remote, local = (one.added_latency_ms[role] for role in _ROLES)
+        rows.append(
+            {
+                "report": one.report,
+                "strategy": one.strategy,
+                "ratio": one.overhead_ratio.median,
+                "low": one.overhead_ratio.low,
+                "high": one.overhead_ratio.high,
+                "rounds": one.overhead_ratio.rounds,
+                "speedup": one.speedup,
+                "efficiency": one.efficiency,
+                "added_remote_ms": remote.mean if remote else None,
+                "added_local_ms": local.mean if local else None,
+                "verdict": one.verdict,
+            }
+        )
+    return _frame(rows, list(rows[0]) if rows else ["report"])
+
+
+def result(report: Report, round: int = 0) -> str | None:
+    """The strategy's answers in that round, concatenated in the prompts' order.
+
+    None where the round is not there, texts were not stored, or a prompt has no answer.
+    """
+    texts: dict[int, str] = {}
+    for one in report.rounds:
+        for arm in one.arms:
+            if one.index == round and arm.arm == "strategy":
+                texts |= {
+                    row.prompt: row.answer
+                    for row in arm.requests
+                    if row.outcome == "ok" and row.answer is not None
+                }
+    if not texts or texts.keys() != _prompts(report):
+        return None
+    return "".join(texts[prompt] for prompt in sorted(texts))
+
+
+_FLOATS = {"ratio", "low", "high", "speedup", "efficiency", "speed", "ms_per_token"}
+_FLAGS = {"warm_up", "complete", "pinned", "batching"}
+_FLAGS |= {"fixed_length", "cache_defeated", "reports_time"}
+_COUNTS = {"round", "rounds", "order", "prompt", "attempt", "n", "answered", "failed"}
+_COUNTS |= {"slots", "capacity", "core", "threads"}
+
+
+def _frame(rows: Sequence[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+    """Types by the column's name, whatever the rows hold: an empty report is typed as well."""
+
+    def kind(column: str) -> str:
+        if column.endswith("_ms") or column in _FLOATS:
+            return "float64"
+        if column.endswith("_tokens") or column in _COUNTS:
+            return "Int64"
+        return "boolean" if column in _FLAGS else "string"
+
+    frame = pd.DataFrame(rows, columns=columns, dtype="object")
+    return frame.astype({column: kind(column) for column in columns})

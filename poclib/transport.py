@@ -1,0 +1,265 @@
+"""One HTTP client per provider that marks every event of a request; knows no wire format.
+
+httpx over aiohttp: httpx alone costs several times as much per request, and aiohttp's
+tracing gives the moments of connect and send. Every request is bound in time and size, no
+redirect is followed, no proxy or cookie used, and a socket is made only for an address that
+is loopback or private, checked on the resolved address itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from .errors import BadAnswer, Forbidden, ParameterError, ProviderError, TimedOut, Unreachable
+from .records import Exchange
+
+MAX_BODY_BYTES = 64 * 2**20
+# llama-server closes a connection idle for 5 s; a shorter life here avoids sending into that.
+KEEPALIVE_S = 4.0
+PRIVATE = [
+    ipaddress.ip_network(net)
+    for net in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+        *("::1/128", "fc00::/7", "fe80::/10"),
+    )
+]
+# The exchange that aiohttp's trace callbacks mark; they run in the requesting task.
+_exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+
+def is_private(address: str) -> bool:
+    """Whether an IP address (no name) is loopback, link-local or private (RFC 1918, 4193)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return any((mapped or ip) in net for net in PRIVATE)
+
+
+class _NotAllowed(OSError):
+    """A socket was asked for, to a public address."""
+
+
+class Response:
+    """A status, and a body that arrives in pieces; its end is marked `last_byte`."""
+
+    def __init__(self, response: httpx.Response, provider: str, exchange: Exchange | None) -> None:
+        self.status = response.status_code
+        self.retry_after = response.headers.get("retry-after")
+        self._response = response
+        self._provider = provider
+        self._exchange = exchange
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it arrives. Raises `BadAnswer` beyond `MAX_BODY_BYTES`."""
+        size = 0
+        async for chunk in self._response.aiter_raw():
+            size += len(chunk)
+            if size > MAX_BODY_BYTES:
+                raise BadAnswer(
+                    f"provider {self._provider}: its answer is longer than "
+                    f"{MAX_BODY_BYTES // 2**20} MiB; set max_tokens lower.",
+                    self._provider,
+                )
+            yield chunk
+        if self._exchange:
+            self._exchange.mark("last_byte")
+
+    async def lines(self) -> AsyncIterator[bytes]:
+        """The body's lines, each as soon as its last byte is here."""
+        rest = bytearray()
+        async for chunk in self.chunks():
+            rest += chunk
+            if b"\n" not in chunk:
+                continue
+            *whole, rest = rest.split(b"\n")
+            for line in whole:
+                yield bytes(line)
+        if rest:
+            yield bytes(rest)
+
+    async def body(self) -> bytes:
+        """The whole body."""
+        return b"".join([chunk async for chunk in self.chunks()])
+
+
+class TimedClient:
+    """HTTP to one provider, over connections that are kept warm.
+
+    As many connections as requests in flight: dispatch bounds those. Raises `ParameterError`
+    for an address or key that HTTP cannot carry; every other failure comes out of `request`
+    as a `ProviderError` that names the provider, never its address.
+    """
+
+    def __init__(
+        self,
+        provider: str,
+        url: str,
+        key: str | None = None,
+        connect_timeout_s: float = 5.0,
+        timeout_s: float = 120.0,
+        allow_public: bool = False,
+    ) -> None:
+        self.provider = provider
+        self._timeout_s = timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._allow_public = allow_public
+        self._secrets = _secrets(provider, url, key)
+        self._url = url.rstrip("/")
+        self._headers = {"accept-encoding": "identity", "user-agent": "poclib"}
+        if key:
+            self._headers["authorization"] = f"Bearer {key}"
+        # `request` bounds the whole. What aiohttp is told as the wait for its pool, which is
+        # never full, bounds looking up the name too.
+        limits = httpx.Timeout(None, connect=connect_timeout_s, pool=connect_timeout_s)
+        self._extensions = {"timeout": limits.as_dict()}
+        # Certificates are checked by aiohttp's connector: the context that `verify` would
+        # make is never used, only costly.
+        self._transport = AiohttpTransport(client=self._session, verify=False)
+
+    def _session(self) -> aiohttp.ClientSession:
+        trace = aiohttp.TraceConfig()
+        for event, signal in (
+            ("connect_start", trace.on_connection_create_start),
+            ("connected", trace.on_connection_create_end),
+            ("sent", trace.on_request_headers_sent),
+            ("sent", trace.on_request_chunk_sent),
+        ):
+            signal.append(_marker(event))
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=KEEPALIVE_S, socket_factory=self._socket
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trace_configs=[trace],
+            trust_env=False,
+        )
+
+    def _socket(self, info: Any) -> socket.socket:
+        """Make the socket for one resolved address, unless that address is forbidden."""
+        family, kind, protocol, _, address = info
+        if not self._allow_public and not is_private(address[0]):
+            raise _NotAllowed("address not allowed")
+        return socket.socket(family, kind, protocol)
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self,
+        method: str,
+        path: str,
+        json: Any = None,
+        exchange: Exchange | None = None,
+    ) -> AsyncIterator[Response]:
+        """Send one request and yield its response once the headers are here.
+
+        Raises `Unreachable`, `TimedOut`, `Forbidden` or `BadAnswer` (no HTTP), also while the
+        body is read; body and all, it takes no longer than the client's `timeout_s`.
+        """
+        request = httpx.Request(
+            method, self._url + path, headers=self._headers, json=json, extensions=self._extensions
+        )
+        token = _exchange.set(exchange)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._transport.handle_async_request(request)
+                if exchange:
+                    exchange.mark("first_byte")
+                async with contextlib.aclosing(response):
+                    yield Response(response, self.provider, exchange)
+        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            raise self._explained(error) from None
+        finally:
+            _exchange.reset(token)
+
+    def redacted(self, text: str) -> str:
+        """`text` without the provider's address and key, which a server may echo."""
+        for secret in self._secrets:
+            text = text.replace(secret, "…")
+        return text
+
+    def _explained(self, error: Exception) -> ProviderError:
+        """A transport's error as one of ours, without the address it may mention."""
+        # httpx's errors are raised from aiohttp's, which say more.
+        cause = error.__cause__ if isinstance(error, httpx.HTTPError) else error
+        known: type[ProviderError] = Unreachable
+        match cause:
+            case aiohttp.ClientConnectorError(os_error=_NotAllowed()):
+                known = Forbidden
+                what = (
+                    "its address is neither loopback nor private; "
+                    "set allow_public: true in the parameters if that is meant."
+                )
+            case aiohttp.ConnectionTimeoutError():
+                what = f"no connection within {self._connect_timeout_s:g} s; is it on?"
+            case TimeoutError() | httpx.TimeoutException():
+                known = TimedOut
+                what = f"not finished within {self._timeout_s:g} s; raise request_timeout_s?"
+            case aiohttp.ClientConnectorDNSError():
+                what = "the host name in its url is not known here; check its spelling."
+            case aiohttp.ClientSSLError() | ssl.SSLError():
+                what = "no secure connection; is its certificate trusted, and its url https?"
+            case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))):
+                # The system's words for the number: the error's own text names the address.
+                what = f"no connection ({os.strerror(number).lower()}); is it running?"
+            case aiohttp.ClientConnectorError():
+                what = "no connection; is it running?"
+            case aiohttp.ClientResponseError():
+                known = BadAnswer
+                what = "what answers there does not speak HTTP; is the port right?"
+            case _:
+                what = "the connection broke off; did the server stop?"
+        return known(f"provider {self.provider}: {what}", self.provider)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+
+
+def _marker(event: str) -> Any:
+    async def mark(_session: object, _context: object, _params: object) -> None:
+        exchange = _exchange.get()
+        # A server may answer before it has read the whole request: sent ends there at the latest.
+        if exchange is not None and "first_byte_ms" not in exchange.marks:
+            exchange.mark(event)
+
+    return mark
+
+
+def _secrets(provider: str, url: str, key: str | None) -> list[str]:
+    """What no message may hold, longest first. Raises `ParameterError` if any is malformed."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL):
+        host, port = "", None
+    if not host or parts.scheme not in ("http", "https"):
+        raise ParameterError(
+            f"provider {provider}: its url is not an http address; "
+            "write it like http://192.168.1.20:11434"
+        )
+    if parts.username or parts.password:
+        raise ParameterError(
+            f"provider {provider}: its url holds a name or password; "
+            "put the key into an environment variable and name that in api_key_env."
+        )
+    if key and not (key.isascii() and key.isprintable()):
+        raise ParameterError(
+            f"provider {provider}: its key holds a character that no HTTP header can carry; "
+            "is there a line break in it?"
+        )
+    # A host of one plain word may be any word of a message, so only with its port.
+    named = [f"{host}:{port}", parts.netloc, host if set(host) & set(".:") else "", key or ""]
+    return sorted(filter(None, named), key=len, reverse=True)

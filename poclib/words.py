@@ -1,0 +1,597 @@
+"""Every sentence that a person reads, made from a report and its headline. Draws nothing.
+
+The only module that turns numbers into words; text that came from servers passes `inline`.
+Long because all of the wording lives here: each function is one kind of sentence.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from statistics import median
+
+from .records import Probe, ProviderFacts, Report
+from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread
+
+SEGMENT_LABELS = {
+    "connect_send_ms": "connect and send",
+    "first_token_ms": "to first token",
+    "generating_ms": "generating",
+    "own_ms": "our own overhead",
+    "answering_ms": "answering, not split",
+    "outside_ms": "outside the server",
+}
+
+
+def safe(text: object, limit: int = 500) -> str:
+    """`text` on one line fit for a terminal: no control, direction or surrogate character."""
+    line = " ".join(str(text).split())
+    kept = "".join("?" if unicodedata.category(c)[0] == "C" else c for c in line)
+    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def inline(text: object, limit: int = 80) -> str:
+    """`text` from a server fit for a terminal, Markdown, HTML and a chart alike."""
+    kept = "".join(c if c.isalnum() or c in " ._:/@+,=()-" else "?" for c in safe(text, limit))
+    return kept.replace("//", "/ /")
+
+
+def number(value: float, decimals: int) -> str:
+    """`value` with thousands separated; exact halves of the decimal number round up."""
+    return f"{round(value, 6) + 1e-9:,.{decimals}f}"
+
+
+def milliseconds(value: float | None) -> str:
+    """Three digits or more: 22.4 ms, 382 ms, 2,515 ms; a hyphen for what is absent."""
+    return "-" if value is None else f"{number(value, 1 if abs(value) < 100 else 0)} ms"
+
+
+def percent(share: float | None, decimals: int = 0) -> str:
+    return "-" if share is None else f"{number(100 * share, decimals)} %"
+
+
+def many(count: int, noun: str) -> str:
+    """1 round, 2 rounds."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def date(report: Report) -> str:
+    return day(report.created)
+
+
+def day(created: str) -> str:
+    """The date of a time of day as reports hold it."""
+    try:
+        return datetime.fromisoformat(created).date().isoformat()
+    except ValueError:
+        return inline(created, 20)
+
+
+def effect(headline: Headline) -> str:
+    """faster, slower, not distinguishable from 1, or unknown (under two complete rounds)."""
+    low, high = headline.overhead_ratio.low, headline.overhead_ratio.high
+    if low is None or high is None:
+        return "unknown"
+    if high < 1 - headline.band:
+        return "faster"
+    return "slower" if low > 1 + headline.band else "not distinguishable from 1"
+
+
+def ratio(headline: Headline, decimals: int = 2) -> str:
+    """0.58 (0.55 to 0.61, 5 rounds)."""
+    found = headline.overhead_ratio
+    if found.median is None:
+        return "no ratio (no complete round)"
+    middle = number(found.median, decimals)
+    if found.low is None or found.high is None:
+        return f"{middle} ({many(found.rounds, 'round')}, so no interval)"
+    ends = f"{number(found.low, decimals)} to {number(found.high, decimals)}"
+    return f"{middle} ({ends}, {many(found.rounds, 'round')})"
+
+
+def finding(headline: Headline) -> str:
+    """What the strategy did to the total time, as one sentence without its full stop."""
+    found = headline.overhead_ratio
+    if found.median is None:
+        return f"{headline.strategy} has no complete round, so nothing can be said"
+    said = f"{headline.strategy} took {number(found.median, 2)} times the baseline's time"
+    if found.low is None or found.high is None:
+        return f"{said} in {many(found.rounds, 'round')}, too few for an interval"
+    interval = f"interval {number(found.low, 2)} to {number(found.high, 2)}"
+    return f"{said}: {effect(headline)} ({interval}, {many(found.rounds, 'round')})"
+
+
+def gate_line(headline: Headline) -> str:
+    """The gate's verdict with the numbers it rests on; decimals enough to see the order."""
+    found, limit = headline.overhead_ratio, headline.gate_max_ratio
+    ends = [end for end in (found.low, found.high) if end is not None]
+    decimals = 2
+    while decimals < 6 and any(
+        end != limit and number(end, decimals) == number(limit, decimals) for end in ends
+    ):
+        decimals += 1
+    said = f"Gate: {headline.verdict} — {ratio(headline, decimals)}"
+    bar = number(limit, decimals)
+    if headline.verdict == PASS:
+        return f"{said} is below {bar}"
+    if headline.verdict == FAIL:
+        return f"{said} is above {bar}"
+    if not ends:
+        return f"{said}; at least 2 rounds give an interval to hold against {bar}"
+    if headline.rounds_needed is None:
+        return f"{said} holds {bar}; no reachable number of rounds would settle it"
+    return f"{said} holds {bar}; about {many(headline.rounds_needed, 'round')} would settle it"
+
+
+def pool(report: Report) -> str:
+    """local, remote (embedded)."""
+    kinds = sorted({p.kind for p in report.providers})
+    return f"{', '.join(p.name for p in report.providers)} ({', '.join(map(inline, kinds))})"
+
+
+def provenance(report: Report, headline: Headline) -> str:
+    """One line: when, on what, with what, how often."""
+    models = sorted({inline(p.model) for p in report.providers if p.model}) or ["model unknown"]
+    digests = sorted({_short(p.digest) for p in report.providers if p.digest})
+    engines = sorted({inline(p.engine or p.server or p.kind) for p in report.providers})
+    weights = f"digest {', '.join(digests)}" if digests else "digest unknown"
+    return " · ".join(
+        [
+            date(report),
+            f"on {', '.join(headline.providers)}",
+            f"{', '.join(models)} ({weights})",
+            ", ".join(engines),
+            many(len(report.rounds), "round"),
+            many(headline.prompts, "prompt"),
+            many(headline.requests, "request"),
+            *([inline(report.source)] if report.source else []),
+        ]
+    )
+
+
+def _short(digest: str) -> str:
+    return inline(digest.rpartition(":")[2], 200)[:12]
+
+
+def subtitle(headline: Headline) -> str:
+    """n, providers, date: what stands under every chart's title."""
+    counts = f"{many(headline.requests, 'request')}, {many(len(headline.round_ratios), 'round')}"
+    return f"{counts} · {', '.join(headline.providers)} · {day(headline.created)}"
+
+
+def network(headline: Headline) -> str:
+    """What requests paid outside their server, and how much of it can be the network."""
+    remote, local = headline.added_latency_ms["remote"], headline.added_latency_ms["local"]
+    said = "No remote server reported its own time, so what the network cost is unknown."
+    if remote:
+        said = (
+            f"A remote request spent {milliseconds(remote.mean)} outside its server "
+            f"({number(remote.min, 1)} to {number(remote.max, 1)}), "
+            f"{percent(headline.network_share, 1)} of its wall time."
+        )
+    if remote and local:
+        said += f" A local one spent {milliseconds(local.mean)}"
+        said += f" ({number(local.min, 1)} to {number(local.max, 1)}): "
+        more = remote.mean - local.mean
+        said += (
+            "the overhead was not mostly the network."
+            if more <= 0
+            else f"only the difference, {milliseconds(more)}, can be the network."
+        )
+    trips = [
+        f"{milliseconds(t)} to {p}" for p, t in headline.round_trip_ms.items() if t is not None
+    ]
+    return said + (f" A round trip on a warm connection took {', '.join(trips)}." if trips else "")
+
+
+def slowdown(headline: Headline) -> tuple[str, float] | None:
+    """The provider whose requests slowed down most against one alone there, and how much."""
+    if headline.ideal_from != "calibration":
+        return None
+    factors = {
+        p: found.mean / headline.alone_ms[p]
+        for p, found in headline.wall_ms.items()
+        if found and p in headline.alone_ms
+    }
+    return max(factors.items(), key=lambda one: one[1]) if factors else None
+
+
+def why(headline: Headline) -> str:
+    """The likeliest cause of the distance between the makespan and the ideal."""
+    if headline.efficiency is None or headline.makespan_ms is None:
+        return "What the providers' speeds allow is unknown here."
+    said = (
+        f"The providers' speeds allow {milliseconds(headline.ideal_ms)}, one request at a time "
+        f"each; this reached {percent(headline.efficiency)} of that."
+    )
+    worst = slowdown(headline)
+    if worst and worst[1] >= 1.5:
+        return said + (
+            f" Requests on {worst[0]} took {number(worst[1], 1)} times as long as one alone: "
+            "they were in each other's way inside the server."
+        )
+    if headline.efficiency > 1.05:
+        return said + " Requests shared a server's steps (batching), which the ideal leaves out."
+    rounds = max(1, len(headline.round_ratios))
+    work = {p: f.n * f.mean / rounds for p, f in headline.wall_ms.items() if f}
+    if headline.efficiency >= 0.9 or max(work.values(), default=0) > 1.1 * headline.makespan_ms:
+        return said
+    shares = ", ".join(f"{p} {milliseconds(t)}" for p, t in work.items())
+    idle = sorted(p for p in headline.providers if work.get(p, 0) < 0.9 * headline.makespan_ms)
+    lost = f": {' and '.join(idle)} stood idle for part of it" if idle else ""
+    return said + f" Of {milliseconds(headline.makespan_ms)} the work filled {shares}{lost}."
+
+
+def bottom_line(report: Report, headline: Headline) -> str:
+    """The paragraph, in Markdown, that stands first: gain, price, cause, verdict."""
+    total = ""
+    if headline.makespan_ms is not None:
+        fastest = f" on {report.fastest}" if report.fastest else ""
+        total = (
+            f" {many(headline.prompts, 'prompt')} took {milliseconds(headline.makespan_ms)}; "
+            f"one at a time{fastest} they took {milliseconds(headline.baseline_ms)}."
+        )
+    said = f"**{finding(headline)}.**{total} {why(headline)} {network(headline)}"
+    return f"{said} **{gate_line(headline)}.**"
+
+
+def warnings(report: Report, headline: Headline) -> list[str]:
+    """What could mislead a reader: observation, likely cause, next action; from the data."""
+    found: list[str] = []
+    rows = report.requests
+    good = [row for row in rows if row.outcome == "ok"]
+    rounds = headline.overhead_ratio.rounds
+    if not report.complete:
+        found.append("The run did not finish: it was stopped or failed; run it again.")
+    if rounds < 2:
+        found.append(
+            f"There is no interval: the report has {many(rounds, 'complete round')}, and drift "
+            "cannot be told from gain; measure 5 rounds or more."
+        )
+    if headline.incomplete_rounds:
+        found.append(
+            f"{many(headline.incomplete_rounds, 'round')} left out: some prompt has no answer "
+            "there; see the failed requests, then run again."
+        )
+    if headline.failed_requests:
+        kinds = Counter(inline(row.error_kind or "?") for row in rows if row.outcome == "failed")
+        causes = ", ".join(f"{kind} {count} times" for kind, count in kinds.most_common())
+        found.append(
+            f"{many(headline.failed_requests, 'request')} of {headline.requests:,} failed "
+            f"({causes}): a server was overloaded or away; read its log, lower its capacity."
+        )
+    if headline.answers_equal.different:
+        found.append(
+            f"{headline.answers_equal.different} of {headline.answers_equal.compared} answers "
+            "differ between the arms: batching or another build rounds differently, or the models "
+            "differ; compare digests and engine versions before trusting equal work."
+        )
+    digests = {p.digest for p in report.providers}
+    if len(digests - {None}) > 1:
+        found.append(
+            "The providers hold different models (their digests differ), so their work is not "
+            "equal; load the same model everywhere."
+        )
+    elif None in digests:
+        found.append(
+            "Some model digests are unknown: the server does not tell; compare the model files "
+            "by hand."
+        )
+    engines = {(p.engine or p.server) for p in report.providers} - {None}
+    if len(engines) > 1:
+        found.append(
+            "The providers run different engines or versions, which changes speed and rounding; "
+            "install the same version everywhere."
+        )
+    embedded = [p for p in report.providers if p.kind == "embedded"]
+    if loose := [p.name for p in embedded if not p.pinned]:
+        found.append(
+            f"{', '.join(loose)} not pinned to a core: this system cannot pin, or no core was "
+            "free, so engines may share cores; give each its own core where that is possible."
+        )
+    if len(embedded) > 1 and len(embedded) == len(report.providers):
+        found.append(
+            "All engines ran on one machine: they share its memory and caches, and their link is "
+            "made in software; measure two machines before deciding on two machines."
+        )
+    if cached := sum(bool(row.cached_tokens) for row in good):
+        found.append(
+            f"{many(cached, 'request')} reused cached prompt tokens: the server's prompt cache "
+            "made them cheaper; make prompts unique or switch the cache off."
+        )
+    tokens = [row.output_tokens for row in good if row.output_tokens is not None]
+    if tokens and min(tokens) != max(tokens):
+        found.append(
+            f"Answers differ in length ({min(tokens)} to {max(tokens)} tokens): the server does "
+            "not fix it; read times per token as well."
+        )
+    if silent := sorted({row.provider for row in good if row.over_ms is None}):
+        found.append(
+            f"{', '.join(silent)} did not report server time for every request, so added latency "
+            "is partly unknown; use a server or an option that reports it."
+        )
+    remote, local = headline.added_latency_ms["remote"], headline.added_latency_ms["local"]
+    if remote and local and local.mean >= remote.mean:
+        found.append(
+            f"Local requests paid as much overhead as remote ones or more "
+            f"({milliseconds(local.mean)} and {milliseconds(remote.mean)}): HTTP, parsing or "
+            "waiting inside the server, not mostly the network; look there first."
+        )
+    if slow := _outliers(report):
+        found.append(
+            f"{many(slow, 'request')} took over 3 times the median of their provider and arm "
+            "(they are counted like all others): another load on the machine, or a queue in the "
+            "server; look at the timeline."
+        )
+    return found
+
+
+def _outliers(report: Report) -> int:
+    walls: dict[tuple[str, str], list[float]] = {}
+    for one in report.rounds:
+        for arm in one.arms:
+            for row in arm.requests:
+                if row.outcome == "ok" and row.wall_ms is not None:
+                    walls.setdefault((arm.arm, row.provider), []).append(row.wall_ms)
+    return sum(wall > 3 * median(group) for group in walls.values() for wall in group)
+
+
+_HEADER = ["strategy", "ratio (95 % interval)", "speedup", "efficiency"]
+_HEADER += ["added, remote", "added, local", "gate"]
+
+
+def comparison_text(headlines: Sequence[Headline], markdown: bool = False) -> str:
+    """The strategies side by side, best first, as text for a terminal or as Markdown."""
+    rows = []
+    for one in sorted(headlines, key=lambda h: h.overhead_ratio.median or float("inf")):
+        added = [one.added_latency_ms[role] for role in ("remote", "local")]
+        rows.append(
+            [
+                one.strategy,
+                ratio(one),
+                "-" if one.speedup is None else f"{number(one.speedup, 2)}",
+                percent(one.efficiency),
+                *(milliseconds(spread.mean if spread else None) for spread in added),
+                one.verdict,
+            ]
+        )
+    return table(_HEADER, rows, markdown)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
+    """Aligned columns; with `markdown` a pipe table that reads well unrendered too."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [header, ["-" * width for width in widths], *rows]
+    edge, between = ("| ", " | ") if markdown else ("", "  ")
+    padded = (
+        between.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(f"{edge}{line}{edge[::-1]}".rstrip() for line in padded)
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def opening(report: Report, headline: Headline) -> str:
+    """What stands before any result: one line of provenance, then every warning."""
+    cautions = bullets([f"**Note:** {one}" for one in warnings(report, headline)])
+    return f"*{provenance(report, headline)}*\n\n{cautions}"
+
+
+def breakdown_text(headlines: Sequence[Headline]) -> str:
+    """Means per part of a request, a row per strategy and role: the chart's own numbers."""
+    means = [m for one in headlines for m in one.segments_ms.values()]
+    parts = [key for key in SEGMENT_LABELS if any(key in m for m in means)]
+    if not parts:
+        return "No request was answered."
+    rows = [
+        [one.strategy, role, milliseconds(sum(found.values()))]
+        + [milliseconds(found.get(part)) for part in parts]
+        for one in headlines
+        for role, found in one.segments_ms.items()
+    ]
+    header = ["strategy", "role", "whole request", *(SEGMENT_LABELS[part] for part in parts)]
+    costs = bullets([f"{one.strategy}: {network(one)}" for one in headlines])
+    return f"Means, since they add up.\n\n{table(header, rows, markdown=True)}\n\n{costs}"
+
+
+def cost(report: Report, headline: Headline) -> str:
+    """What the gain was paid with: machine time, idle time, requests, tokens; a table."""
+    arms = [arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"]
+    good = [row for arm in arms for row in arm.requests if row.outcome == "ok"]
+    rounds = max(1, len(headline.round_ratios))
+    rows = []
+    for name, alone in headline.wall_ms.items():
+        if alone is None or headline.makespan_ms is None:
+            rows.append([name, "0", "-", "-", "-"])
+            continue
+        tokens = sum(row.output_tokens or 0 for row in good if row.provider == name)
+        wall_ms = sum(row.wall_ms or 0 for row in good if row.provider == name)
+        work_ms = alone.n * alone.mean / rounds
+        each = milliseconds(wall_ms / tokens) if tokens else "-"
+        busy = percent(work_ms / headline.makespan_ms)
+        rows.append([name, number(alone.n / rounds, 1), milliseconds(work_ms), busy, each])
+    header = [
+        "provider",
+        "prompts a round",
+        "request time a round",
+        "of makespan",
+        "wall per token",
+    ]
+    note = "Request time over 100 % of the makespan means several requests at once."
+    return f"{table(header, rows, markdown=True)}\n\n{note}"
+
+
+def checks(report: Report, headline: Headline) -> str:
+    """What the assertions have just established, with the counts."""
+    per_round = many(headline.prompts, "prompt")
+    return bullets(
+        [
+            f"Every one of {per_round} was answered in both arms of "
+            f"{many(len(headline.round_ratios), 'round')}.",
+            "No server reported more time than its requests took.",
+            f"Answers equal in both arms: {_answers(headline)}.",
+            f"Failed requests: {headline.failed_requests:,} of {headline.requests:,}.",
+        ]
+    )
+
+
+def rows_text(report: Report) -> str:
+    """Every request of a small report as a table."""
+    roles = {p.name: p.role for p in report.providers}
+    rows = [
+        [
+            inline(row.provider),
+            roles.get(row.provider, "-"),
+            milliseconds(row.wall_ms),
+            milliseconds(row.server.total_ms),
+            milliseconds(row.over_ms),
+            "-" if row.output_tokens is None else str(row.output_tokens),
+        ]
+        for row in report.requests
+    ]
+    header = ["provider", "role", "wall", "server", "over", "tokens"]
+    return table(header, rows, markdown=True)
+
+
+def title_timeline(headline: Headline) -> str:
+    if headline.efficiency is None:
+        return f"{headline.strategy}: what the providers' speeds allow is unknown"
+    return f"{headline.strategy} reached {percent(headline.efficiency)} of the providers' speed"
+
+
+def title_breakdown(headline: Headline) -> str:
+    """The largest part of a remote request (of a local one where there is none)."""
+    for role, means in headline.segments_ms.items():
+        total = sum(means.values())
+        if total > 0:
+            key = max(means, key=lambda one: means[one])
+            part, share = SEGMENT_LABELS[key], percent(means[key] / total)
+            return f"A {role} request: {share} of its {milliseconds(total)} is {part}"
+    return "No request was answered"
+
+
+def title_ratios(headlines: Sequence[Headline]) -> str:
+    counts = Counter(effect(one) for one in headlines)
+    said = [f"{counts[word]} {word}" for word in ("faster", "slower") if counts[word]]
+    if counts["not distinguishable from 1"]:
+        said.append(f"{counts['not distinguishable from 1']} not distinguishable from 1")
+    if counts["unknown"]:
+        said.append(f"{counts['unknown']} without an interval")
+    return f"{many(len(headlines), 'report')} against the baseline: {', '.join(said) or 'nothing'}"
+
+
+def title_ecdf(headline: Headline) -> str:
+    means = [f"{p} {milliseconds(s.mean)}" for p, s in headline.wall_ms.items() if s]
+    worst = slowdown(headline)
+    cost = f"; up to {number(worst[1], 2)} times one alone" if worst else ""
+    return f"{headline.strategy}, mean request: {', '.join(means) or 'none answered'}{cost}"
+
+
+def title_rounds(headline: Headline) -> str:
+    below = sum(ratio < 1 for ratio in headline.round_ratios)
+    total = many(len(headline.round_ratios), "round")
+    return f"{headline.strategy} took less time than the baseline in {below} of {total}"
+
+
+def suite_gate(headlines: Sequence[Headline]) -> str:
+    """The gate over several strategies: it is passed where one of them passes."""
+    if not headlines:
+        return "Gate: INCONCLUSIVE — there is no report to judge."
+    best = min(headlines, key=lambda one: one.overhead_ratio.median or float("inf"))
+    passed = [one for one in headlines if one.verdict == PASS]
+    if passed:
+        best = min(passed, key=lambda one: one.overhead_ratio.median or float("inf"))
+    counts = Counter(one.verdict for one in headlines)
+    tally = ", ".join(f"{counts[word]} {word}" for word in sorted(counts, key=_VERDICTS.index))
+    return f"{gate_line(best)}, with {best.strategy} (of {len(headlines)}: {tally})"
+
+
+_VERDICTS = [PASS, INCONCLUSIVE, FAIL]
+
+
+def report_text(report: Report, headline: Headline) -> str:
+    """What `poc show` prints: provenance, numbers, warnings, gate, for a terminal."""
+    added = headline.added_latency_ms
+    rows = [
+        ["overhead ratio", ratio(headline)],
+        ["speedup", "-" if headline.speedup is None else number(headline.speedup, 2)],
+        ["makespan, baseline", f"{milliseconds(headline.makespan_ms)}, "
+                               f"{milliseconds(headline.baseline_ms)}"],
+        ["ideal, efficiency", f"{milliseconds(headline.ideal_ms)}, {percent(headline.efficiency)}"],
+        *([f"added latency, {role}", _spread(added[role])] for role in ("remote", "local")),
+        ["network share", percent(headline.network_share, 1)],
+        *([f"round trip, {p}", milliseconds(t)] for p, t in headline.round_trip_ms.items()),
+        ["answers equal", _answers(headline)],
+        ["requests, failed", f"{headline.requests:,}, {headline.failed_requests:,}"],
+    ]  # fmt: skip
+    reasons = [f"missing: {key}: {reason}" for key, reason in headline.missing.items()]
+    cautions = [f"warning: {one}" for one in warnings(report, headline)]
+    lines = [provenance(report, headline), "", table(["", headline.report], rows), ""]
+    return "\n".join([*lines, *reasons, *cautions, gate_line(headline)])
+
+
+def _spread(found: Spread | None) -> str:
+    if found is None:
+        return "-"
+    return f"{milliseconds(found.mean)} ({number(found.min, 1)} to {number(found.max, 1)})"
+
+
+def _answers(headline: Headline) -> str:
+    found = headline.answers_equal
+    return f"{found.equal:,} of {found.compared:,}" if found.compared else "not compared"
+
+
+def doctor_table(
+    facts: Sequence[ProviderFacts],
+    probes: Sequence[Probe],
+    alone_ms: Mapping[str, float],
+    problems: Mapping[str, str],
+) -> str:
+    """One line a provider: does it answer, what is it, how fast; then what is wrong."""
+    rows = []
+    for one in facts:
+        trips = [probe.round_trip_ms for probe in probes if probe.provider == one.name]
+        rows.append(
+            [
+                one.name,
+                "answers",
+                inline(one.server or one.engine or one.kind, 40),
+                inline(one.model or "-", 40),
+                _short(one.digest) if one.digest else "unknown",
+                milliseconds(median(trips) if trips else None),
+                milliseconds(alone_ms.get(one.name)),
+                "-" if one.slots is None else str(one.slots),
+            ]
+        )
+    rows += [[name, "FAILS", *["-"] * 6] for name in problems]
+    header = ["provider", "", "server", "model", "digest", "round trip", "one request", "slots"]
+    said = [f"{name}: {safe(problem)}" for name, problem in problems.items()]
+    return "\n".join([table(header, rows), *said])
+
+
+def expected_gain(ratios: Mapping[str, float], alone_ms: Mapping[str, float]) -> str:
+    """What the calibrated speeds promise before anything is run."""
+    if not ratios or not alone_ms:
+        return "No gain can be foretold: some provider's speed is unknown."
+    best = min(ratios, key=lambda one: ratios[one])
+    fastest = min(alone_ms, key=lambda one: alone_ms[one])
+    rows = [
+        [name, number(found, 2), number(1 / found, 2) if found else "-"]
+        for name, found in sorted(ratios.items(), key=lambda one: one[1])
+    ]
+    listing = table(["strategy", "expected ratio", "expected speedup"], rows)
+    verdict = (
+        f"Expect {best} to take {number(ratios[best], 2)} times as long as {fastest} alone"
+        if ratios[best] < 1
+        else f"Expect no gain: nothing beats {fastest} alone"
+    )
+    return (
+        f"{listing}\n{verdict}; batching, contention and the network under load are not in this, "
+        "so run it to know."
+    )

@@ -1,0 +1,187 @@
+"""A real server on a loopback socket that answers each path with given bytes, or misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from poclib.providers import KINDS, Provider
+from poclib.records import Exchange, Parameters, Prompt, ProviderSettings
+
+T = TypeVar("T")
+SAMPLES = Path(__file__).parent / "samples"
+
+
+@dataclass
+class Answer:
+    """What one path answers: `pieces` is the size of the parts its body is sent in.
+
+    `ending`: "whole" as HTTP wants it; "close" ends a body of no known length by closing;
+    "cut" closes before the announced end; "reset" breaks the connection instead of answering;
+    "hang" sends the body and then nothing more, "drip" one byte after the other for ever;
+    "silent" sends nothing at all; "raw" sends the body only, whatever is asked, then closes.
+    """
+
+    body: bytes = b"{}"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: int | None = None
+    ending: Literal["whole", "close", "cut", "reset", "hang", "drip", "silent", "raw"] = "whole"
+
+
+@dataclass
+class Asked:
+    """One request as it arrived."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: Any
+
+
+def recorded(name: str, **changes: Any) -> Answer:
+    """The sample `name`, such as "ollama/chat_stream", as an answer."""
+    body = (SAMPLES / f"{name}.body").read_bytes()
+    status, headers = 200, {"content-type": "application/json"}
+    file = SAMPLES / f"{name}.headers"
+    if file.exists():
+        first, *lines = file.read_text().split("\n\n")[0].splitlines()
+        status = int(first.split()[1])
+        headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+        headers.pop("content-length", None)
+        headers.pop("transfer-encoding", None)
+    return Answer(**{"body": body, "status": status, "headers": headers, **changes})
+
+
+class Replay:
+    """Use as `async with Replay(answers) as server`, then `server.url` and `server.asked`.
+
+    `answers` is one answer for every path, or a dict of paths (others get 404).
+    """
+
+    def __init__(self, answers: Answer | dict[str, Answer]) -> None:
+        self._answers = answers
+        self.asked: list[Asked] = []
+        self.connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Replay:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if isinstance(self._answers, Answer) and self._answers.ending == "raw":
+                await reader.read(2**16)
+                writer.write(self._answers.body)
+                return
+            while await self._answer(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has gone
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; whether the connection is kept."""
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.strip().split("\r\n")
+        method, path, _ = first.split()
+        headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+        sent = await reader.readexactly(int(headers.get("content-length", 0)))
+        self.asked.append(Asked(method, path, headers, json.loads(sent) if sent else None))
+        if isinstance(self._answers, Answer):
+            answer = self._answers
+        else:
+            answer = self._answers.get(path, Answer(b"404 page not found", 404))
+        if answer.ending == "reset":
+            # Closing with a linger of 0 makes the system send a reset.
+            link: socket.socket = writer.get_extra_info("socket")
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            return False
+        if answer.ending == "silent":
+            await reader.read()
+            return False
+        await self._write(writer, answer)
+        while answer.ending == "drip":
+            writer.write(b"1\r\nx\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.005)
+        if answer.ending == "hang":
+            await reader.read()
+        return answer.ending == "whole" and answer.headers.get("connection") != "close"
+
+    async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
+        length = {"transfer-encoding": "chunked"} if answer.ending != "close" else {}
+        headers = answer.headers | length
+        head = [f"HTTP/1.1 {answer.status} Status", *(f"{k}: {v}" for k, v in headers.items())]
+        writer.write("\r\n".join([*head, "", ""]).encode())
+        size = answer.pieces or len(answer.body) or 1
+        for start in range(0, len(answer.body), size):
+            piece = answer.body[start : start + size]
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if length else piece)
+            await writer.drain()
+            if answer.pieces:
+                await asyncio.sleep(0)  # let the other end read it before the next
+        if answer.ending == "whole":
+            writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+
+def provider(kind: str, url: str, key: str | None = None, **changes: Any) -> Provider:
+    """A provider named `there`; `changes` go to its settings or to the parameters."""
+    own = {k: v for k, v in changes.items() if k in ProviderSettings.model_fields}
+    rest = {k: v for k, v in changes.items() if k in Parameters.model_fields}
+    assert not changes.keys() - own.keys() - rest.keys()
+    settings = ProviderSettings(**{"name": "there", "kind": kind, "model": "smollm2", **own})
+    parameters = Parameters(providers=[settings], **{"request_timeout_s": 20, **rest})
+    return KINDS[kind](settings, parameters, url, key)
+
+
+def clock() -> float:
+    return time.perf_counter() * 1000
+
+
+async def ask(sender: Provider, text: str = "Say hello.", salt: str = "s/baseline/0") -> Exchange:
+    """The exchange of one prompt, then close. Raises what `send` raises."""
+    exchange = Exchange(clock)
+    try:
+        await sender.send(Prompt(0, text, salt), exchange)
+    finally:
+        await sender.aclose()
+    return exchange
+
+
+def replay(
+    answers: Answer | dict[str, Answer], talk: Callable[[Replay], Awaitable[T]], limit_s: float = 30
+) -> T:
+    """What `talk` returns with a server that gives `answers`. `limit_s` only ends a hung test."""
+
+    async def run() -> T:
+        async with asyncio.timeout(limit_s), Replay(answers) as server:
+            return await talk(server)
+
+    return asyncio.run(run())

@@ -1,0 +1,131 @@
+"""The fake provider and the fake clock: exact times, no waiting, scripted failures."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import pytest
+
+from poclib import fake
+from poclib.errors import Rejected, Unreachable
+from poclib.records import Exchange, Prompt
+
+Clock = Callable[[], float]
+
+
+async def sent(provider: fake.Provider, clock: Clock, index: int = 0) -> Exchange:
+    exchange = Exchange(clock)
+    await provider.send(Prompt(index, "why?"), exchange)
+    return exchange
+
+
+def test_an_hour_passes_exactly_and_at_once() -> None:
+    async def story(clock: Clock) -> float:
+        assert clock() == 0
+        await asyncio.sleep(3600)
+        return clock()
+
+    before_s = time.process_time()
+    assert fake.run(story) == 3_600_000
+    assert time.process_time() - before_s < 60  # of work: waiting an hour is none
+
+
+def test_what_sleeps_at_once_wakes_in_the_order_of_its_times() -> None:
+    async def story(clock: Clock) -> list[tuple[str, float]]:
+        woken = []
+
+        async def sleeper(name: str, seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            woken.append((name, clock()))
+
+        await asyncio.gather(sleeper("c", 86_400 * 3), sleeper("a", 0.001), sleeper("b", 2))
+        return woken
+
+    assert fake.run(story) == [("a", 1), ("b", 2000), ("c", 3 * 86_400_000)]
+
+
+def test_waiting_for_what_cannot_happen_is_an_error() -> None:
+    async def story(clock: Clock) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(RuntimeError, match="nothing will ever happen"):
+        fake.run(story)
+
+
+def test_an_answer_takes_the_service_time_and_the_overhead() -> None:
+    provider = fake.Provider("far", service_ms=100, overhead_ms=20)
+    exchange = fake.run(lambda clock: sent(provider, clock))
+    assert exchange.marks == {
+        "start_ms": 0,
+        "first_byte_ms": 120,
+        "last_byte_ms": 120,
+        "end_ms": 120,
+    }
+    assert (exchange.server.total_ms, exchange.server.queue_ms) == (100, 0)
+    assert "".join(exchange.pieces) == "answer to why?"
+    assert fake.run(provider.probe) == 20
+
+
+def test_a_prompt_may_decide_how_long_it_takes() -> None:
+    provider = fake.Provider("p", service_ms=lambda prompt: 10.0 * prompt.index)
+    assert fake.run(lambda clock: sent(provider, clock, 7)).marks["end_ms"] == 70
+
+
+def test_more_than_its_slots_wait_inside_the_server_which_says_so() -> None:
+    provider = fake.Provider("p", service_ms=100, slots=2)
+
+    async def story(clock: Clock) -> list[Exchange]:
+        return await asyncio.gather(*(sent(provider, clock, i) for i in range(5)))
+
+    for _ in range(2):  # a provider outlives the clock it was used with
+        exchanges = fake.run(story)
+        assert [e.marks["end_ms"] for e in exchanges] == [100, 100, 200, 200, 300]
+        assert [e.server.queue_ms for e in exchanges] == [0, 0, 100, 100, 200]
+        assert [e.server.total_ms for e in exchanges] == [100, 100, 200, 200, 300]
+    assert provider.most_in_flight == 5
+    assert [p.index for p in provider.seen] == [0, 1, 2, 3, 4] * 2
+
+
+def test_what_the_script_says_happens_in_turn() -> None:
+    down, busy = Unreachable("down", "p"), Rejected("busy", "p", status=503)
+    provider = fake.Provider("p", service_ms=100, script=[down, None, busy, "hang"])
+
+    async def story(clock: Clock) -> list[tuple[str, float]]:
+        seen = []
+        for _ in range(5):
+            before_ms = clock()
+            outcome = "answered"
+            try:
+                async with asyncio.timeout(9):
+                    await sent(provider, clock)
+            except (Unreachable, Rejected) as error:
+                outcome = str(error)
+            except TimeoutError:
+                outcome = "hung"
+            seen.append((outcome, clock() - before_ms))
+        return seen
+
+    assert fake.run(story) == [
+        ("down", 50),
+        ("answered", 100),
+        ("busy", 50),
+        ("hung", 9000),
+        ("answered", 100),
+    ]
+
+
+def test_it_says_who_it_is() -> None:
+    async def story(clock: Clock) -> object:
+        return await fake.Provider("far", slots=4, role="remote", digest="fake:2").describe()
+
+    facts = fake.run(story)
+    assert facts.model_dump(exclude_defaults=True) == {  # type: ignore[attr-defined]
+        "name": "far",
+        "kind": "fake",
+        "role": "remote",
+        "digest": "fake:2",
+        "slots": 4,
+        "reports_time": True,
+        "fixed_length": True,
+        "cache_defeated": True,
+    }

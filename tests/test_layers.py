@@ -1,0 +1,169 @@
+"""The shape of the project: who may import whom, and what no committed file may hold."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "poclib"
+
+# The architecture. A new module gets a line here, and a reason in its own first line.
+ALLOWED = {
+    "__init__": set(),
+    "errors": set(),
+    "records": {"errors"},
+    # The measuring half talks to machines and writes facts.
+    "transport": {"errors", "records"},
+    "providers": {"errors", "records", "transport"},
+    "strategies": {"records"},
+    "dispatch": {"errors", "records", "strategies"},
+    "link": {"errors"},
+    "keeper": {"errors", "link", "records"},
+    "engines": {"errors", "keeper", "link", "records"},
+    "fake": {"errors", "records"},
+    "report": {"errors", "records"},
+    "pool": {"engines", "errors", "providers", "records"},
+    "experiment": {"dispatch", "errors", "pool", "records", "report", "strategies"},
+    # The reading half turns a saved report into tables, numbers, sentences and pictures.
+    "stats": {"errors"},
+    "tables": {"errors", "records", "report", "stats"},
+    "words": {"errors", "records", "stats"},
+    "documents": {"records", "stats", "words"},
+    "plots": {"stats", "words"},
+    "publish": {"errors", "report"},
+    # Above both.
+    "cli": None,
+    "__main__": {"cli"},
+}
+# Heavy libraries, and the only modules that may load them.
+ONLY_IN = {
+    "matplotlib": {"plots"},
+    "pandas": {"tables", "plots", "cli"},
+    "papermill": {"publish"},
+    "nbconvert": {"publish"},
+}
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def imports(module: str) -> tuple[set[str], set[str]]:
+    """The modules of ours and the outside packages that `module` imports, wherever it does."""
+    ours: set[str] = set()
+    outside: set[str] = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = "poclib" if node.level else ""
+            base = ".".join(part for part in (start, node.module) if part)
+            # `from . import report` names modules, `from .report import save` names one.
+            names = [f"{base}.{a.name}" for a in node.names] if base == "poclib" else [base]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top != "poclib":
+                outside.add(top)
+            elif rest:
+                ours.add(rest.partition(".")[0])
+    return {name for name in ours if (PACKAGE / f"{name}.py").exists()}, outside
+
+
+def test_imports_are_read_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("errors", "records", "report", "stats"):
+        (tmp_path / f"{name}.py").touch()
+    (tmp_path / "sample.py").write_text(
+        "from . import __version__, errors\nfrom .records import Report\nimport poclib.stats\n"
+        "import pandas.io\ndef late():\n    from poclib import report\n    from yaml import load\n"
+    )
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    assert imports("sample") == ({"errors", "records", "report", "stats"}, {"pandas", "yaml"})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
+    assert module in ALLOWED, f"{module}.py is new: add it to ALLOWED, with what it may import"
+    allowed = ALLOWED[module]
+    ours, outside = imports(module)
+    assert allowed is None or ours <= allowed, f"{module} may not import {ours - allowed}"
+    for library, homes in ONLY_IN.items():
+        assert library not in outside or module in homes, f"{library} only in {sorted(homes)}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_says_first_what_it_is_for(module: str) -> None:
+    words = ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+    assert words and words.splitlines()[0].endswith("."), f"{module}.py needs a first sentence"
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    """A package that is only there because another one needs it may be gone tomorrow."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    declared = {canonicalize_name(Requirement(word).name) for group in groups for word in group}
+    homes = packages_distributions()
+    used = set().union(*(imports(module)[1] for module in MODULES)) - sys.stdlib_module_names
+    distributions = {name: homes.get(name, [name]) for name in used}
+    loose = [n for n, d in distributions.items() if not declared & set(map(canonicalize_name, d))]
+    assert loose == []
+
+
+# ---- What no committed file may hold ------------------------------------------------------
+
+HOSTS = re.compile(r"https?://[^\s\"')>]*(/simple\b|/packages/|\.whl\b|\.tar\.gz\b)|file:///")
+
+
+def tracked() -> list[Path]:
+    """Files of the project: what git has or would add; without git, what is not ignored by name."""
+    ask = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(ask, cwd=ROOT, capture_output=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this copy of the project is not a git repository")
+    paths = [ROOT / name for name in listed.decode().split("\0") if name]
+    return [path for path in paths if path.is_file()]
+
+
+def texts() -> list[tuple[str, str]]:
+    """Name and text of every file that is text."""
+    found = []
+    for path in tracked():
+        data = path.read_bytes()
+        if b"\0" not in data and path != Path(__file__):
+            found.append((str(path.relative_to(ROOT)), data.decode(errors="replace")))
+    return found
+
+
+def test_no_file_names_a_path_of_this_machine() -> None:
+    """Folders that many machines have, such as /tmp, would prove nothing."""
+    here = {str(Path.home()), str(ROOT.parent), str(ROOT)} - {"/", "/tmp", tempfile.gettempdir()}
+    telling = "|".join(map(re.escape, here))
+    path = re.compile(rf"(?<![\w.~-])({telling})(?=[/\"'\s:,)]|$)", re.M)
+    found = [f"{name}: {hit[0]}" for name, text in texts() for hit in path.finditer(text)]
+    assert found == []
+
+
+def test_no_file_names_a_package_index_or_a_download() -> None:
+    found = [f"{name}: {hit[0]}" for name, text in texts() for hit in HOSTS.finditer(text)]
+    assert found == []
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=str)
+def test_a_committed_notebook_has_been_executed(notebook: Path) -> None:
+    """nbval compares nothing in a cell that never ran, so a cleared notebook would pass."""
+    cells = json.loads(notebook.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
+    assert code, "a notebook without code"
+    counts = [cell["execution_count"] for cell in code]
+    assert counts == list(range(1, len(code) + 1)), "run it from top to bottom and save it"
+    failed = [o for cell in code for o in cell["outputs"] if o["output_type"] == "error"]
+    assert failed == []

@@ -1,0 +1,100 @@
+"""What leaves through a page or an executed notebook, and what must not."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from poclib import publish, report
+from poclib.errors import ParameterError, ReportError
+
+ADDRESS = "http://192.168.77.20:11434"
+PARAMETERS = {"providers": [{"name": "a", "url": ADDRESS, "api_key_env": "SHELF_SECRET_KEY"}]}
+
+
+def _notebook(*outputs: nbformat.NotebookNode, source: str = "1 + 1") -> nbformat.NotebookNode:
+    heading = nbformat.v4.new_markdown_cell("# What is gained?\n\nA definition.")
+    code = nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=1)
+    return nbformat.v4.new_notebook(cells=[heading, code])
+
+
+def _stream(text: str, name: str = "stdout") -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def _saved(notebook: nbformat.NotebookNode, folder: Path, name: str = "02_it.ipynb") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, folder / name)
+    return folder / name
+
+
+def test_planted_secrets_are_gone_from_an_executed_notebook(tmp_path: Path) -> None:
+    home = str(Path.home())
+    planted = [ADDRESS, "192.168.77.20:11434", "SHELF_SECRET_KEY", str(report.root().resolve())]
+    html = nbformat.v4.new_output("display_data", {"text/html": f"<b>{planted[0]}</b> {home}/x"})
+    notebook = _notebook(
+        _stream(" ".join(planted)), html, source=f"providers = [dict(url='{ADDRESS}')]"
+    )
+    path = _saved(notebook, tmp_path)
+    publish.scrub_file(path, publish.secrets(PARAMETERS))
+    text = path.read_text()
+    for secret in [*planted, f"{home}/"]:
+        assert secret not in text
+    assert "address-removed" in text
+
+
+def test_a_bare_papermill_run_leaks_no_address_either(tmp_path: Path) -> None:
+    """Published without its parameters at hand: anything that looks like an address goes."""
+    path = _saved(_notebook(source=f"providers = [dict(url='{ADDRESS}')]"), tmp_path / "n")
+    publish.site(tmp_path / "site", {"mine": [path]}, [])
+    pages = "".join(p.read_text() for p in (tmp_path / "site").rglob("*.html"))
+    assert "192.168.77.20" not in pages and "providers" in pages
+
+
+def test_progress_and_run_times_are_dropped() -> None:
+    notebook = _notebook(_stream("50%|####", "stderr"), _stream("kept"))
+    notebook.metadata["papermill"] = {"duration": 3}
+    notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2026"}
+    clean = publish.scrub(notebook, [])
+    assert [o.text for o in clean.cells[1].outputs] == ["kept"]
+    assert "papermill" not in clean.metadata and "execution" not in clean.cells[1].metadata
+
+
+def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)><p>fine</p>"
+    path = _saved(_notebook(nbformat.v4.new_output("display_data", {"text/html": evil})), tmp_path)
+    page = publish.site(tmp_path / "site", {"g": [path]}, [])
+    shown = (tmp_path / "site" / "g" / "02_it.html").read_text()
+    assert "fine" in shown and "<script" not in shown and "<img" not in shown
+    for html in (shown, page.read_text()):
+        assert not re.search(r"(?:src|href)=['\"]?(?:https?:)?//", html)
+        assert "@import" not in html
+
+
+def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
+    path = _saved(_notebook(), tmp_path)
+    row = publish.Row("published-phase-0", "2026-04-20", "<i>pool</i>", "PASS", "0.866")
+    page = publish.site(tmp_path / "site", {"g": [path]}, [row])
+    text = page.read_text()
+    assert "href='g/02_it.html'>What is gained?<" in text
+    assert "&lt;i&gt;pool&lt;/i&gt;" in text and "<i>pool" not in text
+    copied = json.loads((tmp_path / "site" / "reports" / "published-phase-0.json").read_text())
+    assert copied["format"] == "poclib-report"
+
+
+def test_an_old_site_survives_a_failed_rendering(tmp_path: Path) -> None:
+    good = _saved(_notebook(), tmp_path)
+    page = publish.site(tmp_path / "site", {"g": [good]}, [])
+    before = page.read_text()
+    with pytest.raises(ReportError):
+        publish.site(tmp_path / "site", {"g": [good]}, [publish.Row("no-such", "", "", "PASS", "")])
+    assert page.read_text() == before
+
+
+def test_a_misspelled_key_is_named_with_its_neighbour() -> None:
+    with pytest.raises(ParameterError, match="round is not a parameter; did you mean rounds"):
+        publish.check_keys(["round"], ["rounds", "prompts"], "my.yaml")

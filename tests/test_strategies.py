@@ -1,0 +1,215 @@
+"""Every strategy alone: what it decides, and the makespan that follows, against brute force."""
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from poclib.strategies import (
+    STRATEGIES,
+    PoolView,
+    ProviderView,
+    Strategy,
+    capability_split,
+    earliest_finish,
+    even_split,
+    sequential,
+    shared_queue,
+    simulated_makespan_ms,
+)
+
+NAMES = sorted(STRATEGIES)
+
+
+def view(name: str, expected_ms: float, limit: int | None = 1, **more: object) -> ProviderView:
+    return ProviderView(name, limit, expected_ms, **more)  # type: ignore[arg-type]
+
+
+def pool(waiting: int, *providers: ProviderView, now_ms: float = 0.0) -> PoolView:
+    return PoolView(now_ms, waiting, providers)
+
+
+def best_makespan_ms(n: int, times_ms: list[float], limits: list[int]) -> float:
+    """The shortest makespan over every assignment of n equal prompts to the providers."""
+    shortest = math.inf
+    for assignment in itertools.product(range(len(times_ms)), repeat=n):
+        given = Counter(assignment)
+        ends = [math.ceil(given[p] / limits[p]) * times_ms[p] for p in given]
+        shortest = min(shortest, max(ends, default=0.0))
+    return shortest
+
+
+def small_pools(seed: int, slots: int = 1) -> Iterator[tuple[int, list[float], list[int]]]:
+    """Random small cases: prompts, times and limits; whole milliseconds, so that ties occur."""
+    draw = random.Random(seed)
+    for _ in range(150):
+        providers = draw.randint(1, 3)
+        n = draw.randint(1, 8 if providers < 3 else 6)
+        times = [float(draw.randint(1, 12) * 50) for _ in range(providers)]
+        yield n, times, [draw.randint(1, slots) for _ in range(providers)]
+
+
+def makespan_ms(name: str, n: int, times_ms: list[float], limits: list[int] | None = None) -> float:
+    names = [f"p{i}" for i in range(len(times_ms))]
+    sizes = dict(zip(names, limits or [1] * len(names), strict=True))
+    return simulated_makespan_ms(
+        STRATEGIES[name], n, dict(zip(names, times_ms, strict=True)), sizes
+    )
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("name", ["capability-split", "earliest-finish"])
+def test_the_best_possible_makespan_is_reached_with_constant_times(name: str, slots: int) -> None:
+    for n, times, limits in small_pools(seed=11, slots=slots):
+        assert makespan_ms(name, n, times, limits) == best_makespan_ms(n, times, limits), (n, times)
+
+
+def test_a_shared_queue_loses_less_than_one_request_of_the_slowest() -> None:
+    for n, times, limits in small_pools(seed=12):
+        best = best_makespan_ms(n, times, limits)
+        assert best <= makespan_ms("shared-queue", n, times, limits) <= best + max(times)
+
+
+def test_a_shared_queue_does_lose_by_its_last_prompt() -> None:
+    # The slow one takes the second of two prompts and needs 1000 ms; alone, the fast needs 200.
+    assert makespan_ms("shared-queue", 2, [100, 1000]) == 1000
+    assert makespan_ms("earliest-finish", 2, [100, 1000]) == 200
+
+
+def test_an_even_split_waits_for_the_slow_half() -> None:
+    assert makespan_ms("serial-per-provider", 8, [100, 250]) == 4 * 250
+    assert makespan_ms("capability-split", 8, [100, 250]) == 600  # six and two
+    assert makespan_ms("sequential", 8, [100, 250]) == 800
+
+
+def test_sequential_uses_only_the_fastest() -> None:
+    assert sequential(pool(5, view("slow", 200), view("fast", 80))) == ["fast"] * 5
+
+
+@pytest.mark.parametrize("providers", range(1, 21))
+def test_an_even_split_differs_by_at_most_one_and_favours_the_fast(providers: int) -> None:
+    views = [view(f"p{i}", 100 - i) for i in range(providers)]  # the last is the fastest
+    for n in (0, 1, providers - 1, providers, 3 * providers + 2):
+        given = Counter(even_split(pool(n, *views)))
+        shares = [given[v.name] for v in views]
+        assert sum(shares) == n
+        assert max(shares) - min(shares) <= 1
+        assert shares == sorted(shares)
+
+
+def test_capability_split_gives_shares_by_speed_and_slots() -> None:
+    views = view("fast", 100), view("slow", 300)
+    assert Counter(capability_split(pool(8, *views))) == {"fast": 6, "slow": 2}
+    wide = view("fast", 100), view("slow", 300, limit=3)
+    assert Counter(capability_split(pool(8, *wide))) == {"fast": 5, "slow": 3}
+
+
+def test_one_queue_fills_the_emptiest_first() -> None:
+    idle = view("a", 100, limit=4), view("b", 120, limit=4)
+    assert Counter(shared_queue(pool(5, *idle))) == {"a": 3, "b": 2}
+    half_full = view("a", 100, limit=4, started_ms=(0.0, 0.0)), view("b", 120, limit=4)
+    assert Counter(shared_queue(pool(2, *half_full))) == {"b": 2}
+    full = view("a", 100, started_ms=(0.0,)), view("b", 120, started_ms=(0.0,))
+    assert shared_queue(pool(3, *full)) == []
+
+
+def test_equal_speeds_share_evenly_under_every_spreading_strategy() -> None:
+    for name in NAMES:
+        if name not in ("sequential", "all-parallel"):
+            assert makespan_ms(name, 12, [70.0] * 4) == 3 * 70
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("sequential", "all-parallel")])
+def test_fewer_prompts_than_providers_leave_the_slowest_idle(name: str) -> None:
+    views = [view(f"p{i}", 100 + i) for i in range(20)]
+    chosen = STRATEGIES[name].decide(pool(3, *views))
+    assert sorted(chosen) == ["p0", "p1", "p2"]
+
+
+def test_earliest_finish_waits_for_a_busy_fast_provider() -> None:
+    slow = view("slow", 250)
+    busy = view("fast", 100, started_ms=(0.0,))
+    # At 20 ms fast would end the last prompt at 200 ms, slow at 270 ms.
+    assert earliest_finish(pool(1, busy, slow, now_ms=20)) == []
+    # Of three prompts fast would end two by 300 ms: the third is slow's, at 270 ms.
+    assert earliest_finish(pool(3, busy, slow, now_ms=20)) == ["slow"]
+
+
+def test_earliest_finish_counts_what_is_queued() -> None:
+    behind = view("fast", 100, started_ms=(0.0,), queued=2)  # would end one more at 400 ms
+    assert earliest_finish(pool(1, behind, view("slow", 250), now_ms=20)) == ["slow"]
+
+
+def test_earliest_finish_gives_up_on_a_provider_that_hangs() -> None:
+    slow, hanging = view("slow", 250), view("fast", 100, started_ms=(0.0,))
+    # 20 ms overdue: free in 20 ms more, so done in 120 ms. 200 ms overdue: done in 300 ms.
+    assert earliest_finish(pool(1, hanging, slow, now_ms=120)) == []
+    assert earliest_finish(pool(1, hanging, slow, now_ms=300)) == ["slow"]
+
+
+def test_without_a_limit_nothing_waits() -> None:
+    views = view("a", 100, limit=None), view("b", 300, limit=None)
+    for decide in (sequential, even_split, capability_split, shared_queue, earliest_finish):
+        assert len(decide(pool(30, *views))) == 30, decide
+    assert makespan_ms("all-parallel", 30, [100, 300]) == 300
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("providers", range(1, 21))
+def test_every_prompt_is_given_once_to_any_number_of_providers(name: str, providers: int) -> None:
+    """A pool of our own: random times and limits, ends in random order, nothing overfilled."""
+    draw = random.Random(f"{name} {providers}")
+    strategy = STRATEGIES[name]
+    limit = None if strategy.limit == "none" else draw.randint(1, 4)
+    expected = {f"p{i}": draw.uniform(10, 900) for i in range(providers)}
+    running: dict[str, list[float]] = {p: [] for p in expected}
+    queued = dict.fromkeys(expected, 0)
+    n = waiting = draw.randint(0, 3 * providers + 5)
+    given: Counter[str] = Counter()
+    now_ms = 0.0
+    while waiting or any(running.values()):
+        views = tuple(
+            ProviderView(p, limit, expected[p], tuple(running[p]), queued[p]) for p in expected
+        )
+        chosen = strategy.decide(PoolView(now_ms, waiting, views))
+        assert len(chosen) <= waiting
+        waiting -= len(chosen)
+        given.update(chosen)
+        for p in expected:
+            queued[p] += chosen.count(p)
+            while queued[p] and (limit is None or len(running[p]) < limit):
+                queued[p] -= 1
+                running[p].append(now_ms)
+        if name in ("shared-queue", "earliest-finish", "batched"):
+            assert not any(queued.values()), "these name only slots that are free"
+        busy = [p for p in expected if running[p]]
+        assert busy or not n, "a strategy may not leave everybody idle"
+        if busy:
+            ends = draw.choice(busy)
+            running[ends].pop(draw.randrange(len(running[ends])))
+            now_ms += draw.uniform(0, 300)
+    assert sum(given.values()) == n
+
+
+def test_a_strategy_is_found_by_its_own_name_and_explains_itself() -> None:
+    for name, strategy in STRATEGIES.items():
+        assert isinstance(strategy, Strategy)
+        assert strategy.name == name
+        assert strategy.question.endswith("?")
+        assert strategy.idea.endswith(".")
+        assert strategy.decide.__doc__
+
+
+def test_the_seven_strategies_and_the_limits_that_dispatch_enforces() -> None:
+    assert {name: s.limit for name, s in STRATEGIES.items()} == {
+        "sequential": "one",
+        "all-parallel": "none",
+        "serial-per-provider": "one",
+        "capability-split": "capacity",
+        "shared-queue": "capacity",
+        "earliest-finish": "capacity",
+        "batched": "slots",
+    }

@@ -1,0 +1,270 @@
+"""A report's frames and headline, against arithmetic done by hand and by plain loops."""
+
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import pytest
+
+from poclib import report as reports
+from poclib import stats, tables
+from poclib.records import Arm, Report, Request
+
+PUBLISHED = Path(__file__).parent.parent / "data" / "reports" / "published-phase-0.json"
+
+
+def row(prompt: int, provider: str, start: float, wall: float, **changes: Any) -> dict[str, Any]:
+    """A streamed request on a warm connection: 1 ms to send, 0.5 ms of our own at the end."""
+    marks = {
+        "assigned_ms": max(0.0, start - 20),
+        "start_ms": start,
+        "sent_ms": start + 1,
+        "first_byte_ms": start + 40,
+        "first_token_ms": start + 42,
+        "last_byte_ms": start + wall - 0.5,
+        "end_ms": start + wall,
+    }
+    over = 22.0 if provider == "remote" else 2.0
+    return {
+        "prompt": prompt,
+        "provider": provider,
+        "wall_ms": wall,
+        "marks": marks,
+        "server": {"total_ms": wall - over},
+        "prompt_tokens": 12,
+        "cached_tokens": 0,
+        "output_tokens": 40,
+        "answer_sha256": f"answer {prompt}",
+        "answer": f"<{prompt}>",
+        **changes,
+    }
+
+
+def serial(begin: float, walls: dict[str, float], prompts: list[int]) -> list[dict[str, Any]]:
+    """Each provider answers its part of the prompts one after the other."""
+    rows, names = [], list(walls)
+    for place, prompt in enumerate(prompts):
+        name, turn = names[place % len(names)], place // len(names)
+        rows.append(row(prompt, name, begin + turn * walls[name], walls[name]))
+    return rows
+
+
+def pool_report(rounds: int = 5, strategy: str = "serial-per-provider", **changes: Any) -> Report:
+    """8 prompts, local 200 ms and remote 300 ms alone; drift makes later rounds slower."""
+    order, prompts = [], list(range(8))
+    for index in range(rounds):
+        drift = 1 + 0.05 * index
+        slow = 1 + 0.02 * index
+        baseline = serial(10_000 * index, {"local": 200 * drift}, prompts)
+        shared = {"local": 200 * drift * slow, "remote": 300 * drift * slow}
+        arms = [
+            {"arm": "baseline", "strategy": "sequential", "requests": baseline},
+            {
+                "arm": "strategy",
+                "strategy": strategy,
+                "requests": serial(10_000 * index + 5000, shared, prompts)[::-1],
+            },
+        ]
+        order.append({"index": index, "arms": arms if index % 2 == 0 else arms[::-1]})
+    local = {"name": "local", "kind": "embedded", "role": "local", "model": "tiny", "pinned": True}
+    same = {"digest": "sha256:" + "ab" * 32, "engine": "llama-server b1", "reports_time": True}
+    facts: dict[str, Any] = {
+        "experiment": "synthetic",
+        "strategy": strategy,
+        "created": "2026-11-23T12:00:00Z",
+        "poclib": "0.1.0",
+        "providers": [{**local, **same}, {**local, **same, "name": "remote", "role": "remote"}],
+        "prompt_sha256": [f"prompt {i}" for i in prompts],
+        "fastest": "local",
+        "preparation": [
+            {"arm": "warm-up", "strategy": "sequential", "requests": [row(0, "local", 0, 9000)]},
+            {
+                "arm": "calibration",
+                "strategy": "sequential",
+                "requests": [row(0, "local", 1, 200), row(0, "remote", 1, 300)],
+            },
+        ],
+        "probes": [{"provider": "remote", "at_ms": t, "round_trip_ms": 20.0 + t} for t in range(3)],
+        "rounds": order,
+    }
+    return Report.model_validate({**facts, **changes})
+
+
+def test_the_published_run_gives_the_known_numbers() -> None:
+    found = tables.headline(reports.load(PUBLISHED)).as_dict()
+    assert found["overhead_ratio"] == {"median": 0.866, "low": None, "high": None, "rounds": 1}
+    assert (found["speedup"], found["efficiency"]) == (1.154, 0.753)
+    assert found["added_latency_ms"]["remote"] == {"mean": 22.4, "min": 13.1, "max": 30.2, "n": 4}
+    assert found["added_latency_ms"]["local"]["mean"] == pytest.approx(27.9, abs=0.06)
+    assert found["network_share"] == 0.036
+    assert found["ideal_ms"] == pytest.approx(1895, abs=0.5)
+    assert (found["verdict"], found["rounds_needed"]) == ("INCONCLUSIVE", 2)
+    assert found["answers_equal"]["compared"] == 0 and found["requests"] == 8
+    assert found["round_trip_ms"] == {"local": None, "remote": None}
+    assert "overhead_ratio.low" in found["missing"]
+
+
+def test_the_headline_against_plain_loops() -> None:
+    report = pool_report()
+    found = tables.headline(report)
+    ratios, makespans = [], []
+    for one in report.rounds:
+        took = {}
+        for arm in one.arms:
+            starts = [r.marks.start_ms or 0.0 for r in arm.requests]
+            took[arm.arm] = max(r.marks.end_ms or 0.0 for r in arm.requests) - min(starts)
+        ratios.append(took["strategy"] / took["baseline"])
+        makespans.append(took["strategy"])
+    assert found.overhead_ratio.median == pytest.approx(median(ratios))
+    assert found.round_ratios == pytest.approx(ratios)
+    # By hand: 4 x 300 over 8 x 200 is 0.75, times 1, 1.02 ... 1.08 of the rounds.
+    assert ratios == pytest.approx([0.75, 0.765, 0.78, 0.795, 0.81])
+    assert (found.overhead_ratio.low, found.overhead_ratio.high) == pytest.approx((0.75, 0.81))
+    assert found.speedup == pytest.approx(1 / 0.78)
+    # By hand: 1/200 + 1/300 requests a millisecond, 8 requests: 960 ms.
+    assert found.ideal_ms == pytest.approx(960) and found.ideal_from == "calibration"
+    assert found.efficiency == pytest.approx(median([960 / t for t in makespans]))
+    assert found.verdict == "PASS" and found.rounds_needed is None
+    assert found.added_latency_ms["remote"] == stats.Spread(*[pytest.approx(22.0)] * 3, n=20)
+    assert found.added_latency_ms["local"] == stats.Spread(*[pytest.approx(2.0)] * 3, n=20)
+    walls = [r.wall_ms or 0.0 for o in report.rounds for a in o.arms for r in a.requests
+             if a.arm == "strategy" and r.provider == "remote"]  # fmt: skip
+    assert found.network_share == pytest.approx(22 / fmean(walls))
+    assert found.round_trip_ms == {"local": None, "remote": 21.0}
+    assert found.answers_equal == stats.Answers(40, 0, 40)
+    assert (found.requests, found.failed_requests, found.prompts) == (80, 0, 8)
+
+
+def changed(report: Report, arm: str, **changes: Any) -> Report:
+    """`report` with the first request of that arm in round 0 changed."""
+    data = report.model_dump()
+    for one in data["rounds"][0]["arms"]:
+        if one["arm"] == arm:
+            one["requests"][0].update(changes)
+    return Report.model_validate(data)
+
+
+def test_a_round_without_every_answer_is_left_out_and_counted() -> None:
+    found = tables.headline(changed(pool_report(), "strategy", outcome="failed"))
+    assert found.incomplete_rounds == 1 and found.failed_requests == 1
+    assert found.overhead_ratio.rounds == 4
+    assert found.round_ratios == pytest.approx([0.765, 0.78, 0.795, 0.81])
+    frame = tables.rounds(changed(pool_report(), "baseline", outcome="cancelled"))
+    assert frame["complete"].tolist() == [False, True, True, True, True]
+    assert np.isnan(frame["baseline_ms"][0]) and np.isnan(frame["ratio"][0])
+
+
+def test_a_retried_request_counts_its_failure_and_its_first_dispatch() -> None:
+    data = pool_report(rounds=1).model_dump()
+    arm = next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")
+    arm["requests"].append(row(0, "remote", 4900, 50, outcome="failed", error_kind="TimedOut"))
+    arm["requests"].append(row(0, "remote", 5000, 9000, outcome="cancelled"))
+    report = Report.model_validate(data)
+    # From the failed attempt's start (4900) to the last answer (6200): a cancelled one is none.
+    assert tables.rounds(report)["strategy_ms"][0] == pytest.approx(1300)
+    found = tables.headline(report)
+    assert found.failed_requests == 1 and found.requests == 18
+    assert found.wall_ms["remote"] == stats.Spread(300, 300, 300, 4)
+
+
+def test_different_answers_are_counted() -> None:
+    found = tables.headline(changed(pool_report(), "strategy", answer_sha256="other"))
+    assert found.answers_equal == stats.Answers(39, 1, 40)
+
+
+def test_without_calibration_the_ideal_comes_from_the_runs_own_rows() -> None:
+    found = tables.headline(pool_report(rounds=1, preparation=[]))
+    assert found.ideal_from == "strategy" and found.ideal_ms == pytest.approx(960)
+    idle = pool_report(rounds=1, preparation=[]).model_dump()
+    idle["providers"].append({**idle["providers"][0], "name": "third"})
+    found = tables.headline(Report.model_validate(idle))
+    assert found.ideal_ms is None and found.efficiency is None and "ideal_ms" in found.missing
+
+
+def test_what_no_server_reports_is_missing_not_zero() -> None:
+    data = pool_report(rounds=1).model_dump()
+    for arm in data["rounds"][0]["arms"]:
+        for one in arm["requests"]:
+            one["server"] = {}
+    found = tables.headline(Report.model_validate(data))
+    assert found.added_latency_ms == {"remote": None, "local": None}
+    assert found.network_share is None
+    assert {"network_share", "added_latency_ms.remote"} <= set(found.missing)
+
+
+def test_a_report_without_rounds_has_reasons_instead_of_numbers() -> None:
+    empty = pool_report(rounds=0, preparation=[], probes=[], prompt_sha256=[])
+    found = tables.headline(empty)
+    assert found.overhead_ratio == stats.Ratio(None, None, None, 0)
+    assert found.verdict == "INCONCLUSIVE" and found.speedup is None
+    for key, value in found.as_dict().items():
+        assert value is not None or key in {*found.missing, "ideal_from"}, key
+    frames = [tables.requests, tables.rounds, tables.breakdown, tables.distribution]
+    assert all(len(frame(empty)) == 0 for frame in frames)
+    assert tables.requests(empty).dtypes.equals(tables.requests(pool_report()).dtypes)
+
+
+def test_requests_are_tidy_and_marked() -> None:
+    frame = tables.requests(pool_report(rounds=2))
+    assert len(frame) == 3 + 2 * 16
+    assert frame["warm_up"].sum() == 1 and frame["round"].isna().sum() == 3
+    first = frame[frame["order"].eq(0) & frame["round"].notna()].groupby("round")["arm"].first()
+    assert first.tolist() == ["baseline", "strategy"]  # in alternating order
+    parts = [
+        "connect_ms",
+        "send_ms",
+        "first_byte_wait_ms",
+        "first_token_wait_ms",
+        "generating_ms",
+        "last_byte_ms",
+    ]
+    assert frame[parts].sum(axis=1).to_numpy() == pytest.approx(frame["wall_ms"].to_numpy())
+    assert (frame["connect_ms"] == 0).all()  # a warm connection, known from the marks
+    assert frame["ttft_ms"].to_numpy() == pytest.approx(42)
+    assert frame["queued_ms"].max() == pytest.approx(20)
+    assert str(frame["prompt"].dtype) == "Int64" and str(frame["role"].dtype) == "string"
+    assert frame["ms_per_token"].iloc[0] == 9000 / 40
+
+
+def test_a_cold_connection_is_told_apart() -> None:
+    marks = {"start_ms": 0, "connect_start_ms": 1, "connected_ms": 4, "sent_ms": 6, "end_ms": 9}
+    arm = Arm(
+        arm="calibration",
+        strategy="sequential",
+        requests=[Request.model_validate({"prompt": 0, "provider": "local", "marks": marks})],
+    )
+    found = tables.requests(pool_report(rounds=0, preparation=[arm])).iloc[0]
+    assert found["connect_ms"] == 3 and found["send_ms"] == 3
+    assert np.isnan(found["first_byte_wait_ms"]) and np.isnan(found["ms_per_token"])
+
+
+def test_the_breakdown_adds_up_to_the_mean_wall() -> None:
+    frame = tables.breakdown(pool_report(rounds=1)).set_index("role")
+    assert frame.loc["remote"].sum() == pytest.approx(300)
+    # By hand: 1 to send, 39 + 2 to the first token, 0.5 our own, the rest generating.
+    assert frame.loc["local"].tolist() == pytest.approx([1, 41, 157.5, 0.5])
+    published = tables.breakdown(reports.load(PUBLISHED)).set_index("role")
+    assert published.loc["remote"].to_dict() == pytest.approx(
+        {"answering_ms": 602.25, "outside_ms": 22.4}
+    )
+
+
+def test_the_result_is_in_the_prompts_order() -> None:
+    assert tables.result(pool_report()) == "<0><1><2><3><4><5><6><7>"
+    assert tables.result(pool_report(), round=9) is None
+    assert tables.result(changed(pool_report(), "strategy", answer=None)) is None
+    assert tables.result(reports.load(PUBLISHED)) is None
+
+
+def test_frames_of_providers_distribution_and_comparison() -> None:
+    report = pool_report()
+    found = tables.providers(report).set_index("name")
+    assert found.loc["remote", "round_trip_ms"] == 21 and found.loc["remote", "alone_ms"] == 300
+    assert found["answered"].tolist() == [60, 20]
+    spread = tables.distribution(report).set_index(["arm", "provider"])
+    assert spread.loc[("baseline", "local"), "n"] == 40
+    assert spread["p90_ms"].notna().tolist() == [True, False, False]  # only 40 reach n ≥ 36
+    both = tables.comparison([report, reports.load(PUBLISHED)])
+    assert both["verdict"].tolist() == ["PASS", "INCONCLUSIVE"]
+    assert both["added_local_ms"].tolist() == pytest.approx([2.0, 27.85])

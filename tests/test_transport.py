@@ -1,0 +1,408 @@
+"""Connections that fail, addresses that are not allowed, bodies without an end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+from replay import Answer, Replay, clock, recorded, replay
+
+from poclib import transport
+from poclib.errors import (
+    BadAnswer,
+    Forbidden,
+    ParameterError,
+    ProviderError,
+    TimedOut,
+    Unreachable,
+)
+from poclib.records import Exchange
+from poclib.transport import Response, TimedClient, is_private
+
+
+async def fetch(client: TimedClient, exchange: Exchange | None = None) -> bytes:
+    """The body of one GET; the client is closed whatever comes of it."""
+    try:
+        async with client.request("GET", "/", exchange=exchange) as response:
+            return await response.body()
+    finally:
+        await client.aclose()
+
+
+def failure(url: str, **limits: Any) -> ProviderError:
+    """What one GET from `url`, which must fail, raises."""
+
+    async def run() -> bytes:
+        async with asyncio.timeout(30):
+            return await fetch(TimedClient("there", url, **limits))
+
+    with pytest.raises(ProviderError) as caught:
+        asyncio.run(run())
+    assert caught.value.provider == "there"
+    return caught.value
+
+
+def failure_of(answer: Answer, **limits: Any) -> ProviderError:
+    """What one GET that gets `answer` raises; its words never hold the address or port."""
+
+    async def talk(server: Replay) -> ProviderError:
+        with pytest.raises(ProviderError) as caught:
+            await fetch(TimedClient("there", server.url, **limits))
+        assert "127.0.0.1" not in str(caught.value) and str(server.port) not in str(caught.value)
+        return caught.value
+
+    return replay(answer, talk)
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [
+        ("127.0.0.1", True),
+        ("127.255.255.254", True),
+        ("10.0.0.1", True),
+        ("10.255.255.255", True),
+        ("11.0.0.1", False),
+        ("172.15.255.255", False),
+        ("172.16.0.1", True),
+        ("172.31.255.255", True),
+        ("172.32.0.1", False),
+        ("192.167.1.1", False),
+        ("192.168.0.1", True),
+        ("169.254.1.1", True),
+        ("0.0.0.0", False),
+        ("8.8.8.8", False),
+        ("100.64.0.1", False),
+        ("203.0.113.5", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", True),
+        ("::", False),
+        ("fc00::1", True),
+        ("fd12:3456::1", True),
+        ("fe80::1", True),
+        ("fe80::1%eth0", True),
+        ("2001:db8::1", False),
+        ("2606:4700::1111", False),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:192.168.1.1", True),
+        ("::ffff:8.8.8.8", False),
+        ("::ffff:203.0.113.5", False),
+        ("64:ff9b::808:808", False),
+        ("2002:c0a8:101::1", False),
+    ],
+)
+def test_is_private(address: str, private: bool) -> None:
+    assert is_private(address) is private
+
+
+def test_is_private_wants_an_address_not_a_name() -> None:
+    with pytest.raises(ValueError):
+        is_private("localhost")
+
+
+# --- no connection ---------------------------------------------------------------------------
+
+
+def test_refused() -> None:
+    port = free_port()
+    error = failure(f"http://127.0.0.1:{port}")
+    assert type(error) is Unreachable and error.temporary
+    assert str(error) == "provider there: no connection (connection refused); is it running?"
+
+
+def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    error = failure("http://no-such-box.lan:11434")
+    assert type(error) is Unreachable
+    assert "host name" in str(error) and "there" in str(error)
+    assert "no-such-box" not in str(error) and "11434" not in str(error)
+
+
+def test_a_name_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", never)
+    error = failure("http://slow-box.lan:11434", connect_timeout_s=0.05)
+    assert type(error) is Unreachable and "no connection within 0.05 s" in str(error)
+    assert "slow-box" not in str(error)
+
+
+def test_a_connect_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any, **__: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", never)
+    error = failure("http://10.255.255.1:11434", connect_timeout_s=0.05)
+    assert type(error) is Unreachable and "no connection within 0.05 s" in str(error)
+    assert "10.255" not in str(error)
+
+
+@pytest.mark.parametrize("ending", ["reset", "cut"])
+def test_broken_off(ending: Any) -> None:
+    error = failure_of(Answer(b"x" * 100, ending=ending))
+    assert type(error) is Unreachable and "broke off" in str(error)
+
+
+@pytest.mark.parametrize("ending", ["silent", "hang"])
+def test_hang_ends_at_the_limit(ending: Any) -> None:
+    error = failure_of(Answer(b"x", ending=ending), timeout_s=0.1)
+    assert type(error) is TimedOut
+    assert str(error) == "provider there: not finished within 0.1 s; raise request_timeout_s?"
+
+
+@pytest.mark.parametrize("ending", ["silent", "hang"])
+def test_a_callers_own_limit_is_left_to_the_caller(ending: Any) -> None:
+    async def talk(server: Replay) -> None:
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.1):
+                await fetch(TimedClient("there", server.url))
+        assert not isinstance(caught.value, ProviderError)
+
+    replay(Answer(b"x", ending=ending), talk)
+
+
+def test_dripping_for_ever_ends_at_the_limit() -> None:
+    """Data keeps coming, so no pause is ever too long: the whole request is bound."""
+    assert type(failure_of(Answer(ending="drip"), timeout_s=0.2)) is TimedOut
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind", "words"),
+    [("http", BadAnswer, "does not speak HTTP"), ("https", Unreachable, "no secure connection")],
+)
+def test_something_else_is_there(scheme: str, kind: type[Exception], words: str) -> None:
+    async def talk(server: Replay) -> None:
+        with pytest.raises(kind, match=words) as caught:
+            await fetch(TimedClient("there", server.url.replace("http", scheme)))
+        assert str(server.port) not in str(caught.value)
+
+    replay(Answer(b"SSH-2.0-OpenSSH_9.2\r\n\r\n", ending="raw"), talk)
+
+
+# --- addresses -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every address that a name is looked up to is public; the list holds the sockets made."""
+    made: list[Any] = []
+    resolved = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.5", 80))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved)
+
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        made.append(arguments)
+        raise ConnectionRefusedError(111, "no socket in this test")
+
+    class Sockets:
+        """`socket` as the transport sees it."""
+
+        def __getattr__(self, name: str) -> Any:
+            return refuse if name == "socket" else getattr(socket, name)
+
+    monkeypatch.setattr(transport, "socket", Sockets())
+    return made
+
+
+PUBLIC = [
+    "http://203.0.113.5:11434",
+    "http://[2001:db8::5]:11434",
+    "http://[::ffff:203.0.113.5]:11434",
+    "http://0.0.0.0:11434",
+    "https://203.0.113.5",
+    "http://box.example:11434",
+]
+
+
+@pytest.mark.parametrize("url", PUBLIC)
+def test_public_address_is_refused_before_there_is_a_socket(
+    url: str, no_sockets: list[Any]
+) -> None:
+    error = failure(url)
+    assert type(error) is Forbidden and not error.temporary
+    assert "allow_public" in str(error)
+    assert "203.0" not in str(error) and "box" not in str(error) and "11434" not in str(error)
+    assert no_sockets == []
+
+
+@pytest.mark.parametrize("url", PUBLIC)
+def test_public_address_is_tried_where_allowed(url: str, no_sockets: list[Any]) -> None:
+    error = failure(url, allow_public=True)
+    assert type(error) is Unreachable
+    assert len(no_sockets) == 1
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_name_with_a_public_and_a_private_address_uses_the_private_one(
+    order: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def talk(server: Replay) -> tuple[bytes, int]:
+        addresses = [("203.0.113.5", server.port), ("127.0.0.1", server.port)]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", a) for a in addresses[::order]]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        return await fetch(TimedClient("there", f"http://box.lan:{server.port}")), 1
+
+    assert replay(Answer(b"here"), talk) == (b"here", 1)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(status: int) -> None:
+    async def talk(server: Replay) -> tuple[int, int]:
+        client = TimedClient("there", server.url)
+        async with client.request("GET", "/") as response:
+            await response.body()
+        await client.aclose()
+        return response.status, len(server.asked)
+
+    answer = Answer(b"", status, {"location": "http://203.0.113.5/"})
+    assert replay(answer, talk) == (status, 1)
+
+
+def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    assert replay(Answer(b"x"), lambda server: fetch(TimedClient("there", server.url))) == b"x"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("", "box", "192.168.1.2:11434", "ftp://192.168.1.2", "file:///etc/hosts"),
+        *("http://", "http:///x", "http://[::1", "http://box:port", "http://box:99999"),
+        "http://box\x00",
+    ],
+)
+def test_malformed_url(url: str) -> None:
+    with pytest.raises(ParameterError, match="provider there: its url is not an http address"):
+        TimedClient("there", url)
+
+
+@pytest.mark.parametrize("user", ["anna:pw@", "anna@", ":pw@"])
+def test_no_password_in_a_url(user: str) -> None:
+    with pytest.raises(ParameterError, match="api_key_env") as caught:
+        TimedClient("there", f"http://{user}127.0.0.1:1")
+    assert "pw" not in str(caught.value).replace("password", "")
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "with\r\nX-Header: 1", "schlüssel", "\x00"])
+def test_key_that_no_header_can_carry(key: str) -> None:
+    with pytest.raises(ParameterError, match="provider there: its key") as caught:
+        TimedClient("there", "http://127.0.0.1:1", key)
+    assert key not in str(caught.value)
+
+
+def test_redacted() -> None:
+    client = TimedClient("there", "http://10.0.0.7:8080/x", "k-77")
+    words = "k-77 at http://10.0.0.7:8080/x, 10.0.0.7:8080, 10.0.0.7"
+    assert client.redacted(words) == "… at http://…/x, …, …"
+    plain = TimedClient("there", "http://model:8080")
+    assert plain.redacted("no model at model:8080") == "no model at …"
+
+
+# --- bodies ----------------------------------------------------------------------------------
+
+
+class Pieces(httpx.AsyncByteStream):
+    def __init__(self, body: bytes, size: int) -> None:
+        self._pieces = [body[i : i + size] for i in range(0, len(body), size)]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+
+def lines_of(body: bytes, size: int) -> list[bytes]:
+    async def run() -> list[bytes]:
+        response = httpx.Response(200, stream=Pieces(body, size))
+        return [line async for line in Response(response, "there", None).lines()]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 10_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"\n", b"a", b"a\nb", b"\n\na\r\nb\n", "ä\n€\n😀".encode(), b"x" * 200 + b"\n\n"),
+        recorded("ollama/chat_stream").body,
+        recorded("vllm/chat_stream_usage").body,
+    ],
+)
+def test_lines_wherever_the_pieces_end(body: bytes, size: int) -> None:
+    expected = body.split(b"\n")
+    assert lines_of(body, size) == (expected if expected[-1] else expected[:-1])
+
+
+def test_one_endless_line_costs_no_more_than_its_length() -> None:
+    """Each byte is looked at a fixed number of times, however small the pieces."""
+    body = b"x" * 1_000_000
+    assert lines_of(body, 100) == [body]
+
+
+@pytest.mark.parametrize("ending", ["whole", "close", "hang"])
+def test_oversized_body(ending: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 2**20)
+    error = failure_of(Answer(b"x" * (2**20 + 1), ending=ending))
+    assert type(error) is BadAnswer and "longer than 1 MiB" in str(error)
+
+
+def test_a_body_of_just_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 2**20)
+    talk: Callable[[Replay], Any] = lambda s: fetch(TimedClient("there", s.url))  # noqa: E731
+    assert replay(Answer(b"x" * 2**20), talk) == b"x" * 2**20
+
+
+def test_each_of_many_at_once_gets_its_own_marks() -> None:
+    """The trace callbacks know their request by its task: 20 at once, then 20 warm."""
+
+    async def talk(server: Replay) -> list[list[dict[str, float]]]:
+        client = TimedClient("there", server.url)
+
+        async def one() -> dict[str, float]:
+            exchange = Exchange(clock)
+            exchange.mark("start")
+            async with client.request("POST", "/", {"a": 1}, exchange) as response:
+                await response.body()
+            return exchange.marks
+
+        waves = [await asyncio.gather(*(one() for _ in range(20))) for _ in range(2)]
+        await client.aclose()
+        assert server.connections == 20
+        return waves
+
+    cold, warm = replay(Answer(b"x" * 10_000), talk)
+    order = ["start_ms", "connect_start_ms", "connected_ms", "sent_ms", "first_byte_ms"]
+    order.append("last_byte_ms")
+    for marks in cold:
+        assert [marks[event] for event in order] == sorted(marks.values())
+    for marks in warm:
+        assert marks.keys() == set(order) - {"connect_start_ms", "connected_ms"}
+        assert list(marks.values()) == sorted(marks.values())
+
+
+def test_a_failure_leaves_no_connection_behind() -> None:
+    async def talk(server: Replay) -> int:
+        client = TimedClient("there", server.url)
+        for _ in range(3):
+            with pytest.raises(RuntimeError):
+                async with client.request("GET", "/") as response:
+                    async for _line in response.lines():
+                        raise RuntimeError("the reader stops in the middle")
+        await client.aclose()
+        return server.connections
+
+    assert replay(Answer(b"x\n" * 500_000, pieces=50_000), talk) == 3

@@ -1,0 +1,260 @@
+"""Sentences say what the numbers say, carry no markup of strangers, and choose by the data."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from test_tables import PUBLISHED, changed, pool_report
+
+from poclib import documents, tables, words
+from poclib import report as reports
+from poclib.records import Report
+from poclib.stats import Headline, Ratio, Spread
+
+PASSED = tables.headline(pool_report())
+
+
+def with_ratio(median: float, low: float | None, high: float | None, **changes: Any) -> Headline:
+    found = Ratio(median, low, high, 1 if low is None else 5)
+    return replace(PASSED, overhead_ratio=found, **changes)
+
+
+def test_the_gate_line_for_every_verdict() -> None:
+    line = words.gate_line(with_ratio(0.58, 0.55, 0.61))
+    assert line == "Gate: PASS — 0.58 (0.55 to 0.61, 5 rounds) is below 2.00"
+    line = words.gate_line(with_ratio(2.5, 2.1, 2.9, verdict="FAIL"))
+    assert line == "Gate: FAIL — 2.50 (2.10 to 2.90, 5 rounds) is above 2.00"
+    open_ = {"verdict": "INCONCLUSIVE", "rounds_needed": 12}
+    line = words.gate_line(with_ratio(1.9, 1.7, 2.1, **open_))
+    assert line.endswith("(1.70 to 2.10, 5 rounds) holds 2.00; about 12 rounds would settle it")
+    line = words.gate_line(with_ratio(2.0, 1.7, 2.1, verdict="INCONCLUSIVE"))
+    assert line.endswith("no reachable number of rounds would settle it")
+    line = words.gate_line(with_ratio(0.87, None, None, verdict="INCONCLUSIVE"))
+    assert "0.87 (1 round, so no interval)" in line and "at least 2 rounds" in line
+
+
+def test_decimals_never_hide_on_which_side_of_the_limit_it_lies() -> None:
+    line = words.gate_line(with_ratio(1.9, 1.8, 1.9996))
+    assert "to 1.9996, 5 rounds) is below 2.0000" in line
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.90, 0.94, "faster"),
+        (0.90, 0.96, "not distinguishable from 1"),
+        (0.96, 1.04, "not distinguishable from 1"),
+        (1.04, 1.20, "not distinguishable from 1"),
+        (1.06, 1.20, "slower"),
+        (None, None, "unknown"),
+    ],
+)
+def test_the_band_decides_what_is_called_a_difference(
+    low: float | None, high: float | None, said: str
+) -> None:
+    headline = with_ratio(1.0, low, high)
+    assert words.effect(headline) == said
+    assert said in words.finding(headline) or low is None
+    assert "same" not in words.finding(headline)
+
+
+def test_numbers_in_words() -> None:
+    assert words.milliseconds(27.849999999999994) == "27.9 ms"  # 27.85, less a rounding error
+    assert words.milliseconds(2515.0) == "2,515 ms" and words.milliseconds(None) == "-"
+    assert words.percent(0.7534) == "75 %" and words.percent(0.03585, 1) == "3.6 %"
+    assert words.many(1, "round") == "1 round" and words.many(1200, "round") == "1,200 rounds"
+
+
+EVIL = "<script>alert(1)</script> **b** [x](http://evil.example) \x1b[31m\u202e`$|\n# h"
+
+
+def test_text_of_servers_is_harmless_everywhere() -> None:
+    data = pool_report().model_dump()
+    for facts in data["providers"]:
+        facts.update(model=EVIL, digest=EVIL, server=EVIL, engine=EVIL, kind=EVIL)
+    data |= {"created": EVIL, "source": EVIL}
+    arm = data["rounds"][0]["arms"][0]
+    arm["requests"][0].update(outcome="failed", error_kind=EVIL, error=EVIL)
+    report = Report.model_validate(data)
+    headline = tables.headline(report)
+    said = [
+        words.provenance(report, headline),
+        words.subtitle(headline),
+        words.bottom_line(report, headline),
+        words.report_text(report, headline),
+        documents.phase_0_result([report], [headline]),
+        words.doctor_table(report.providers, report.probes, {}, {"local": "x"}),
+        *words.warnings(report, headline),
+    ]
+    for text in said:
+        assert not re.search(r"[<>`$\x1b\u202e\[\]]|//|\*\*b|\n# h", text), text
+    line = words.safe("ok\x1b[2J\r\nnext \u202e\ud800")
+    assert line == "ok?[2J next ??" and len(words.safe("x" * 9999)) == 500
+
+
+def test_no_sentence_uses_plus_minus() -> None:
+    report = pool_report()
+    text = words.report_text(report, PASSED) + documents.phase_0_result([report], [PASSED])
+    assert "±" not in text and not re.search(r"\bnan\b|\bNone\b(?! was)", text)
+
+
+def test_the_bottom_line_says_gain_price_and_cause() -> None:
+    text = words.bottom_line(pool_report(), PASSED)
+    assert "0.78 times the baseline's time: faster (interval 0.75 to 0.81, 5 rounds)" in text
+    assert "one at a time on local" in text and "960 ms" in text and "70 %" in text
+    assert "local stood idle" in text
+    assert "only the difference, 20.0 ms, can be the network" in text
+    assert text.endswith("**Gate: PASS — 0.78 (0.75 to 0.81, 5 rounds) is below 2.00.**")
+
+
+def test_the_cause_is_contention_where_requests_slowed_each_other() -> None:
+    slow = replace(PASSED, wall_ms={"local": Spread(2000, 1900, 2100, 20), "remote": None})
+    assert "local took 10.0 times as long as one alone" in words.why(slow)
+    assert "batching" in words.why(replace(PASSED, efficiency=1.8))
+    assert "unknown" in words.why(replace(PASSED, efficiency=None))
+    assert "idle" not in words.why(replace(PASSED, efficiency=0.95))
+
+
+def warned(report: Report) -> str:
+    return "\n".join(words.warnings(report, tables.headline(report)))
+
+
+def providers(**changes: Any) -> list[dict[str, Any]]:
+    first, second = pool_report().model_dump()["providers"]
+    return [first, {**second, **changes}]
+
+
+def test_warnings_are_chosen_from_the_data() -> None:
+    assert warned(pool_report()).count("\n") == 0  # all that is left: one machine is not two
+    assert "All engines ran on one machine" in warned(pool_report())
+    apart = [{**one, "kind": "ollama"} for one in pool_report().model_dump()["providers"]]
+    assert warned(pool_report(providers=apart)) == ""
+    cases = {
+        "no interval": pool_report(rounds=1),
+        "did not finish": pool_report(complete=False),
+        "1 request of 80 failed (TimedOut 1 times)": changed(
+            pool_report(), "strategy", outcome="failed", error_kind="TimedOut"
+        ),
+        "1 round left out": changed(pool_report(), "strategy", outcome="failed"),
+        "1 of 40 answers differ": changed(pool_report(), "strategy", answer_sha256="x"),
+        "their digests differ": pool_report(providers=providers(digest="sha256:other")),
+        "digests are unknown": pool_report(providers=providers(digest=None)),
+        "different engines": pool_report(providers=providers(engine="other")),
+        "remote not pinned": pool_report(providers=providers(pinned=False)),
+        "1 request reused cached": changed(pool_report(), "strategy", cached_tokens=9),
+        "(39 to 40 tokens)": changed(pool_report(), "strategy", output_tokens=39),
+        "remote did not report server time": changed(
+            pool_report(), "strategy", server={}, provider="remote"
+        ),
+        "over 3 times the median": changed(pool_report(), "baseline", wall_ms=9000.0),
+        "not mostly the network": reports.load(PUBLISHED),
+    }
+    for sentence, report in cases.items():
+        assert sentence in warned(report), sentence
+
+
+def test_the_published_claims_are_held_against_the_rows() -> None:
+    report = reports.load(PUBLISHED)
+    said = documents.published_claims(report, tables.headline(report))
+    wrong = [one for one in said if "does **not** follow" in one]
+    assert len(wrong) == 2
+    assert "60.4 from a local row" in wrong[0] and "13.1 to 30.2 ms" in wrong[0]
+    assert "28 to 38 times" in wrong[1] and "340 ms" in wrong[1] and "570 ms gives 17" in wrong[1]
+    text = "\n".join(said)
+    assert "Speedup, published as 1.15, follows: the rows give 1.154" in text
+    assert "published as 0.87, follows" in text and "published as 0.04, follows" in text
+    assert "27.9 ms and 22.4 ms" in text and "75 % of what the rates allow" in text
+
+
+def test_other_claims_get_other_words() -> None:
+    data = reports.load(PUBLISHED).model_dump()
+    data["environment"]["published"]["headlines"]["speedup"] = 1.3
+    data["environment"]["published"]["headlines"]["added_latency_ms_range"] = [13, 30]
+    report = Report.model_validate(data)
+    said = documents.published_claims(report, tables.headline(report))
+    assert said[0].startswith("Speedup, published as 1.3, does **not** follow")
+    assert any("The range of 13 to 30 ms per remote request follows" in one for one in said)
+
+
+@pytest.mark.parametrize(
+    "broken", [None, [], {"headlines": {}}, {"headlines": 1, "failing_run": 2}]
+)
+def test_claims_in_another_form_are_no_claims(broken: object) -> None:
+    report = reports.load(PUBLISHED).model_copy(update={"environment": {"published": broken}})
+    headline = tables.headline(report)
+    assert documents.published_claims(report, headline) == []
+    assert documents.phase_0_result([report], [headline])
+    assert documents.published_claims(pool_report(), PASSED) == []
+
+
+SECTIONS = [
+    "Bottom line",
+    "Strategy alternatives",
+    "Latency breakdown",
+    "Failure modes",
+    "Conditions for advancing to Phase 1",
+    "What this does not show",
+]
+
+
+def test_the_phase_0_result_has_its_sections_and_computed_numbers() -> None:
+    report, published = pool_report(), reports.load(PUBLISHED)
+    text = documents.phase_0_result([published, report], [tables.headline(published), PASSED])
+    assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS
+    assert text.count("| serial-per-provider | 0.78 (0.75 to 0.81, 5 rounds)") == 1
+    assert "all-parallel took 6.47 times" in text and "93.8 %" in text
+    state = dict(re.findall(r"^\| (.*?) +\| (met|not met) ", text, re.M))
+    assert state["A strategy passes the gate"] == "met"
+    assert state["A strategy reaches 90 % of the ideal"] == "not met"
+    assert len(state) == 7
+    for few in ([], [published]):
+        text = documents.phase_0_result(few, [tables.headline(one) for one in few])
+        assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS and "met" in text
+
+
+def test_comparison_puts_the_best_first_in_both_forms() -> None:
+    worse = with_ratio(6.47, 6.0, 7.0, strategy="all-parallel", verdict="FAIL", efficiency=None)
+    plain = words.comparison_text([worse, PASSED]).splitlines()
+    assert plain[2].startswith("serial-per-provider") and plain[3].endswith("FAIL")
+    assert len({line.index("0.78") if "0.78" in line else 21 for line in plain}) == 1
+    marked = words.comparison_text([worse, PASSED], markdown=True).splitlines()
+    assert all(line.startswith("| ") and line.count("|") == 8 for line in marked)
+    assert words.suite_gate([worse, PASSED]).startswith("Gate: PASS — 0.78")
+    assert words.suite_gate([worse, PASSED]).endswith("(of 2: 1 PASS, 1 FAIL)")
+    assert words.suite_gate([worse]).startswith("Gate: FAIL")
+    assert words.suite_gate([]).startswith("Gate: INCONCLUSIVE")
+
+
+def test_titles_state_findings_for_any_report() -> None:
+    empty = tables.headline(pool_report(rounds=0, preparation=[], probes=[]))
+    for headline in (PASSED, empty, tables.headline(reports.load(PUBLISHED))):
+        for title in (
+            words.title_timeline,
+            words.title_breakdown,
+            words.title_ecdf,
+            words.title_rounds,
+            words.finding,
+            words.network,
+            words.why,
+        ):
+            assert title(headline) and "None" not in title(headline)
+    assert words.title_rounds(PASSED).endswith("in 5 of 5 rounds")
+    assert words.title_breakdown(PASSED) == "A remote request: 88 % of its 344 ms is generating"
+    assert "1 faster, 1 without" in words.title_ratios([PASSED, with_ratio(1.0, None, None)])
+    assert empty.strategy in words.report_text(pool_report(rounds=0), empty)
+
+
+def test_the_doctor_speaks_of_each_provider() -> None:
+    report = pool_report()
+    text = words.doctor_table(
+        report.providers[1:], report.probes, {"remote": 300.0}, {"local": "refused; start it"}
+    )
+    assert re.search(
+        r"remote +answers +llama-server b1 +tiny +abababababab +21\.0 ms +300 ms", text
+    )
+    assert re.search(r"local +FAILS", text) and text.endswith("local: refused; start it")
+    gain = words.expected_gain({"shared-queue": 0.6, "sequential": 1.0}, {"a": 200, "b": 300})
+    assert "Expect shared-queue to take 0.60 times as long as a alone" in gain
+    assert "Expect no gain" in words.expected_gain({"x": 1.0}, {"a": 1})
+    assert "unknown" in words.expected_gain({}, {})
