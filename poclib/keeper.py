@@ -69,13 +69,11 @@ class Keeper:
             process = self._launch()
             while process.poll() is None:
                 if interrupted():
-                    raise EngineError("the engine's start was called off")
+                    raise EngineError("its start was called off")
                 if self._healthy() and self._listens(process.pid):
                     return self._ready(process)
                 if time.monotonic() > limit_s:
-                    raise EngineError(
-                        f"the engine was not ready after {self.config['ready_s']:.0f} s"
-                    )
+                    raise EngineError(f"it was not ready after {self.config['ready_s']:.0f} s")
                 time.sleep(_POLL_S)
             if _is_free(self.port):  # else the port was taken meanwhile: try another
                 break
@@ -117,16 +115,19 @@ class Keeper:
     def _launch(self) -> subprocess.Popen[bytes]:
         self.port = _free_port()
         first_line = self.config["first_line"]
-        with _pinned_to(self.config["core"]) as self.pinned:  # a child inherits its starter's core
-            self.process = subprocess.Popen(
-                [part.replace("{port}", str(self.port)) for part in self.config["command"]],
-                stdin=subprocess.DEVNULL if first_line is None else subprocess.PIPE,
-                stdout=self.log,
-                stderr=self.log,
-                env={**_without_settings(os.environ), **self.config["environment"]},
-                start_new_session=True,  # a Ctrl-C in the terminal does not reach it
-                preexec_fn=_die_with_parent,
-            )
+        try:
+            with _pinned_to(self.config["core"]) as self.pinned:  # a child inherits it
+                self.process = subprocess.Popen(
+                    [part.replace("{port}", str(self.port)) for part in self.config["command"]],
+                    stdin=subprocess.DEVNULL if first_line is None else subprocess.PIPE,
+                    stdout=self.log,
+                    stderr=self.log,
+                    env={**_without_settings(os.environ), **self.config["environment"]},
+                    start_new_session=True,  # a Ctrl-C in the terminal does not reach it
+                    preexec_fn=_die_with_parent,
+                )
+        except OSError as error:  # a file for another kind of machine, or no file at all
+            raise EngineError(f"it cannot be started ({error.strerror})") from None
         if self.process.stdin is not None:
             told = {**first_line, "port": self.port}
             with contextlib.suppress(BrokenPipeError):  # it died; its last words say why
@@ -234,15 +235,16 @@ def _free_port() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         return probe.connect_ex((_HOST, port)) != 0
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
     code = process.returncode
-    if code is not None and code < 0:
-        return f"the engine was ended by signal {signal.Signals(-code).name}"
-    return f"the engine ended by itself with code {code}"
+    if code == -signal.SIGILL:
+        return "it was ended by SIGILL (it uses an instruction that this processor lacks)"
+    if code < 0:
+        return f"it was ended by {signal.Signals(-code).name}"
+    return f"it ended by itself with code {code}"
 
 
 def main() -> None:

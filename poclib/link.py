@@ -27,7 +27,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 
 from .errors import EngineError
 
@@ -109,7 +108,6 @@ class Link:
     def drop(self) -> None:
         """Cut every connection with a reset and refuse new ones until `restore`."""
         self._stop_accepting()
-        self._listener.close()
         self._listener = _bound(self.port)  # bound but deaf: new connections are refused
         for connection in self._open():
             connection.end()
@@ -124,7 +122,6 @@ class Link:
     def close(self) -> None:
         """Cut everything and end every thread; harmless when repeated."""
         self._stop_accepting()
-        self._listener.close()
         open_now = self._open()
         for connection in open_now:
             connection.end()
@@ -136,12 +133,7 @@ class Link:
     def __enter__(self) -> Link:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def forget(self, connection: _Connection) -> None:
@@ -175,6 +167,7 @@ class Link:
             self._wake.send(b"x")
             self._acceptor.join(_STOP_S)
             self._acceptor = None
+        self._listener.close()
 
 
 class _Connection:
@@ -193,11 +186,12 @@ class _Connection:
             _Way(self, _TO_TARGET, client, target),
             _Way(self, _TO_CLIENT, target, client),
         )
-        jobs = (self.ways[0].read, self.ways[0].write, self.ways[1].read, self.ways[1].write)
-        self.alive = len(jobs)
         self.threads = [
-            threading.Thread(target=self._work, args=(job,), daemon=True) for job in jobs
+            threading.Thread(target=self._work, args=(job,), daemon=True)
+            for way in self.ways
+            for job in (way.read, way.write)
         ]
+        self.alive = len(self.threads)
 
     def start(self) -> None:
         """Connect to the target (local: at once, or refused at once) and begin carrying."""
@@ -233,11 +227,11 @@ class _Connection:
         job()
         with self.lock:
             self.alive -= 1
-            last = self.alive == 0
-        if last:
-            for each in self.sockets:
-                each.close()
-            self.link.forget(self)
+            if self.alive:
+                return
+        for each in self.sockets:
+            each.close()
+        self.link.forget(self)
 
 
 class _Way:

@@ -31,6 +31,7 @@ class Provider:
 
     paths: ClassVar[Mapping[str, str]]  # by `api`
     probe_path = "/health"
+    keeps_streams = True
 
     def __init__(
         self, settings: ProviderSettings, parameters: Parameters, url: str, key: str | None = None
@@ -77,9 +78,10 @@ class Provider:
         Raises a `ProviderError`; what was marked until then stays in `exchange`.
         """
         path, body = self.paths[self.api], self._request_body(prompt)
+        keep = self.keeps_streams or not self.parameters.stream
         exchange.mark("start")
         try:
-            async with self.client.request("POST", path, body, exchange) as response:
+            async with self.client.request("POST", path, body, exchange, keep) as response:
                 if response.status != 200:
                     raise self._rejection(response, await response.body())
                 async for event in self._events(response):
@@ -279,6 +281,7 @@ class OpenAI(Provider):
         model = self.settings.model or ""
         self._require(model, list(mine))
         self.is_vllm = mine[model].get("owned_by") == "vllm"
+        self.keeps_streams = mine[model].get("owned_by") != "llamacpp"
         if not self.is_vllm:
             return self._facts()
         self.probe_path = "/health"
@@ -338,6 +341,9 @@ class LlamaServer(OpenAI):
 
     paths: ClassVar = {"chat": "/v1/chat/completions", "completion": "/completion"}
     probe_path = "/health"
+    # It closes each connection that carried a stream, without saying so beforehand: a next
+    # request on it would race that, and be lost.
+    keeps_streams = False
 
     async def _describe(self) -> ProviderFacts:
         await self._get("/health")

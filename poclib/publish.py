@@ -20,17 +20,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bleach
 import nbformat
 import papermill
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
+from traitlets.config import Config
 
 from . import report
 from .errors import ParameterError, PocError, ReportError, RunFailed
 
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
 ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/")
+TAGS = {
+    *("a", "b", "blockquote", "br", "code", "dd", "del", "div", "dl", "dt", "em", "hr", "i", "li"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "s", "span", "strong", "sub", "sup"),
+    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+}
+ATTRIBUTES = {"*": ["class", "id", "title"], "a": ["href"], "td": ["align"], "th": ["align"]}
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 1rem/1.55 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
@@ -41,7 +49,7 @@ pre { overflow-x: auto; padding: .6rem .8rem; background: var(--soft); font-size
 code { font-size: .9em; }
 table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; }
-td { font-variant-numeric: tabular-nums; }
+td { font-variant-numeric: tabular-nums; } td:first-child { white-space: nowrap; }
 .highlight { background: none; } .input_area pre { border-left: 3px solid var(--line); }
 .anchor-link { display: none; }
 .PASS { color: #00734d; font-weight: 600; } .FAIL { color: #b3261e; font-weight: 600; }
@@ -100,6 +108,8 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
             cwd=str(report.root()),
             progress_bar=False,
             stderr_file=sys.stderr,
+            # The kernel is spoken to through files of this user, not over a network port.
+            config=Config({"KernelManager": {"transport": "ipc"}}),
         )
     except PapermillExecutionError as error:
         raise RunFailed(f"{notebook.stem}: {error.evalue}") from None
@@ -195,10 +205,18 @@ def title(notebook: Path) -> str:
     return text.partition("\n")[0].lstrip("# ").strip() or notebook.stem
 
 
+def cleaned(element: object) -> str:
+    """HTML from a notebook with only what a page needs: text, tables, code; no script."""
+    return bleach.clean(
+        str(element), tags=TAGS, attributes=ATTRIBUTES, protocols={"http", "https"}, strip=True
+    )
+
+
 def _page(notebook: Path) -> str:
     exporter = HTMLExporter(
         template_name="basic",
         sanitize_html=True,
+        filters={"clean_html": cleaned},
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )

@@ -3,9 +3,9 @@
 A strategy is called at the start, after every answer, and now and then while prompts wait.
 It sees how many wait and what each provider is doing, and names the provider for each of
 the next prompts, in the prompts' order: `["fast", "fast", "slow"]` gives two to `fast` and
-one to `slow`. Prompts beyond that list go on waiting. A provider that is named more often than it has
-free slots holds the rest in a queue of its own: dispatch enforces the limit, never a
-strategy. Prompts count as equal work, so their order is all that matters.
+one to `slow`. Prompts beyond that list go on waiting. A provider that is named more often
+than it has free slots holds the rest in a queue of its own: dispatch enforces the limit,
+never a strategy. Prompts count as equal work, so their order is all that matters.
 
 To add one: write the function, add it to `STRATEGIES`, add a test.
 """

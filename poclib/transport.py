@@ -161,14 +161,18 @@ class TimedClient:
         path: str,
         json: Any = None,
         exchange: Exchange | None = None,
+        keep: bool = True,
     ) -> AsyncIterator[Response]:
         """Send one request and yield its response once the headers are here.
+
+        `keep` is whether its connection may serve another request afterwards.
 
         Raises `Unreachable`, `TimedOut`, `Forbidden` or `BadAnswer` (no HTTP), also while the
         body is read; body and all, it takes no longer than the client's `timeout_s`.
         """
+        headers = self._headers if keep else self._headers | {"connection": "close"}
         request = httpx.Request(
-            method, self._url + path, headers=self._headers, json=json, extensions=self._extensions
+            method, self._url + path, headers=headers, json=json, extensions=self._extensions
         )
         token = _exchange.set(exchange)
         try:

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -117,6 +117,8 @@ class Replay:
             answer = self._answers
         else:
             answer = self._answers.get(path, Answer(b"404 page not found", 404))
+        if headers.get("connection", "").lower() == "close":
+            answer = replace(answer, headers=answer.headers | {"connection": "close"})
         if answer.ending == "reset":
             # Closing with a linger of 0 makes the system send a reset.
             link: socket.socket = writer.get_extra_info("socket")
@@ -132,7 +134,7 @@ class Replay:
             await asyncio.sleep(0.005)
         if answer.ending == "hang":
             await reader.read()
-        return answer.ending == "whole" and answer.headers.get("connection") != "close"
+        return answer.ending == "whole" and answer.headers.get("connection", "").lower() != "close"
 
     async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
         length = {"transfer-encoding": "chunked"} if answer.ending != "close" else {}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,8 +22,15 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from poclib import engines, keeper
-from poclib.engines import RunningEngine, choose_engine, find_model, model_digest, pool
+from poclib import engines, keeper, llama
+from poclib.engines import (
+    EngineChoice,
+    RunningEngine,
+    choose_engine,
+    find_model,
+    model_digest,
+    pool,
+)
 from poclib.errors import EngineError
 from poclib.records import Link, ProviderSettings
 
@@ -30,7 +39,7 @@ LOCAL = ProviderSettings(name="local", slots=2)
 REMOTE = ProviderSettings(name="remote", speed=0.5, slots=3, link=Link(round_trip_ms=20))
 
 # A llama-server without a model: enough of it to see what it was told, and to misbehave.
-PRETENDER = """#!{python}
+PRETENDER = """
 import http.server, json, os, signal, sys
 if "--version" in sys.argv: print("version: 4321 (abc)"); sys.exit()
 if "--help" in sys.argv: print("--metrics"); sys.exit()
@@ -53,8 +62,12 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
 def pretender(folder: Path, mood: str = "") -> str:
-    path = folder / "llama-server"
-    path.write_text(PRETENDER.format(python=sys.executable, mood=mood))
+    path, script = folder / "llama-server", folder / "pretender.py"
+    script.write_text(PRETENDER.format(mood=mood))
+    # A "#!" line could not name an interpreter whose path holds a space.
+    path.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(script))} "$@"\n'
+    )
     path.chmod(0o755)
     return str(path)
 
@@ -95,11 +108,20 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A virtual environment's folder that remembers nothing yet."""
+    path = tmp_path / "environment"
+    path.mkdir()
+    monkeypatch.setattr(sys, "prefix", str(path))
+    return path
+
+
 # ---- without a real engine -------------------------------------------------------------------
 
 
 def test_an_engine_named_by_the_variable_that_is_not_there_is_told_by_its_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
 ) -> None:
     monkeypatch.setenv("POCLIB_LLAMA_SERVER", str(tmp_path / "nowhere"))
     with pytest.raises(EngineError, match=r"\$POCLIB_LLAMA_SERVER"):
@@ -114,8 +136,18 @@ def test_an_engine_named_by_the_variable_that_does_not_start_is_no_reason_to_tak
         choose_engine()
 
 
-def test_an_engine_on_the_path_that_needs_another_processor_is_passed_over_with_a_reason(
+def test_a_file_that_this_kind_of_machine_cannot_run_is_told_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+) -> None:
+    foreign = Path(pretender(tmp_path))
+    foreign.write_bytes(b"\0another machine's format")
+    monkeypatch.setenv("POCLIB_LLAMA_SERVER", str(foreign))
+    with pytest.raises(EngineError, match=r"\$POCLIB_LLAMA_SERVER.*it cannot be started"):
+        choose_engine()
+
+
+def test_an_engine_on_the_path_that_needs_another_processor_is_passed_over_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, environment: Path
 ) -> None:
     pytest.importorskip("xllamacpp")
     monkeypatch.delenv("POCLIB_LLAMA_SERVER", raising=False)
@@ -124,6 +156,80 @@ def test_an_engine_on_the_path_that_needs_another_processor_is_passed_over_with_
     choice = choose_engine()
     assert "b4321" not in choice.label
     assert "SIGILL" in choice.why
+    assert str(tmp_path) not in choice.why and "\n" not in choice.why and "|" not in choice.why
+
+
+def tried(outcome: str = "") -> list[str]:
+    """The engines that a process tries which knows no more than the disk does."""
+    labels = []
+
+    def trial(choice: EngineChoice, model: Path) -> str:
+        labels.append(choice.label)
+        return outcome
+
+    with contextlib.suppress(EngineError):  # where none is left
+        llama.choose(trial)
+    return labels
+
+
+@pytest.fixture
+def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
+    """The only llama-server of this machine."""
+    monkeypatch.delenv("POCLIB_LLAMA_SERVER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(llama, "_WHEEL_MODULE", "no_such_module")
+    return Path(pretender(tmp_path))
+
+
+@pytest.mark.parametrize("outcome", ["", "it was ended by SIGILL"])
+def test_what_one_process_found_out_about_an_engine_the_next_one_knows(
+    environment: Path, on_path: Path, outcome: str
+) -> None:
+    assert tried(outcome) == ["llama-server b4321 (PATH)"]
+    assert tried(outcome) == []
+    assert str(on_path.parent) not in "".join(f.read_text() for f in environment.iterdir())
+
+
+def test_an_outcome_that_may_change_is_not_kept(environment: Path, on_path: Path) -> None:
+    assert tried("it ended by itself with code 127") != []
+    assert tried() != []
+
+
+@pytest.mark.parametrize("changed", ["engine", "model", "processor"])
+def test_another_build_model_or_processor_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, environment: Path, on_path: Path, model: Path, changed: str
+) -> None:
+    assert tried() != []
+    if changed == "processor":
+        monkeypatch.setattr("platform.processor", lambda: "another")
+    else:
+        os.utime(on_path if changed == "engine" else model, (1, 1))
+    assert tried() != []
+    assert tried() == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": 1}', "\xff"])
+def test_a_damaged_memory_costs_one_more_trial(environment: Path, on_path: Path, text: str) -> None:
+    (environment / llama._TRIALS_FILE).write_text(text, encoding="latin-1")
+    assert tried() != []
+    assert tried() == []
+
+
+@pytest.mark.parametrize("place", ["a file", "no virtual environment"])
+def test_where_nothing_can_be_kept_an_engine_is_tried_each_time(
+    monkeypatch: pytest.MonkeyPatch, environment: Path, on_path: Path, place: str
+) -> None:
+    prefix = str(on_path) if place == "a file" else sys.base_prefix
+    monkeypatch.setattr(sys, "prefix", prefix)
+    assert tried() == tried() != []
+
+
+def test_an_engine_named_by_the_variable_is_tried_each_time(
+    monkeypatch: pytest.MonkeyPatch, environment: Path, on_path: Path
+) -> None:
+    monkeypatch.setenv("POCLIB_LLAMA_SERVER", str(on_path))
+    assert tried() == tried() == ["llama-server b4321 ($POCLIB_LLAMA_SERVER)"]
+    assert list(environment.iterdir()) == []
 
 
 def test_each_engine_is_told_what_its_provider_asks_for_and_no_key_is_on_a_command_line(
@@ -227,14 +333,14 @@ def running(request: pytest.FixtureRequest) -> Iterator[list[RunningEngine]]:
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "xllamacpp":
             patch.delenv("POCLIB_LLAMA_SERVER", raising=False)
-            patch.setattr(engines, "_found", lambda on_path: iter(()))
-            engines._choose.cache_clear()
+            patch.setattr(llama, "_found", lambda on_path: iter(()))
+            llama._choose.cache_clear()
         elif (choice := choose_engine()).binary is None:
             pytest.skip(f"no llama-server runs here: {choice.why}")
         with pool([LOCAL, REMOTE], context_tokens=256) as both:
             assert request.param in both[0].engine
             yield both
-    engines._choose.cache_clear()
+    llama._choose.cache_clear()
 
 
 @pytest.mark.slow

@@ -209,6 +209,12 @@ def test_cached_tokens_are_told(kind: str) -> None:
     assert send(f"ollama/v1_{kind}{'s' if kind == 'completion' else ''}").cached_tokens is None
 
 
+def test_cached_tokens_of_usage_stay_where_timings_have_none() -> None:
+    body = json.loads(recorded("llama-server/v1_completion").body)
+    del body["timings"]["cache_n"]
+    assert send("llama-server/v1_completion", Answer(json.dumps(body).encode())).cached_tokens == 4
+
+
 def test_thinking_counts_as_generated_text() -> None:
     lines: list[dict[str, Any]] = [
         {"message": {"content": "", "thinking": "Hm. "}},
@@ -368,6 +374,9 @@ def test_prompt_counts_and_times_of_another_type_are_refused() -> None:
             body = json.dumps(original | {key: wrong}).encode()
             with pytest.raises(BadAnswer, match="is its kind right"):
                 send("ollama/chat_nostream", Answer(body))
+    half = json.dumps(original | {"eval_count": 2.5}).encode()
+    with pytest.raises(BadAnswer, match="is its kind right"):
+        send("ollama/chat_nostream", Answer(half))
 
 
 def test_key_goes_out_as_bearer_and_comes_back_in_no_message() -> None:
@@ -428,6 +437,25 @@ def test_cold_and_warm_connection() -> None:
     for marks in warm:
         assert marks.keys() == every - {"connect_start_ms", "connected_ms"}
     assert connections == 1
+
+
+@pytest.mark.parametrize("kind", ["llama-server", "openai"])
+@pytest.mark.parametrize(("stream", "connections"), [(True, 3), (False, 1)])
+def test_no_connection_of_llama_server_is_used_after_a_stream(
+    kind: str, stream: bool, connections: int
+) -> None:
+    """The real server closes it then, unannounced: the next request would be lost."""
+
+    async def talk(server: Replay) -> int:
+        sender = provider(kind, server.url, stream=stream)
+        await sender.describe()
+        for _ in range(3):
+            await sender.send(Prompt(0, "x"), Exchange(clock))
+        await sender.aclose()
+        return server.connections
+
+    chat = recorded("llama-server/chat_stream" if stream else "llama-server/chat")
+    assert replay(LLAMA | {"/v1/chat/completions": chat}, talk) == connections
 
 
 def test_pings_and_empty_chunks_are_no_tokens() -> None:
@@ -616,8 +644,10 @@ def test_a_model_named_by_its_file_keeps_its_folder_private() -> None:
     assert describe("llama-server", answers, model=None).model == "tiny.gguf"
 
 
-def test_llama_server_may_hide_its_props() -> None:
-    hidden = Answer(b'{"error": {"message": "This server does not support it"}}', 501)
+@pytest.mark.parametrize(
+    "hidden", [Answer(b'{"error": {"message": "not supported"}}', 501), Answer(b"<html>")]
+)
+def test_llama_server_may_hide_its_props(hidden: Answer) -> None:
     facts = describe("llama-server", LLAMA | {"/props": hidden}, slots=3)
     assert (facts.slots, facts.context_tokens, facts.server) == (3, None, "llama-server")
 

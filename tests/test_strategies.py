@@ -74,6 +74,8 @@ def test_a_shared_queue_loses_less_than_one_request_of_the_slowest() -> None:
 
 
 def test_a_shared_queue_does_lose_by_its_last_prompt() -> None:
+    # Both are free at 200 ms and the faster takes the last: 300 ms, not 400.
+    assert makespan_ms("shared-queue", 4, [200, 100]) == 300
     # The slow one takes the second of two prompts and needs 1000 ms; alone, the fast needs 200.
     assert makespan_ms("shared-queue", 2, [100, 1000]) == 1000
     assert makespan_ms("earliest-finish", 2, [100, 1000]) == 200

@@ -347,8 +347,7 @@ def test_lines_wherever_the_pieces_end(body: bytes, size: int) -> None:
     assert lines_of(body, size) == (expected if expected[-1] else expected[:-1])
 
 
-def test_one_endless_line_costs_no_more_than_its_length() -> None:
-    """Each byte is looked at a fixed number of times, however small the pieces."""
+def test_one_endless_line() -> None:
     body = b"x" * 1_000_000
     assert lines_of(body, 100) == [body]
 
@@ -392,6 +391,19 @@ def test_each_of_many_at_once_gets_its_own_marks() -> None:
     for marks in warm:
         assert marks.keys() == set(order) - {"connect_start_ms", "connected_ms"}
         assert list(marks.values()) == sorted(marks.values())
+
+
+def test_a_server_may_answer_before_all_is_sent() -> None:
+    """Then the rest of the request is sent into an answer that is already there."""
+    times = iter([1.0, 2.0, 3.0])
+    exchange = Exchange(lambda: next(times))
+    token = transport._exchange.set(exchange)
+    sent = transport._marker("sent")
+    asyncio.run(sent(None, None, None))
+    exchange.mark("first_byte")
+    asyncio.run(sent(None, None, None))
+    transport._exchange.reset(token)
+    assert exchange.marks == {"sent_ms": 1.0, "first_byte_ms": 2.0}
 
 
 def test_a_failure_leaves_no_connection_behind() -> None:

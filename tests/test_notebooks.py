@@ -1,0 +1,108 @@
+"""The notebooks: what they declare, that they are fed by files, and that they run."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from poclib import cli, publish, report, tables
+from poclib.records import Parameters
+from poclib.strategies import STRATEGIES
+
+ROOT = report.root()
+NOTEBOOKS = publish.notebooks()
+STRATEGY_NOTEBOOKS = [path for path in NOTEBOOKS if "live" in publish.declared(path)]
+
+
+def _cells(path: Path) -> list[Any]:
+    return list(nbformat.read(path, as_version=4).cells)
+
+
+def _defaults(path: Path) -> dict[str, Any]:
+    """The values in the parameters cell, by running that cell alone."""
+    (cell,) = [c for c in _cells(path) if "parameters" in c.metadata.get("tags", [])]
+    namespace: dict[str, Any] = {}
+    exec(compile(cell.source, path.name, "exec"), namespace)
+    return {key: value for key, value in namespace.items() if not key.startswith("__")}
+
+
+def test_there_is_one_notebook_a_strategy() -> None:
+    slugs = [path.stem.partition("_")[2].replace("_", "-") for path in STRATEGY_NOTEBOOKS]
+    assert sorted(slugs) == sorted(STRATEGIES)
+
+
+@pytest.mark.parametrize("path", STRATEGY_NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_strategy_notebook_declares_every_parameter_with_help(path: Path) -> None:
+    declared = publish.declared(path)
+    assert set(declared) == set(Parameters.model_fields) - {"strategy"} | {"live"}
+    assert all(p["help"] or name == "providers" for name, p in declared.items())
+    assert all(p["inferred_type_name"] != "None" for p in declared.values())
+    defaults = _defaults(path)
+    assert defaults["live"] is False and defaults["experiment"] == "sample"
+    example = cli.read_yaml(ROOT / "params" / "embedded.yaml")
+    assert {k: defaults[k] for k in example if k != "experiment"} == {
+        k: v for k, v in example.items() if k != "experiment"
+    }, "a live run from the notebook measures what ./run-poc.sh measures"
+    title = STRATEGIES[path.stem.partition("_")[2].replace("_", "-")].question
+    assert publish.title(path) == title
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_is_a_thin_conversation(path: Path) -> None:
+    code = [c for c in _cells(path) if c.cell_type == "code"]
+    body = [c for c in code if "parameters" not in c.metadata.get("tags", [])]
+    trees = [ast.parse(c.source) for c in body]
+    kinds = {type(node) for tree in trees for node in ast.walk(tree)}
+    assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}
+    lines = [line for c in body for line in c.source.splitlines() if line.strip()]
+    assert len(lines) <= 36
+    assert not path.read_text().count('"papermill"'), "run times are stripped before committing"
+    assert all("execution" not in c.metadata for c in code)
+
+
+@pytest.mark.slow
+def test_committed_outputs_are_what_the_committed_reports_give() -> None:
+    """nbval, strict: claims are text, so they are compared."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "notebooks"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (
+        f"{sum(c.cell_type == 'code' for p in NOTEBOOKS for c in _cells(p))} passed" in done.stdout
+    )
+
+
+@pytest.mark.slow
+def test_a_notebook_measures_live_on_the_embedded_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "reports").mkdir(parents=True)
+    monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    notebook = ROOT / "notebooks" / "06_shared_queue.ipynb"
+    target = tmp_path / "done.ipynb"
+    values = {"live": True, "rounds": 2, "prompts": 3, "max_tokens": 8}
+    publish.execute(notebook, target, values)
+    measured = report.load("live-shared-queue")
+    assert measured.complete and len(measured.rounds) == 2
+    assert [[a.arm for a in r.arms] for r in measured.rounds] == [
+        ["baseline", "strategy"],
+        ["strategy", "baseline"],
+    ]
+    rows = measured.requests
+    assert len(rows) == 12 and all(r.outcome == "ok" and r.output_tokens == 8 for r in rows)
+    assert tables.headline(measured).answers_equal.compared == 6
+    text = target.read_text()
+    assert "req/s" not in text and str(tmp_path) not in text
