@@ -1,4 +1,4 @@
-"""Finds a llama.cpp engine and a model on this machine, and says how one is started on the other.
+"""Finds a llama.cpp engine and a model on this machine, and says how to start one with the other.
 
 It knows where engines may be and in what their builds differ; it starts none to stay: whether one
 works here is the caller's trial. Imports `errors`, `records`.

@@ -301,6 +301,13 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             f"{many(cached, 'request')} reused cached prompt tokens: the server's prompt cache "
             "made them cheaper; make prompts unique or switch the cache off."
         )
+    fresh = [row.provider for row in good if row.marks.connected_ms is not None]
+    if len(fresh) > 0.2 * len(good):
+        found.append(
+            f"{many(len(fresh), 'request')} of {len(good):,} opened a new connection, which costs "
+            f"a round trip more ({', '.join(sorted(set(fresh)))}): the server closes it after "
+            "each answer, as llama-server does after a streamed one; try stream: false."
+        )
     tokens = [row.output_tokens for row in good if row.output_tokens is not None]
     if tokens and min(tokens) != max(tokens):
         found.append(
