@@ -18,7 +18,7 @@ from typing import Any
 import click
 import yaml
 
-from . import __version__, experiment, pool, publish, report, tables, words
+from . import __version__, documents, experiment, pool, publish, report, tables, words
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .records import Parameters, Report
 from .stats import Headline
@@ -74,7 +74,9 @@ def doctor(params: Path, changes: tuple[str, ...]) -> None:
     with pool.open_pool(parameters) as providers:
         run = experiment.Run(parameters, providers)
         problems = experiment.on_own_loop(lambda: _examine(run))
-    click.echo(words.doctor_table(run.facts, run.probes, run.expected_ms, problems))
+    click.echo(
+        words.doctor_table(run.facts, run.probes, run.expected_ms, run.tokens_per_s(), problems)
+    )
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(experiment.predicted_ratios(run), run.expected_ms))
@@ -111,14 +113,13 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
 @click.option("--only", multiple=True, metavar="STRATEGY", help="Only this strategy (repeat).")
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
-    values = {"live": True, **read_yaml(params, changes)}
-    # Addresses that a page must not show are known before the first notebook runs.
-    known = {k for k in values if k != "live"}
-    parameters = Parameters.read({k: values[k] for k in known}, params.name)
+    given = read_yaml(params, changes)
     found = [n for n in publish.notebooks() if _wanted(n, only)]
     everything = {key for n in found for key in publish.declared(n)}
-    publish.check_keys(values, everything, params.name)
+    publish.check_keys(given, everything, params.name)
+    parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
     _answering(parameters)
+    values = {**given, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / parameters.experiment
     failures: list[str] = []
     for number, notebook in enumerate(found, start=1):
@@ -207,6 +208,8 @@ def refresh() -> None:
             fresh = Path(folder) / notebook.name
             publish.execute(notebook, fresh, {})
             shutil.copyfile(fresh, notebook)
+    samples = report.experiments("sample")
+    documents.write(documents.phase_0_result(samples, [tables.headline(s) for s in samples]))
 
 
 @poc.command()

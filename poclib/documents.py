@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 from .records import Report
+from .report import root
 from .stats import PASS, Headline
 from .words import (
     bottom_line,
@@ -54,6 +56,13 @@ def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> 
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
     return f"# Phase 0 result\n\n{body}\n"
+
+
+def write(text: str) -> Path:
+    """Save the Phase 0 result as PHASE-0-RESULT.md in the project's folder."""
+    path = root() / "PHASE-0-RESULT.md"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def _failure_modes(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:

@@ -275,6 +275,17 @@ class Run:
     def fastest(self) -> str:
         return min(self.expected_ms, key=lambda name: self.expected_ms[name])
 
+    def tokens_per_s(self) -> dict[str, float]:
+        """Output tokens over wall time of each provider's calibration, where it counts them."""
+        found = {}
+        for arm in self.preparation:
+            rows = [r for r in arm.requests if r.outcome == "ok" and arm.arm == "calibration"]
+            wall_ms = sum(r.wall_ms or 0 for r in rows)
+            tokens = sum(r.output_tokens or 0 for r in rows)
+            if tokens and wall_ms:
+                found[rows[0].provider] = 1000 * tokens / wall_ms
+        return found
+
     def _prompts(self, arm: str, turn: str, count: int) -> list[Prompt]:
         """Prompts that differ from round to round at their very start, so no prefix is cached.
 

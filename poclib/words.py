@@ -558,6 +558,7 @@ def doctor_table(
     facts: Sequence[ProviderFacts],
     probes: Sequence[Probe],
     alone_ms: Mapping[str, float],
+    tokens_per_s: Mapping[str, float],
     problems: Mapping[str, str],
 ) -> str:
     """One line a provider: does it answer, what is it, how fast; then what is wrong."""
@@ -568,18 +569,19 @@ def doctor_table(
             [
                 one.name,
                 "answers",
-                inline(one.server or one.engine or one.kind, 40),
+                inline(one.engine or one.server or one.kind, 40),
                 inline(one.model or "-", 40),
                 _short(one.digest) if one.digest else "unknown",
                 milliseconds(median(trips) if trips else None),
                 milliseconds(alone_ms.get(one.name)),
+                f"{number(rate, 0)} tokens/s" if (rate := tokens_per_s.get(one.name)) else "-",
                 "-" if one.slots is None else str(one.slots),
             ]
         )
-    rows += [[name, "FAILS", *["-"] * 6] for name in problems]
-    header = ["provider", "", "server", "model", "digest", "round trip", "one request", "slots"]
-    said = [f"{name}: {safe(problem)}" for name, problem in problems.items()]
-    return "\n".join([table(header, rows), *said])
+    rows += [[name, "FAILS", *["-"] * 7] for name in problems]
+    header = ["provider", "", "server", "model", "digest", "round trip", "one request"]
+    header += ["speed", "slots"]
+    return "\n".join([table(header, rows), *map(safe, problems.values())])
 
 
 def expected_gain(ratios: Mapping[str, float], alone_ms: Mapping[str, float]) -> str:

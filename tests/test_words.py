@@ -84,7 +84,7 @@ def test_text_of_servers_is_harmless_everywhere() -> None:
         words.bottom_line(report, headline),
         words.report_text(report, headline),
         documents.phase_0_result([report], [headline]),
-        words.doctor_table(report.providers, report.probes, {}, {"local": "x"}),
+        words.doctor_table(report.providers, report.probes, {}, {}, {"local": "x"}),
         *words.warnings(report, headline),
     ]
     for text in said:
