@@ -287,13 +287,19 @@ class Run:
         return found
 
     def _prompts(self, arm: str, turn: str, count: int) -> list[Prompt]:
-        """Prompts that differ from round to round at their very start, so no prefix is cached.
+        """The texts of an arm; both arms of a round get the same, to compare their answers.
 
-        Both arms of a round get the same texts, so that their answers can be compared.
+        Where some server's cache cannot be switched off by a request, each text begins with a
+        mark of its round, so that no prefix of an earlier one fits.
         """
         turn_mark = turn if arm in ("baseline", "strategy") else f"{arm} {turn}"
+        cached = not all(facts.cache_defeated for facts in self.facts)
         return [
-            Prompt(i, f"[{turn_mark}.{i} {self._salt}] {text}", f"{self._salt}/{arm}/{turn}")
+            Prompt(
+                i,
+                f"[{turn_mark}.{i} {self._salt}] {text}" if cached else text,
+                f"{self._salt}/{arm}/{turn}",
+            )
             for i, text in enumerate(self.texts[i % len(self.texts)] for i in range(count))
         ]
 

@@ -37,12 +37,14 @@ class Provider:
         overhead_ms: float = 0.0,
         role: Literal["local", "remote"] = "local",
         digest: str | None = "fake:1",
+        cache_defeated: bool = False,
         script: Sequence[ProviderError | Literal["hang"] | None] = (),
     ) -> None:
         self.name = name
         self.role = role
         self.digest = digest
         self.slots = slots
+        self.cache_defeated = cache_defeated
         self.overhead_ms = overhead_ms
         self.most_in_flight = 0
         self.seen: list[Prompt] = []
@@ -61,7 +63,7 @@ class Provider:
             slots=self.slots,
             reports_time=True,
             fixed_length=True,
-            cache_defeated=True,
+            cache_defeated=self.cache_defeated,
         )
 
     async def probe(self, clock: Callable[[], float]) -> float | None:

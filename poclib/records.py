@@ -84,7 +84,7 @@ class Parameters(Record):
     stream: bool = True
     rounds: Count = 5
     warm_up_prompts: Annotated[int, Field(ge=0, le=100)] = 1
-    calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 5
+    calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 4
     gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
     band: Annotated[float, Field(ge=0, lt=1)] = 0.05
     retries: Annotated[int, Field(ge=0, le=10)] = 1

@@ -152,6 +152,19 @@ def test_both_arms_of_a_round_send_the_same_texts_and_no_round_repeats_another(
     assert not {text for arm in preparation for text in arm} & set(sent)
 
 
+def test_texts_are_sent_as_they_are_where_every_cache_is_off(tmp_path: Path) -> None:
+    """A mark of the round costs prompt tokens; one server that caches makes it necessary."""
+    off = [fake.Provider(name, 100, cache_defeated=True) for name in ("a", "b")]
+    trial = Trial(tmp_path, off, prompts=["why?", "how?"])
+    trial.whole()
+    sent = {p.text for provider in off for p in provider.seen}
+    assert sent == {"why?", "how?"}
+    # vLLM keeps its prefixes apart by salt: none is used by both arms or in two rounds.
+    salts = {(p.salt, i) for i, arm in enumerate(("baseline", "strategy")) for provider in off
+             for p in provider.seen if arm in p.salt}  # fmt: skip
+    assert len(salts) == 2 * trial.run.parameters.rounds
+
+
 def test_round_trips_are_probed_before_every_arm(tmp_path: Path) -> None:
     run = Trial(tmp_path, two()).whole()
     trips = {p.name: [x.round_trip_ms for x in run.probes if x.provider == p.name] for p in two()}

@@ -248,12 +248,16 @@ def test_titles_state_findings_for_any_report() -> None:
 def test_the_doctor_speaks_of_each_provider() -> None:
     report = pool_report()
     text = words.doctor_table(
-        report.providers[1:], report.probes, {"remote": 300.0}, {"local": "refused; start it"}
+        report.providers[1:],
+        report.probes,
+        {"remote": 300.0},
+        {"remote": 79.6},
+        {"local": "provider local: refused; start it"},
     )
     assert re.search(
-        r"remote +answers +llama-server b1 +tiny +abababababab +21\.0 ms +300 ms", text
+        r"remote +answers +llama-server b1 +tiny +abababababab +21\.0 ms +300 ms +80 tokens/s", text
     )
-    assert re.search(r"local +FAILS", text) and text.endswith("local: refused; start it")
+    assert re.search(r"local +FAILS", text) and text.endswith("\nprovider local: refused; start it")
     gain = words.expected_gain({"shared-queue": 0.6, "sequential": 1.0}, {"a": 200, "b": 300})
     assert "Expect shared-queue to take 0.60 times as long as a alone" in gain
     assert "Expect no gain" in words.expected_gain({"x": 1.0}, {"a": 1})
