@@ -170,7 +170,7 @@ class Run:
         self._done = 0
         self._expected = len(self.senders) * (
             parameters.warm_up_prompts + parameters.calibration_prompts
-        ) + 2 * parameters.rounds * len(self.texts)
+        ) + parameters.rounds * (2 * len(self.texts) + len(self.senders))
 
     def clock(self) -> float:
         """Milliseconds since the anchor, on the loop's own clock where it is a fake one."""
@@ -190,6 +190,9 @@ class Run:
             await self.prepare(journal)
             for index in range(self.parameters.rounds):
                 self.rounds.append(await self._round(index, journal))
+                # Machines drift: one more request alone on each tells how fast it is by now.
+                for sender in self.senders.values():
+                    await self._alone("calibration", sender, 1, journal, f"{sender.name} {index}")
         finally:
             for sender in self.senders.values():
                 await sender.aclose()
@@ -212,12 +215,12 @@ class Run:
     async def prepare(self, journal: Journal | None = None) -> None:
         """Warm every provider up, then time each alone: `expected_ms` is its mean wall.
 
+        What strategies decide by; the baseline's provider is chosen here, once for all rounds.
         Raises `RunFailed` where a provider answers nothing.
         """
         p = self.parameters
         for arm, count in (("warm-up", p.warm_up_prompts), ("calibration", p.calibration_prompts)):
             for sender in self.senders.values():
-                await self._probe([sender])
                 rows = await self._alone(arm, sender, count, journal)  # type: ignore[arg-type]
                 walls = [r.wall_ms for r in rows if r.outcome == "ok" and r.wall_ms is not None]
                 if not walls and count:
@@ -226,10 +229,16 @@ class Run:
                     self.expected_ms[sender.name] = sum(walls) / len(walls)
 
     async def _alone(
-        self, arm: ArmName, sender: Measurable, count: int, journal: Journal | None
+        self,
+        arm: ArmName,
+        sender: Measurable,
+        count: int,
+        journal: Journal | None,
+        turn: str = "",
     ) -> list[Request]:
+        await self._probe([sender])
         rows = []
-        for prompt in self._prompts(arm, sender.name, count):
+        for prompt in self._prompts(arm, turn or sender.name, count):
             rows.append(await attempt(sender, prompt, self.clock, self.rules))
             self._count(f"{arm} of {sender.name}", arm, -1, rows[-1], journal)
         self.preparation.append(

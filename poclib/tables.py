@@ -29,7 +29,8 @@ _REASONS = {
 def requests(report: Report) -> pd.DataFrame:
     """One row per request of the whole report, in the order the arms ran.
 
-    `round` is NA and `order` the place in the preparation for warm-up and calibration;
+    `round` is NA and `order` the place in the preparation for warm-up and calibration, which goes
+    on after every round;
     `order` is 0 for the arm that ran first in its round. `warm_up` rows never count.
     The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where all are known:
     `send_ms` holds all before the request's last byte that is no connecting, `last_byte_ms`
@@ -278,7 +279,10 @@ def _walls(frame: pd.DataFrame, provider: str) -> list[float]:
 
 
 def _alone(frame: pd.DataFrame) -> tuple[dict[str, float], str]:
-    """Mean wall of one request per provider, and where from: calibration before own rows."""
+    """Mean wall of one request per provider, and where from: calibration before own rows.
+
+    Calibration is spread over the run, so that drift of the machines is in it.
+    """
     good = frame[(frame["outcome"] == "ok") & (frame["wall_ms"] > 0)]
     for source in ("calibration", "strategy"):
         rows = good[good["arm"] == source]

@@ -28,8 +28,9 @@ def parameters(**values: Any) -> Parameters:
 
 # How the runs of `two` below go, in milliseconds: five probes of the slow one take 200 before
 # each arm and before each part of the preparation, which ends at 1300; then every round is
-# 200 + 600 (baseline) and 200 + 400 (a shared queue), in alternating order: 1400 together.
-PREPARED_MS, ROUND_MS = 1300, 1400
+# 200 + 600 (baseline) and 200 + 400 (a shared queue), in alternating order, and
+# 200 + 200 + 100 to calibrate both once more: 1900 together.
+PREPARED_MS, ROUND_MS = 1300, 1900
 
 
 def two(**more: Any) -> list[fake.Provider]:
@@ -97,8 +98,15 @@ def test_preparation_is_kept_marked_and_alone(tmp_path: Path) -> None:
         ("warm-up", {"fast": 1}, 1),
         ("calibration", {"slow": 1}, 2),
         ("calibration", {"fast": 1}, 2),
+        # and once more after every round, so that drift shows
+        *[("calibration", {"slow": 1}, 1), ("calibration", {"fast": 1}, 1)] * 3,
     ]
-    assert [walls(a.requests) for a in run.preparation] == [[200], [100], [200, 200], [100, 100]]
+    first, later = run.preparation[:4], run.preparation[4:]
+    assert [walls(a.requests) for a in first] == [[200], [100], [200, 200], [100, 100]]
+    assert [walls(a.requests) for a in later] == [[200], [100]] * 3
+    ends = [a.requests[-1].marks.end_ms for r in run.rounds for a in r.arms[1:]]
+    starts = [a.requests[0].marks.start_ms for a in later[::2]]
+    assert all(end <= start for end, start in zip(ends, starts, strict=True))  # type: ignore[operator]
     assert run.expected_ms == {"slow": 200, "fast": 100}
 
 
@@ -200,7 +208,7 @@ def test_the_progress_counts_every_request(tmp_path: Path) -> None:
         trial.run.parameters, [(p, {}) for p in trial.pool], lambda *now: told.append(now)
     )
     trial.whole()
-    total = 2 * (1 + 2) + 3 * 2 * 6
+    total = 2 * (1 + 2) + 3 * (2 * 6 + 2)
     assert [(done, of) for _, done, of in told] == [(i + 1, total) for i in range(total)]
     assert len(trial.journalled()) == total
 
@@ -296,7 +304,7 @@ def test_ctrl_c_in_round_three_leaves_two_whole_rounds_and_every_row_on_disk(
     cut = [row["request"] for row in trial.journalled() if row["round"] == 2]
     # Its baseline is whole; the fast one answered a prompt, and two were in flight.
     assert [row["outcome"] for row in cut] == ["ok"] * 7 + ["cancelled"] * 2
-    assert len(trial.journalled()) == 2 * 3 + 4 * 6 + len(cut)
+    assert len(trial.journalled()) == 2 * 3 + 2 * (2 * 6 + 2) + len(cut)
 
 
 @pytest.mark.parametrize("moment_ms", [50, 250, 450, 850, 1250])
@@ -309,7 +317,7 @@ class Crashing(fake.Provider):
 
     async def send(self, prompt: Prompt, exchange: Exchange) -> None:
         await super().send(prompt, exchange)
-        if len(self.seen) == 3 + 4 * 6 + 2:  # preparation, two rounds, two of the third
+        if len(self.seen) == 3 + 2 * 13 + 2:  # preparation, two rounds, two of the third
             raise KeyError("a bug")
 
 
@@ -324,7 +332,7 @@ def test_a_crash_in_round_three_leaves_two_whole_rounds(tmp_path: Path) -> None:
 def test_the_run_limit_ends_the_run_and_keeps_the_rounds_before(tmp_path: Path) -> None:
     limit_ms = PREPARED_MS + 2 * ROUND_MS + 550  # within the third round's baseline
     trial = Trial(tmp_path, two(), rounds=5, run_limit_s=limit_ms / 1000)
-    with pytest.raises(RunFailed, match=r"run_limit_s \(4\.65 s\) in round 3 of 5, baseline"):
+    with pytest.raises(RunFailed, match=r"run_limit_s \(5\.65 s\) in round 3 of 5, baseline"):
         trial.whole()
     saved = incomplete(trial.run, tmp_path)
     assert [r.index for r in saved.rounds] == [0, 1]

@@ -116,7 +116,8 @@ def test_what_the_script_says_happens_in_turn() -> None:
 
 def test_it_says_who_it_is() -> None:
     async def story(clock: Clock) -> object:
-        return await fake.Provider("far", slots=4, role="remote", digest="fake:2").describe()
+        far = fake.Provider("far", slots=4, role="remote", digest="fake:2", cache_defeated=True)
+        return await far.describe()
 
     facts = fake.run(story)
     assert facts.model_dump(exclude_defaults=True) == {  # type: ignore[attr-defined]
