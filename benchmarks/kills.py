@@ -169,7 +169,8 @@ def main(kills: int, embedded: bool) -> int:
         stub.wait()
     print(
         f"{total['kills']} kills ({total['mid-run']} with requests on disk) in {total['runs']} "
-        f"runs on {'the embedded engines' if embedded else 'stub servers'}, each resumed until whole; "
+        f"runs on {'the embedded engines' if embedded else 'stub servers'}, each resumed until "
+        "whole; "
         f"{total['rows']:,} rows seen on disk, {total['cut rounds']} rounds repeated: "
         f"{total['lost']} lost, {total['doubled']} doubled, {total['corrupt']} corrupt, "
         f"{total['orphans']} processes left."

@@ -577,7 +577,7 @@ def _who(facts: ProviderFacts) -> dict[str, Any]:
 
 def _differs(was: ProviderFacts, now: ProviderFacts) -> str:
     mine = _who(now)
-    return ", ".join(f"{key} {old} → {mine[key]}" for key, old in _who(was).items()
+    return ", ".join(f"{key} {old}, now {mine[key]}" for key, old in _who(was).items()
                      if old != mine[key])  # fmt: skip
 
 

@@ -6,16 +6,19 @@ first: addresses, this machine's paths and names, progress bars and run times.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import getpass
 import html
 import json
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from typing import Any
 import bleach
 import nbformat
 import papermill
+import psutil
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
@@ -101,23 +105,57 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(target),
-            dict(values),
-            cwd=str(report.root()),
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            # The kernel is spoken to through files of this user, not over a network port.
-            config=Config({"KernelManager": {"transport": "ipc"}}),
-        )
+        with _interrupting_kernel():
+            papermill.execute_notebook(
+                str(notebook),
+                str(target),
+                dict(values),
+                cwd=str(report.root()),
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                # The kernel is spoken to through files of this user, not over a network port.
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
         raise RunFailed(f"{notebook.stem}: {error.evalue}") from None
     except PocError:
         raise
     finally:
         if target.exists():
             scrub_file(target, secrets(values))
+
+
+@contextlib.contextmanager
+def _interrupting_kernel() -> Iterator[None]:
+    """Ctrl-C goes to the kernel first, where the run stops its engines and saves what it has.
+
+    Left alone, papermill would have the kernel killed. A second one ends this process too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    me = psutil.Process()
+    before = set(me.children())
+    pressed = 0
+
+    def pass_on(*_: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        kernels = [child for child in me.children() if child not in before]
+        if pressed > 1 or not kernels:
+            raise KeyboardInterrupt
+        for kernel in kernels:
+            kernel.send_signal(signal.SIGINT)
+
+    usual = signal.signal(signal.SIGINT, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def secrets(values: Mapping[str, Any]) -> list[str]:

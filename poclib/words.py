@@ -6,6 +6,7 @@ Long because all of the wording lives here: each function is one kind of sentenc
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -265,6 +266,12 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             f"({causes}; {_blame(report)}): a server was overloaded or away; read its log, lower "
             "its capacity. Their time is part of the makespan, and none of a request's time."
         )
+    empty = sum(row.answer_sha256 == _EMPTY_SHA256 for row in good)
+    if empty:
+        found.append(
+            f"{many(empty, 'answer')} of {len(good):,} empty: the server ended them at once, so "
+            "their times are of no work; look at its log and at the prompts."
+        )
     if hedges := [row for row in rows if row.role == "hedge"]:
         won = sum(row.outcome == "ok" for row in hedges)
         found.append(
@@ -342,6 +349,9 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             "server; look at the timeline."
         )
     return found
+
+
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 def _blame(report: Report) -> str:

@@ -212,7 +212,7 @@ class Restarted(fake.Provider):
 
 def test_a_model_that_was_changed_during_the_run_is_noted(tmp_path: Path) -> None:
     found = measured(tmp_path, [fake.Provider("fast", 100), Restarted("slow", 160)])
-    assert "provider slow was changed during the run (digest fake:1 → fake:9)" in found.notes[0]
+    assert "provider slow was changed during the run (digest fake:1, now fake:9)" in found.notes[0]
     said = words.warnings(found, tables.headline(found))
     assert any("was changed during the run" in one for one in said)
 
