@@ -228,7 +228,8 @@ def _take(row: dict[str, Any], found: Kept, arms: list[_Begun]) -> None:
         found.resumed_ms.append(float(row["resumed_ms"]))
     elif "begin" in row:
         first = Arm.model_validate({"arm": row["arm"], **row["begin"]})
-        arms.append(_Begun(first, int(row["round"]), row.get("turn"), len(found.resumed_ms)))
+        turn = None if row["turn"] is None else f"{row['turn']:s}"
+        arms.append(_Begun(first, int(row["round"]), turn, len(found.resumed_ms)))
     else:
         now = arms[-1]  # one arm at a time
         if (now.first.arm, now.round, now.ended) != (row["arm"], row["round"], False):

@@ -47,6 +47,7 @@ class Provider:
             parameters.connect_timeout_s,
             parameters.request_timeout_s,
             parameters.allow_public,
+            settings.ca_file,
         )
         self.role: Literal["local", "remote"] = settings.role or _role(url)
 

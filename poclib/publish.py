@@ -163,7 +163,11 @@ def secrets(values: Mapping[str, Any]) -> list[str]:
     found = [str(report.root().resolve()), str(Path.home()), socket.gethostname()]
     for provider in values.get("providers") or []:
         found += re.findall(r"://([^/\s]+)", str(provider.get("url") or ""))
-        found.append(str(provider.get("api_key_env") or ""))
+        found += [str(provider.get(key) or "") for key in ("api_key_env", "ca_file")]
+    prompts = values.get("prompts")
+    if isinstance(prompts, list) and values.get("store_text") is False:
+        # As a notebook's code, its text and its JSON hold them.
+        found += [form for text in prompts for form in (text, repr(text)[1:-1])]
     user = getpass.getuser()
     # A short user name such as "root" is a word of every text; in a path it goes with home.
     return [word for word in [*found, user if len(user) > 5 else ""] if len(word) > 3]
@@ -223,8 +227,8 @@ def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]
             reports.mkdir()
             for row in rows:
                 # Written anew from validated records, never copied: nothing else can ride along.
-                text = report.load(row.name).model_dump_json(indent=1)
-                (reports / f"{row.name}.json").write_text(text, encoding="utf-8")
+                text = report.text(report.load(row.name)).encode("utf-8", "backslashreplace")
+                (reports / f"{row.name}.json").write_bytes(text)
             (fresh / "index.html").write_text(_index(groups, rows), encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)

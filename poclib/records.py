@@ -43,7 +43,7 @@ class Link(Record):
 
 
 class ProviderSettings(Record):
-    """One provider as a person configures it. Address and key name never leave memory."""
+    """One provider as a person configures it. Address, key name and file never leave memory."""
 
     name: Name
     kind: Literal["embedded", "ollama", "llama-server", "openai"] = "embedded"
@@ -54,6 +54,7 @@ class ProviderSettings(Record):
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
     api: Literal["chat", "completion"] | None = None
     api_key_env: str | None = Field(default=None, exclude=True)
+    ca_file: str | None = Field(default=None, exclude=True)
     # Embedded engines only:
     core: Annotated[int, Field(ge=0)] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -120,6 +121,13 @@ class Parameters(Record):
             parameters = cls.model_validate(values)
         except ValidationError as error:
             raise ParameterError(f"{where}: {explain(error, cls)}") from None
+        try:
+            parameters.model_dump_json()
+        except ValueError:
+            raise ParameterError(
+                f"{where}: a text holds half of a surrogate pair, which no file can hold; "
+                "remove that character."
+            ) from None
         # Not a validator of the record: a saved report's settings have no address on purpose.
         for p in parameters.providers:
             if p.kind != "embedded" and not p.url:
@@ -319,7 +327,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     import difflib
 
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "the whole"
+    path = ".".join(str(part) for part in first["loc"]) or "the whole"
+    key = "".join(c if c.isprintable() else "?" for c in path[:200])
     if first["type"] == "extra_forbidden":
         known = [*model.model_fields, *ProviderSettings.model_fields, *Link.model_fields]
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)

@@ -76,7 +76,7 @@ def save(report: Report, folder: Path | None = None) -> Path:
             dir=target.parent, prefix=f".{target.stem}-", suffix=".partial", delete=False
         ) as file:
             partial = Path(file.name)
-            file.write(written := _text(report).encode("utf-8", "backslashreplace"))
+            file.write(written := text(report).encode("utf-8", "backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
         partial.chmod(0o644)  # a temporary file is private; a report is meant to be read
@@ -204,16 +204,17 @@ def _contradiction(report: Report) -> str | None:
     return None
 
 
-def _text(report: Report) -> str:
+def text(report: Report) -> str:
+    """What a report's file holds: addresses and keys are not in it, nor texts unless asked for."""
     data = report.model_dump(mode="json")
     if given := report.parameters:
         # A file's name is a path on this machine, and texts are stored only if asked for.
         texts = isinstance(given.prompts, list)
         if isinstance(given.prompts, str) or (texts and not given.store_text):
             data["parameters"]["prompts"] = max(1, len(report.prompt_sha256))
-    text = json.dumps(_rounded(data), indent=1, ensure_ascii=False, allow_nan=False)
+    written = json.dumps(_rounded(data), indent=1, ensure_ascii=False, allow_nan=False)
     # A list of numbers reads better on one line.
-    return _NUMBER_LIST.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]) + "]", text) + "\n"
+    return _NUMBER_LIST.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]) + "]", written) + "\n"
 
 
 def _rounded(value: Any, key: str = "") -> Any:

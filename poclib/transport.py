@@ -14,8 +14,10 @@ import ipaddress
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -97,9 +99,10 @@ class Response:
 class TimedClient:
     """HTTP to one provider, over connections that are kept warm.
 
-    As many connections as requests in flight: dispatch bounds those. Raises `ParameterError`
-    for an address or key that HTTP cannot carry; every other failure comes out of `request`
-    as a `ProviderError` that names the provider, never its address.
+    As many connections as requests in flight: dispatch bounds those. Certificates are checked
+    against those the system trusts, or against a private authority's in `ca_file`. Raises
+    `ParameterError` for an address or key that HTTP cannot carry; every other failure comes out
+    of `request` as a `ProviderError` that names the provider, never its address.
     """
 
     def __init__(
@@ -110,8 +113,10 @@ class TimedClient:
         connect_timeout_s: float = 5.0,
         timeout_s: float = 120.0,
         allow_public: bool = False,
+        ca_file: str | None = None,
     ) -> None:
         self.provider = provider
+        self._trusted = _trusted(provider, ca_file)
         self._timeout_s = timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._allow_public = allow_public
@@ -138,7 +143,11 @@ class TimedClient:
         ):
             signal.append(_marker(event))
         connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=KEEPALIVE_S, socket_factory=self._socket
+            limit=0,
+            keepalive_timeout=KEEPALIVE_S,
+            socket_factory=self._socket,
+            resolver=aiohttp.ThreadedResolver(_Lookups()),  # type: ignore[arg-type]
+            ssl=self._trusted or True,
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -229,6 +238,52 @@ class TimedClient:
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
+
+
+class _Lookups:
+    """The system's resolver, in threads that nobody waits for.
+
+    The loop's own threads are waited for when it closes, so that a lookup which hangs would hold
+    up the end of a run by as long.
+    """
+
+    async def getaddrinfo(self, *what: Any, **how: Any) -> Any:
+        return await self._looked_up(lambda: socket.getaddrinfo(*what, **how))
+
+    async def getnameinfo(self, *what: Any) -> Any:
+        return await self._looked_up(lambda: socket.getnameinfo(*what))
+
+    async def _looked_up(self, look: Callable[[], Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[Any] = loop.create_future()
+
+        def tell(settle: Callable[[Any], None], value: Any) -> None:
+            if not found.done():
+                settle(value)
+
+        def work() -> None:
+            try:
+                outcome: tuple[Any, Any] = (found.set_result, look())
+            except Exception as error:
+                outcome = (found.set_exception, error)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(tell, *outcome)
+
+        threading.Thread(target=work, daemon=True, name="poclib-lookup").start()
+        return await found
+
+
+def _trusted(provider: str, ca_file: str | None) -> ssl.SSLContext | None:
+    """What checks certificates against a private authority's; None: what the system trusts."""
+    if ca_file is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=str(Path(ca_file).expanduser()))
+    except (OSError, ValueError):  # ssl's own error is an OSError
+        raise ParameterError(
+            f"provider {provider}: its ca_file cannot be read as certificates (PEM); "
+            "name the file of the authority that signed its certificate."
+        ) from None
 
 
 def _marker(event: str) -> Any:

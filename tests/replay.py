@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Awaitable, Callable
@@ -67,14 +68,17 @@ class Replay:
     `answers` is one answer for every path, or a dict of paths (others get 404).
     """
 
-    def __init__(self, answers: Answer | dict[str, Answer]) -> None:
+    def __init__(
+        self, answers: Answer | dict[str, Answer], tls: ssl.SSLContext | None = None
+    ) -> None:
         self._answers = answers
+        self._tls = tls
         self.asked: list[Asked] = []
         self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Replay:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         return self

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
+import ssl
+import subprocess
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -133,11 +139,12 @@ def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(*_: Any, **__: Any) -> Any:
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", never)
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(60))
+    begun_s = time.monotonic()
     error = failure("http://slow-box.lan:11434", connect_timeout_s=0.05)
+    assert time.monotonic() - begun_s < 30  # the loop does not wait for the thread when it ends
+    over.set()
     assert type(error) is Unreachable and "no connection within 0.05 s" in str(error)
     assert "slow-box" not in str(error)
 
@@ -311,6 +318,87 @@ def test_redacted() -> None:
     assert client.redacted(words) == "… at http://…/x, …, …"
     plain = TimedClient("there", "http://model:8080")
     assert plain.redacted("no model at model:8080") == "no model at …"
+
+
+# --- certificates ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A private authority, and a certificate that it signed for 127.0.0.1 and box.lan."""
+    if not shutil.which("openssl"):
+        pytest.skip("certificates are made with openssl, which is not installed")
+    folder = tmp_path_factory.mktemp("certificates")
+    made = {n: folder / f"{n}.pem" for n in ("ca", "ca_key", "server", "server_key", "other")}
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:box.lan")
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    new = ["req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    for authority in ("ca", "other"):
+        openssl(*new, "-x509", "-days", "2", "-subj", f"/CN={authority}", "-keyout",
+                f"{authority}_key.pem", "-out", f"{authority}.pem")  # fmt: skip
+    openssl(*new, "-subj", "/CN=server", "-keyout", "server_key.pem", "-out", "asked.pem")
+    openssl("x509", "-req", "-days", "2", "-in", "asked.pem", "-CA", "ca.pem", "-CAkey",
+            "ca_key.pem", "-CAcreateserial", "-extfile", "names", "-out", "server.pem")  # fmt: skip
+    return made
+
+
+def over_tls(certificates: dict[str, Path], host: str, **given: Any) -> bytes | ProviderError:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificates["server"], certificates["server_key"])
+
+    async def run() -> bytes | ProviderError:
+        async with Replay(Answer(b"secret"), context) as server:
+            try:
+                return await fetch(TimedClient("there", f"https://{host}:{server.port}", **given))
+            except ProviderError as error:
+                return error
+
+    return asyncio.run(run())
+
+
+def test_a_private_authority_is_trusted_where_it_is_named(certificates: dict[str, Path]) -> None:
+    found = over_tls(certificates, "127.0.0.1", ca_file=str(certificates["ca"]))
+    assert found == b"secret"
+
+
+@pytest.mark.parametrize("named", [None, "other"])
+def test_a_certificate_that_nobody_trusted_signed_is_refused(
+    certificates: dict[str, Path], named: str | None
+) -> None:
+    ca_file = str(certificates[named]) if named else None
+    error = over_tls(certificates, "127.0.0.1", ca_file=ca_file)
+    assert type(error) is Unreachable and "is its certificate trusted" in str(error)
+
+
+def test_a_certificate_for_another_name_is_refused(
+    certificates: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver of the test's own: both names lead to the one server."""
+    looked_up = socket.getaddrinfo
+
+    def here(_host: str, port: int, *what: Any, **how: Any) -> Any:
+        return looked_up("127.0.0.1", port, *what, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", here)
+    given = {"ca_file": str(certificates["ca"])}
+    assert over_tls(certificates, "box.lan", **given) == b"secret"
+    error = over_tls(certificates, "other.lan", **given)
+    assert type(error) is Unreachable and "other.lan" not in str(error)
+
+
+@pytest.mark.parametrize("text", [None, "", "no certificate"])
+def test_a_ca_file_that_is_none_is_told_before_anything_is_sent(
+    tmp_path: Path, text: str | None
+) -> None:
+    path = tmp_path / "ca.pem"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ParameterError, match="provider there: its ca_file") as caught:
+        TimedClient("there", "https://127.0.0.1:1", ca_file=str(path))
+    assert str(tmp_path) not in str(caught.value)
 
 
 # --- bodies ----------------------------------------------------------------------------------

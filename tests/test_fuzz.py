@@ -1,0 +1,114 @@
+"""Bad input ends in a result or one of our errors; benchmarks/fuzz.py tries it by the thousand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from poclib import journal, report
+from poclib.dispatch import Rules, attempt
+from poclib.errors import ParameterError, PocError, ReportError
+from poclib.records import Parameters, Prompt, Report, Request
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import fuzz
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=12), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+LINE_KEYS = ["arm", "round", "turn", "begin", "request", "end", "facts", "probe", "resumed_ms"]
+FEW = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.mark.parametrize("parser", fuzz.PARSERS)
+def test_mutated_inputs_end_in_a_result_or_in_one_of_our_errors(parser: str) -> None:
+    ended, broken = fuzz.fuzz(parser, 150)
+    assert not broken, broken[0][1]
+    assert sum(ended.values()) == 150 and len(ended) >= (1 if parser in fuzz.SERVERS else 2)
+
+
+def test_the_mutations_reach_what_they_are_for() -> None:
+    """Were every input refused at its first byte, nothing would be tried."""
+    for parser in ("parameters", "reports", "journals"):
+        ended, _ = fuzz.fuzz(parser, 150)
+        assert ended["a result"] >= 5, parser
+
+
+# ── whatever the values ─────────────────────────────────────────────────────────────────────
+
+
+@FEW
+@given(
+    st.dictionaries(st.sampled_from([*Parameters.model_fields, "roundz"]), JSON, max_size=6),
+    st.lists(st.dictionaries(st.sampled_from(["name", "kind", "url", "link"]), JSON), max_size=3),
+)
+def test_parameters_of_any_shape(values: dict[str, Any], providers: list[dict[str, Any]]) -> None:
+    for given_ in (values, {**values, "providers": providers}):
+        try:
+            found = Parameters.read(given_, "it")
+        except ParameterError as error:
+            assert str(error).startswith("it: ") and "\n" not in str(error)[:20]
+        else:
+            assert found.model_dump_json()
+
+
+@FEW
+@given(st.dictionaries(st.sampled_from(list(Report.model_fields)), JSON, max_size=8))
+def test_reports_of_any_shape(values: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.json"
+        path.write_text(json.dumps({"format": "poclib-report", "version": 1, **values}))
+        with pytest.raises(ReportError):  # no such accident makes a whole report
+            report.load(path)
+
+
+@FEW
+@given(st.lists(st.dictionaries(st.sampled_from(LINE_KEYS), JSON, max_size=5), max_size=6))
+def test_journals_of_any_shape(rows: list[dict[str, Any]]) -> None:
+    header = {"format": journal.FORMAT, "version": journal.VERSION}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
+        try:
+            assert journal.read(path).header == header
+        except PocError as error:
+            assert str(error).startswith("x.jsonl")
+
+
+@FEW
+@given(st.sampled_from(fuzz.SERVERS), st.booleans(), st.lists(JSON, max_size=5), st.binary())
+def test_answers_of_any_shape(kind: str, stream: bool, events: list[Any], rest: bytes) -> None:
+    body = "".join(json.dumps(event) + "\n" for event in events).encode() + rest
+    sender = fuzz.provider(kind, "http://127.0.0.1:9", stream=stream)
+    sender.client = fuzz.Answering(200, body, 7)  # type: ignore[assignment]
+    row = asyncio.run(attempt(sender, Prompt(0, "x"), time.perf_counter, Rules()))
+    assert Request.model_validate_json(row.model_dump_json()) == row
+    assert row.outcome in ("ok", "failed") and (row.error is None) == (row.outcome == "ok")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/x", "a\0b", "", ".x", "x" * 99, "a\n", "ä"])
+def test_no_name_leads_out_of_its_folder(name: str) -> None:
+    for values in ({"experiment": name}, {"strategy": name}, {"providers": [{"name": name}]}):
+        with pytest.raises(ParameterError):
+            Parameters.read({"providers": [{"name": "a"}], **values})
