@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from .errors import ProviderError, RunFailed, TimedOut
-from .policy import Breaker, Policy, hedge_due_ms, most_overdue
+from .policy import LONGEST_S, Breaker, Policy, hedge_due_ms, most_overdue
 from .records import Arm, ArmName, Exchange, Outcome, Prompt, Request, RequestMarks, Role
 from .strategies import PoolView, ProviderView, Strategy
 
@@ -239,7 +239,8 @@ def _again(
         return None
     pause_s = 0.0
     if chosen is lane:
-        pause_s = max(error.retry_after_s or 0.0, rules.policy.backoff(job.attempt))
+        asked_s = min(error.retry_after_s or 0.0, LONGEST_S)
+        pause_s = max(asked_s, rules.policy.backoff(job.attempt))
     again = replace(
         job,
         assigned_ms=now_ms,

@@ -1,0 +1,110 @@
+"""A run ends within its time limit and a second, whatever the providers do, with what it has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from replay import Answer, Replay, recorded
+
+from poclib import experiment, journal
+from poclib.errors import PocError, RunFailed
+from poclib.records import Parameters
+
+pytestmark = pytest.mark.slow
+
+LIMIT_S = 1.0
+WELL: dict[str, Answer] = {
+    "/v1/models": recorded("vllm/models"),
+    "/version": recorded("vllm/version"),
+    "/health": recorded("vllm/health"),
+    "/v1/chat/completions": recorded("vllm/chat_stream_usage"),
+}
+FIRST = WELL["/v1/chat/completions"].body.partition(b"\n\n")[0] + b"\n\n"
+ANSWERS = {
+    "silent from the start": Answer(ending="silent"),
+    "silent when asked who it is": WELL | {"/v1/models": Answer(ending="silent")},
+    "silent to prompts": WELL | {"/v1/chat/completions": Answer(ending="silent")},
+    "hangs in mid-answer": WELL | {"/v1/chat/completions": Answer(FIRST, ending="hang")},
+    "a byte at a time": WELL | {"/v1/chat/completions": Answer(ending="drip")},
+    "always busy": WELL
+    | {"/v1/chat/completions": Answer(b"{}", 503, headers={"retry-after": "3600"})},
+    "silent to probes": WELL | {"/health": Answer(ending="silent")},
+}
+
+
+@contextlib.contextmanager
+def served(answers: Answer | dict[str, Answer]) -> Iterator[str]:
+    """A server in a thread of its own; gives its address."""
+    loop = asyncio.new_event_loop()
+    server = Replay(answers)
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(20)
+    try:
+        yield server.url
+    finally:
+        asyncio.run_coroutine_threadsafe(server.__aexit__(), loop).result(20)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(20)
+
+
+def parameters(**urls: str) -> Parameters:
+    common: dict[str, Any] = {"kind": "openai", "model": "smollm2-135m"}
+    return Parameters.read(
+        {
+            "experiment": "limited",
+            "strategy": "shared-queue",
+            "providers": [{"name": name, "url": url, **common} for name, url in urls.items()],
+            "prompts": 5000,
+            "rounds": 1,
+            "run_limit_s": LIMIT_S,
+            "connect_timeout_s": 60.0,
+            "retries": 10,
+        }
+    )
+
+
+def ends_in_time(wanted: Parameters, folder: Path) -> PocError:
+    begun_s = time.monotonic()
+    with pytest.raises(PocError) as caught:
+        experiment.measure(wanted, folder=folder)
+    took_s = time.monotonic() - begun_s
+    assert took_s < LIMIT_S + 1
+    return caught.value
+
+
+@pytest.mark.parametrize("trouble", ANSWERS)
+def test_the_limit_holds_whatever_a_provider_does(tmp_path: Path, trouble: str) -> None:
+    with served(replace(a) if isinstance(a := ANSWERS[trouble], Answer) else a) as bad:  # noqa: SIM117
+        with served(WELL) as well:
+            error = ends_in_time(parameters(bad=bad, good=well), tmp_path)
+    # One that refuses its warm-up already ends the run before its limit.
+    assert ("HTTP 503" if trouble == "always busy" else "run_limit_s") in str(error)
+    assert journal.read(tmp_path / "limited-shared-queue.jsonl").header["run"]
+
+
+def test_the_limit_holds_while_a_name_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(60))
+    error = ends_in_time(parameters(bad="http://slow-box.lan:1"), tmp_path)
+    over.set()
+    assert isinstance(error, RunFailed)
+
+
+def test_a_run_that_is_only_long_ends_in_time_too(tmp_path: Path) -> None:
+    with served(WELL) as one, served(WELL) as other:
+        error = ends_in_time(parameters(one=one, other=other), tmp_path)
+    assert isinstance(error, RunFailed) and "run_limit_s (1 s) in round 1" in str(error)
+    kept = journal.read(tmp_path / "limited-shared-queue.jsonl")
+    assert kept.requests > 20 and kept.rounds == []
