@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -168,6 +169,15 @@ def ratios(ax: Axes, headlines: Sequence[Headline]) -> None:
     ax.set_ylim(-0.7, len(drawn) - 0.2)
     ax.invert_yaxis()
     ax.set_xlabel("total time / baseline's total time (ratio; left of 1 is faster)")
+
+
+def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
+    """`ratios` as a PNG file that is the same for the same headlines: the README's picture."""
+    use_style()
+    figure, ax = plt.subplots(figsize=(9, 5))
+    ratios(ax, headlines)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
 
 
 def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
