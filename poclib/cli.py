@@ -110,7 +110,9 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
 @poc.command()
 @_params
 @_set
-@click.option("--only", multiple=True, metavar="STRATEGY", help="Only this strategy (repeat).")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
+)
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
     given = read_yaml(params, changes)
