@@ -37,7 +37,8 @@ ALLOWED = {
     "experiment": {"dispatch", "errors", "pool", "records", "report", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
-    "tables": {"errors", "records", "report", "stats"},
+    "ledger": {"records", "stats"},
+    "tables": {"errors", "ledger", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
     "documents": {"records", "report", "stats", "words"},
     "plots": {"stats", "words"},
