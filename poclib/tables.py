@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import stats
+from . import ledger, stats
 from .records import Arm, Report, Request, Round
 from .report import name
 
@@ -181,6 +181,40 @@ def breakdown(report: Report) -> pd.DataFrame:
     means = headline(report).segments_ms
     parts = [key for key in stats.SEGMENTS if any(key in one for one in means.values())]
     return _frame([{"role": role} | one for role, one in means.items()], ["role", *parts])
+
+
+def overhead(report: Report) -> pd.DataFrame:
+    """What lies outside the servers' own time, per answered request of the whole report.
+
+    `network_ms` (a round trip as probes found it, a connect where one was opened, the transfer
+    of an answer that was not streamed), `ours_ms` and `unexplained_ms` add up to `over_ms`.
+    `server_queue_ms` is inside the server's own time, so beside `over_ms`. NaN where there is
+    no source: its time is then among the unexplained. `round` is NA in the preparation.
+    """
+    role = {facts.name: facts.role for facts in report.providers}
+    hidden = ledger.hidden_handshakes(report.providers)
+    places: list[tuple[int | None, Arm]] = [(None, arm) for arm in report.preparation]
+    places += [(one.index, arm) for one in report.rounds for arm in one.arms]
+    answered = [
+        (index, arm.arm, row)
+        for index, arm in places
+        for row in arm.requests
+        if row.outcome == "ok"
+    ]
+    trips = ledger.trips(report, [row for _, _, row in answered])
+    rows = [
+        {
+            "provider": row.provider,
+            "role": role.get(row.provider),
+            "arm": arm,
+            "round": index,
+            "prompt": row.prompt,
+            **ledger.overhead(row, trip, row.provider in hidden),
+        }
+        for (index, arm, row), trip in zip(answered, trips, strict=True)
+    ]
+    parts = ["over_ms", "network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
+    return _frame(rows, ["provider", "role", "arm", "round", "prompt", *parts])
 
 
 def distribution(report: Report) -> pd.DataFrame:

@@ -39,7 +39,8 @@ ALLOWED = {
     "experiment": {"dispatch", "errors", "pool", "records", "report", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
-    "tables": {"errors", "records", "report", "stats"},
+    "ledger": {"records", "stats"},
+    "tables": {"errors", "ledger", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
     "documents": {"errors", "records", "report", "stats", "words"},
     "plots": {"stats", "words"},
