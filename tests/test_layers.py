@@ -35,8 +35,9 @@ ALLOWED = {
     "engines": {"errors", "keeper", "link", "llama", "records"},
     "fake": {"errors", "records"},
     "report": {"errors", "records"},
+    "progress": set(),
     "pool": {"engines", "errors", "providers", "records"},
-    "experiment": {"dispatch", "errors", "pool", "records", "report", "strategies"},
+    "experiment": {"dispatch", "errors", "pool", "progress", "records", "report", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
@@ -44,7 +45,7 @@ ALLOWED = {
     "words": {"errors", "records", "stats"},
     "documents": {"errors", "records", "report", "stats", "words"},
     "plots": {"stats", "words"},
-    "publish": {"errors", "report"},
+    "publish": {"errors", "progress", "report"},
     # Above both.
     "cli": None,
     "__main__": {"cli"},
