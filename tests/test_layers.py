@@ -40,7 +40,10 @@ ALLOWED = {
     "tables": {"errors", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
     "documents": {"records", "report", "stats", "words"},
-    "plots": {"stats", "words"},
+    "titles": {"stats", "words"},
+    "canvas": {"stats", "words"},
+    "timelines": {"canvas", "stats", "titles", "words"},
+    "plots": {"canvas", "stats", "timelines", "titles", "words"},
     "publish": {"errors", "report"},
     # Above both.
     "cli": None,
@@ -48,8 +51,8 @@ ALLOWED = {
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"plots"},
-    "pandas": {"tables", "plots", "cli"},
+    "matplotlib": {"canvas", "timelines", "plots"},
+    "pandas": {"tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"publish"},
 }
