@@ -43,8 +43,11 @@ ALLOWED = {
     "ledger": {"records", "stats"},
     "tables": {"errors", "ledger", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
-    "documents": {"errors", "records", "report", "stats", "words"},
-    "plots": {"stats", "words"},
+    "documents": {"errors", "records", "report", "stats", "titles", "words"},
+    "titles": {"stats", "words"},
+    "canvas": {"stats", "words"},
+    "timelines": {"canvas", "stats", "titles", "words"},
+    "plots": {"canvas", "stats", "timelines", "titles", "words"},
     "publish": {"errors", "progress", "report"},
     # Above both.
     "cli": None,
@@ -52,8 +55,8 @@ ALLOWED = {
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"plots"},
-    "pandas": {"tables", "plots", "cli"},
+    "matplotlib": {"canvas", "timelines", "plots"},
+    "pandas": {"tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"publish"},
 }
