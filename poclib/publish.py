@@ -11,6 +11,7 @@ import difflib
 import getpass
 import html
 import json
+import os
 import re
 import shutil
 import signal
@@ -27,13 +28,14 @@ import bleach
 import nbformat
 import papermill
 import psutil
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from . import report
-from .errors import ParameterError, PocError, ReportError, RunFailed
+from . import progress, report
+from .errors import ParameterError, ReportError, RunFailed
 
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
 ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/")
@@ -104,6 +106,9 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
     as it came is in `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    told = progress.for_a_child()
+    kept = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
     try:
         with _interrupting_kernel():
             papermill.execute_notebook(
@@ -120,9 +125,15 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
         raise RunFailed(f"{notebook.stem}: {error.evalue}") from None
-    except PocError:
-        raise
+    except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFailed(f"{notebook.stem}: its kernel ended or did not start ({reason}).") from None
     finally:
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         if target.exists():
             scrub_file(target, secrets(values))
 
@@ -166,8 +177,9 @@ def secrets(values: Mapping[str, Any]) -> list[str]:
         found += [str(provider.get(key) or "") for key in ("api_key_env", "ca_file")]
     prompts = values.get("prompts")
     if isinstance(prompts, list) and values.get("store_text") is False:
-        # As a notebook's code, its text and its JSON hold them.
-        found += [form for text in prompts for form in (text, repr(text)[1:-1])]
+        # As they are, and as a notebook's code and papermill's hold them.
+        forms = (str, lambda text: repr(text)[1:-1], lambda text: json.dumps(text)[1:-1])
+        found += {form(text) for text in prompts for form in forms}
     user = getpass.getuser()
     # A short user name such as "root" is a word of every text; in a path it goes with home.
     return [word for word in [*found, user if len(user) > 5 else ""] if len(word) > 3]
