@@ -31,7 +31,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 from replay import Answer, Replay, recorded  # noqa: E402
 
 from poclib import engines, experiment, transport  # noqa: E402
-from poclib.dispatch import Rules, run_arm  # noqa: E402
+from poclib.attempts import Rules  # noqa: E402
+from poclib.dispatch import run_arm  # noqa: E402
 from poclib.journal import Journal  # noqa: E402
 from poclib.policy import Policy  # noqa: E402
 from poclib.providers import KINDS, Provider  # noqa: E402

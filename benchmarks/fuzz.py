@@ -33,7 +33,7 @@ import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
 from poclib import cli, documents, journal, report, tables, words  # noqa: E402
-from poclib.dispatch import Rules, attempt  # noqa: E402
+from poclib.attempts import Rules, attempt  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.records import Parameters, Prompt, Request  # noqa: E402
 from poclib.transport import Response  # noqa: E402

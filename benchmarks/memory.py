@@ -24,7 +24,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from poclib import fake
-from poclib.dispatch import Rules, run_arm
+from poclib.attempts import Rules
+from poclib.dispatch import run_arm
 from poclib.errors import Unreachable
 from poclib.journal import Journal
 from poclib.policy import Policy

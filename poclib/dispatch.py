@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from .errors import ProviderError, RunFailed, TimedOut
+from .attempts import Ended, Job, Rules, Sender, attempted
+from .errors import ProviderError, RunFailed
 from .policy import LONGEST_S, Breaker, Policy, hedge_due_ms, most_overdue
-from .records import Arm, ArmName, Exchange, Outcome, Prompt, Request, RequestMarks, Role
+from .records import Arm, ArmName, Prompt, Request
 from .strategies import PoolView, ProviderView, Strategy
 
 T = TypeVar("T")
@@ -34,55 +34,7 @@ CLOSING_S = 0.5
 BEATEN = "another copy of it was answered first"
 
 
-class Sender(Protocol):
-    """What dispatch needs of a provider."""
-
-    @property
-    def name(self) -> str: ...
-
-    async def send(self, prompt: Prompt, exchange: Exchange) -> None: ...
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What holds for every request: time limits, and what is done about failures.
-
-    A request may take `request_timeout_s` in all, `first_token_timeout_s` to its first token
-    and `between_tokens_timeout_s` from one to the next (both only where answers are streamed).
-    `deadline_ms` is the moment on the report's clock at which everything is cancelled.
-    `store_text` keeps the answers in the rows, which otherwise hold only their hash.
-    """
-
-    retries: int = 1
-    request_timeout_s: float = 120.0
-    first_token_timeout_s: float = float("inf")
-    between_tokens_timeout_s: float = float("inf")
-    deadline_ms: float = float("inf")
-    store_text: bool = False
-    policy: Policy = field(default_factory=Policy)
-
-
 Done = Callable[[Request], None]
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A prompt given to a provider; `pause_s` is how long to hold off before it is sent.
-
-    `home` is the provider that the strategy named; `retries` counts what failed before.
-    """
-
-    prompt: Prompt
-    assigned_ms: float | None = None
-    attempt: int = 1
-    pause_s: float = 0.0
-    role: Role = "first"
-    home: str = ""
-    retries: int = 0
-
-
-# A row, and the error where there was one.
-_Ended = tuple[Request, ProviderError | None]
 
 
 @dataclass
@@ -93,8 +45,8 @@ class _Lane:
     limit: int | None
     expected_ms: float
     breaker: Breaker
-    queue: deque[_Job] = field(default_factory=deque)
-    running: dict[asyncio.Task[_Ended], float] = field(default_factory=dict)  # started at, ms
+    queue: deque[Job] = field(default_factory=deque)
+    running: dict[asyncio.Task[Ended], float] = field(default_factory=dict)  # started at, ms
     lent: bool = False  # whether prompts of its own are queued elsewhere
 
     @property
@@ -150,8 +102,8 @@ async def run_arm(
     rows: list[Request] = []
     # Ended requests in the order they ended: waiting for the next costs the same however
     # many are in flight.
-    ended: asyncio.Queue[asyncio.Task[_Ended]] = asyncio.Queue()
-    in_flight: dict[asyncio.Task[_Ended], tuple[_Lane, _Job]] = {}
+    ended: asyncio.Queue[asyncio.Task[Ended]] = asyncio.Queue()
+    in_flight: dict[asyncio.Task[Ended], tuple[_Lane, Job]] = {}
     hedged: set[int] = set()  # prompts that were given a second copy
     fresh = iter(prompts)
     waiting = len(prompts)
@@ -161,7 +113,7 @@ async def run_arm(
             rows.append(request)
         on_done(request)
 
-    def copies(job: _Job) -> list[asyncio.Task[_Ended]]:
+    def copies(job: Job) -> list[asyncio.Task[Ended]]:
         return [task for task, (_, other) in in_flight.items() if other.prompt is job.prompt]
 
     try:
@@ -176,7 +128,7 @@ async def run_arm(
                 for name in strategy.decide(PoolView(now_ms, waiting, views)):
                     if name not in lanes or not waiting:
                         raise RunFailed(f"strategy {strategy.name}: cannot give work to {name!r}.")
-                    lanes[name].queue.append(_Job(next(fresh), now_ms, home=name))
+                    lanes[name].queue.append(Job(next(fresh), now_ms, home=name))
                     waiting -= 1
             elif policy.hedge_after and (hedge := _hedge(lanes, in_flight, hedged, policy, now_ms)):
                 idle, job = hedge
@@ -185,7 +137,7 @@ async def run_arm(
             for lane in lanes.values():
                 while lane.has_room():
                     job = lane.queue.popleft()
-                    task = asyncio.create_task(_attempt(lane.sender, job, clock, rules))
+                    task = asyncio.create_task(attempted(lane.sender, job, clock, rules))
                     task.add_done_callback(ended.put_nowait)
                     lane.running[task] = now_ms
                     in_flight[task] = (lane, job)
@@ -225,13 +177,13 @@ async def run_arm(
 
 
 def _again(
-    job: _Job,
+    job: Job,
     error: ProviderError,
     lane: _Lane,
     lanes: Mapping[str, _Lane],
     rules: Rules,
     now_ms: float,
-) -> tuple[_Lane, _Job] | None:
+) -> tuple[_Lane, Job] | None:
     """Where a failed prompt is tried once more, and after what pause; None: nowhere."""
     chosen = _best_other(lane, lanes, now_ms)
     useful = error.temporary if chosen is lane else error.elsewhere
@@ -272,7 +224,7 @@ def _fail_over(lanes: Mapping[str, _Lane], now_ms: float) -> None:
             lane.queue.extend(itertools.islice(own, 1))
 
 
-def _taken(lane: _Lane, home: str, most: int | None = None) -> list[_Job]:
+def _taken(lane: _Lane, home: str, most: int | None = None) -> list[Job]:
     """Take out of a queue what another provider lent to it, at most so many."""
     mine = [job for job in lane.queue if job.home == home and job.role == "first"][:most]
     for job in mine:
@@ -282,11 +234,11 @@ def _taken(lane: _Lane, home: str, most: int | None = None) -> list[_Job]:
 
 def _hedge(
     lanes: Mapping[str, _Lane],
-    in_flight: Mapping[asyncio.Task[_Ended], tuple[_Lane, _Job]],
+    in_flight: Mapping[asyncio.Task[Ended], tuple[_Lane, Job]],
     hedged: Set[int],
     policy: Policy,
     now_ms: float,
-) -> tuple[_Lane, _Job] | None:
+) -> tuple[_Lane, Job] | None:
     """An idle provider and the most overdue of the last prompts, as a second copy for it."""
     idle = [one for one in lanes.values() if not one.busy and one.breaker.closed]
     if not idle or any(lane.queue for lane in lanes.values()):
@@ -299,10 +251,10 @@ def _hedge(
 
 
 def _due_ms(
-    in_flight: Mapping[asyncio.Task[_Ended], tuple[_Lane, _Job]],
+    in_flight: Mapping[asyncio.Task[Ended], tuple[_Lane, Job]],
     hedged: Set[int],
     policy: Policy,
-) -> Iterator[tuple[float, _Job]]:
+) -> Iterator[tuple[float, Job]]:
     for task, (lane, job) in in_flight.items():
         if job.prompt.index not in hedged:
             started_ms = lane.running[task]
@@ -311,7 +263,7 @@ def _due_ms(
 
 def _patience_s(
     lanes: Mapping[str, _Lane],
-    in_flight: Mapping[asyncio.Task[_Ended], tuple[_Lane, _Job]],
+    in_flight: Mapping[asyncio.Task[Ended], tuple[_Lane, Job]],
     hedged: Set[int],
     policy: Policy,
     now_ms: float,
@@ -351,120 +303,6 @@ async def _next(ended: asyncio.Queue[T], patience_s: float | None) -> list[T]:
     return found
 
 
-async def attempt(
-    sender: Sender, prompt: Prompt, clock: Callable[[], float], rules: Rules
-) -> Request:
-    """One attempt outside any arm, as a row: a failure is a row too, and so is the deadline.
-
-    A cancellation from outside is passed on.
-    """
-    request, _ = await _attempt(sender, _Job(prompt), clock, rules)
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-    return request
-
-
-async def _attempt(sender: Sender, job: _Job, clock: Callable[[], float], rules: Rules) -> _Ended:
-    """One attempt as a row, whatever came of it: cancellations end as rows too."""
-    exchange = Exchange(clock)
-    outcome: Outcome = "ok"
-    error: ProviderError | None = None
-    problem: str | None = None
-    left_s = (rules.deadline_ms - clock()) / 1000
-    allowed_s = job.pause_s + rules.request_timeout_s
-    limit = asyncio.timeout(min(left_s, allowed_s))
-    silent: list[str] = []
-    try:
-        async with limit:
-            if job.pause_s:
-                await asyncio.sleep(job.pause_s)
-            with _watched(exchange, rules, limit, silent):
-                await sender.send(job.prompt, exchange)
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        if silent:
-            error = TimedOut(f"provider {sender.name}: {silent[0]}", sender.name)
-        elif left_s <= allowed_s:
-            outcome, problem = "cancelled", "cut by the time limit of the whole run (run_limit_s)"
-        else:
-            error = TimedOut(
-                f"provider {sender.name}: not finished within {rules.request_timeout_s:g} s; "
-                "raise request_timeout_s if it is only slow.",
-                sender.name,
-            )
-    except ProviderError as raised:
-        error = raised
-    except asyncio.CancelledError:
-        outcome = "cancelled"
-    if error:
-        outcome, problem = "failed", str(error)
-    text = "".join(exchange.pieces)
-    start_ms, end_ms = exchange.marks.get("start_ms"), exchange.marks.get("end_ms")
-    queued_ms = None
-    if start_ms is not None and job.assigned_ms is not None:
-        queued_ms = max(0.0, start_ms - job.assigned_ms)
-    row = Request(
-        prompt=job.prompt.index,
-        provider=sender.name,
-        attempt=job.attempt,
-        role=job.role,
-        outcome=outcome,
-        error=problem,
-        error_kind=type(error).__name__ if error else None,
-        status=error.status if error else None,
-        wall_ms=None if start_ms is None or end_ms is None else end_ms - start_ms,
-        queued_ms=queued_ms,
-        marks=RequestMarks(assigned_ms=job.assigned_ms, **exchange.marks),
-        server=exchange.server,
-        prompt_tokens=exchange.prompt_tokens,
-        cached_tokens=exchange.cached_tokens,
-        output_tokens=exchange.output_tokens,
-        finish_reason=exchange.finish_reason,
-        answer_sha256=hashlib.sha256(text.encode()).hexdigest() if outcome == "ok" else None,
-        answer=text if rules.store_text and outcome == "ok" else None,
-        token_ms=exchange.token_ms or None,
-    )
-    return row, error
-
-
-@contextlib.contextmanager
-def _watched(
-    exchange: Exchange, rules: Rules, limit: asyncio.Timeout, silent: list[str]
-) -> Iterator[None]:
-    """Cut the request where tokens are too long in coming, and put why into `silent`.
-
-    Looks only when that could be: it costs nothing for each token.
-    """
-    first_s, between_s = rules.first_token_timeout_s, rules.between_tokens_timeout_s
-    if min(first_s, between_s) >= rules.request_timeout_s:
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    begun_ms = exchange.clock()
-    timer: list[asyncio.TimerHandle] = []
-
-    def look() -> None:
-        told = exchange.token_ms
-        allowed_s, name = (
-            (between_s, "between_tokens_timeout_s") if told else (first_s, "first_token_timeout_s")
-        )
-        left_s = allowed_s - (exchange.clock() - (told[-1] if told else begun_ms)) / 1000
-        if left_s <= 0:
-            silent.append(f"no token within {allowed_s:g} s; raise {name} if it is only slow.")
-            limit.reschedule(loop.time())
-            return
-        # Before the first token, one may come and start the shorter wait.
-        timer[:] = [loop.call_later(max(0.001, min(left_s, between_s)), look)]
-
-    timer.append(loop.call_later(min(first_s, between_s), look))
-    try:
-        yield
-    finally:
-        timer[0].cancel()
-
-
 def _best_other(failed: _Lane, lanes: Mapping[str, _Lane], now_ms: float) -> _Lane:
     """The least busy lane other than the one that just failed, if there is another.
 
@@ -475,7 +313,7 @@ def _best_other(failed: _Lane, lanes: Mapping[str, _Lane], now_ms: float) -> _La
     return min(well, key=_next_free_ms)
 
 
-async def _cancelled(tasks: Sequence[asyncio.Task[_Ended]]) -> list[Request]:
+async def _cancelled(tasks: Sequence[asyncio.Task[Ended]]) -> list[Request]:
     """Cancel what is in flight and return its rows; whoever ended meanwhile keeps its own.
 
     What does not end within `CLOSING_S` is left behind: no provider can hold a run up.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
-import hashlib
 import os
 import platform
 import secrets
@@ -24,8 +23,10 @@ import psutil
 
 from . import __version__, report
 from . import journal as journals
-from .dispatch import Rules, attempt, run_arm
-from .errors import ParameterError, ProviderError, ReportError, RunFailed, UnlikeProviders
+from . import resume as going_on
+from .attempts import Rules, attempt
+from .dispatch import run_arm
+from .errors import ParameterError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
 from .policy import Policy
 from .pool import Clock, Measurable, check_alike, open_pool
@@ -94,9 +95,10 @@ def measure(
     with journals.only_one(path.parent):
         kept = None
         if resume or parameters.resume:
-            if (finished := _finished(parameters, folder)) is not None:
-                return finished
-            kept = _kept(parameters, path)
+            prompts = texts(parameters.prompts)
+            if (done := going_on.finished(parameters, prompts, folder)) is not None:
+                return done
+            kept = going_on.kept(parameters, prompts, path)
         with open_pool(parameters, pool) as providers:
             return _saving(Run(parameters, providers, progress, kept), path, folder)
 
@@ -125,7 +127,9 @@ def _saving(run: Run, path: Path, folder: Path | None) -> Report:
         path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.jsonl"))
     journal = Journal(path)
     problem: BaseException | None = None
-    with journal.open(_asked(run.parameters, run.texts) | run.header, again=run.kept is not None):
+    with journal.open(
+        going_on.asked(run.parameters, run.texts) | run.header, again=run.kept is not None
+    ):
         try:
             on_own_loop(lambda: run.whole(journal))
         except BaseException as error:
@@ -138,57 +142,6 @@ def _saving(run: Run, path: Path, folder: Path | None) -> Report:
     loaded = report.load(str(saved))
     path.unlink()  # every row of it is in the report now
     return loaded
-
-
-def _asked(parameters: Parameters, prompts: Sequence[str]) -> dict[str, Any]:
-    """What decides whether two runs are one: the parameters and the prompts' digests.
-
-    A run that was ended by its time limit may go on with a longer one.
-    """
-    counted = parameters.model_copy(update={"prompts": len(prompts)})
-    asked = counted.model_dump(mode="json", exclude={"run_limit_s"})
-    return {"asked": asked, "prompt_sha256": [_sha256(text) for text in prompts]}
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _finished(parameters: Parameters, folder: Path | None) -> Report | None:
-    """The complete report of a run that was asked for just this; None where there is none."""
-    try:
-        saved = report.load(f"{parameters.experiment}-{parameters.strategy}", folder)
-    except ReportError:
-        return None
-    if not saved.complete or saved.parameters is None:
-        return None
-    asked = saved.parameters.model_dump(mode="json", exclude={"run_limit_s"})
-    mine = {"asked": asked, "prompt_sha256": saved.prompt_sha256}
-    return saved if mine == _asked(parameters, texts(parameters.prompts)) else None
-
-
-def _kept(parameters: Parameters, path: Path) -> Kept | None:
-    """What an unfinished run of these parameters has left; None where there is none.
-
-    Raises `ReportError` where its journal is damaged, `ParameterError` where it was another.
-    """
-    if not path.exists():
-        return None
-    try:
-        kept = journals.read(path)
-    except ReportError:
-        if path.stat().st_size and path.read_bytes().count(b"\n"):
-            raise
-        return None  # stopped before its first line was whole
-    found, wanted = kept.header, _asked(parameters, texts(parameters.prompts))
-    if any(found.get(key) != wanted[key] for key in wanted):
-        was, now = found.get("asked"), wanted["asked"]
-        differ = sorted(k for k in now if not isinstance(was, dict) or was.get(k) != now[k])
-        raise ParameterError(
-            f"{path.name} is of a run with other parameters ({', '.join(differ) or 'prompts'}); "
-            "run without --resume to start over (it is kept aside), or with those it had."
-        )
-    return kept
 
 
 class Run:
@@ -339,11 +292,11 @@ class Run:
             check_alike(self.facts)
         before = {one.name: one for one in self.kept.facts} if self.kept else {}
         for fact in self.facts:
-            if (was := before.get(fact.name)) and _who(was) != _who(fact):
+            if (was := before.get(fact.name)) and going_on.who(was) != going_on.who(fact):
                 raise UnlikeProviders(
                     f"provider {fact.name} is not what it was before the stop "
-                    f"({_differs(was, fact)}), so its times cannot be mixed; run without --resume "
-                    "to start over."
+                    f"({going_on.differs(was, fact)}), so its times cannot be mixed; run without "
+                    "--resume to start over."
                 )
         return self.facts
 
@@ -355,9 +308,10 @@ class Run:
         ):
             if isinstance(answer, ProviderFacts):
                 now = answer.model_copy(update=self.known[answer.name])
-                if _who(was) != _who(now):
+                if going_on.who(was) != going_on.who(now):
+                    changed = going_on.differs(was, now)
                     self.notes.append(
-                        f"provider {was.name} was changed during the run ({_differs(was, now)}): "
+                        f"provider {was.name} was changed during the run ({changed}): "
                         "its answers are of two kinds; run again."
                     )
             elif not isinstance(answer, Exception):
@@ -530,7 +484,7 @@ class Run:
             parameters=p.model_copy(update={"prompts": len(self.texts)}),
             environment=self.environment,
             providers=self.facts or kept.facts,
-            prompt_sha256=[_sha256(text) for text in self.texts],
+            prompt_sha256=[going_on.sha256(text) for text in self.texts],
             prompts=self.texts if p.store_text else None,
             fastest=self.fastest if self.expected_ms else None,
             gate_max_ratio=p.gate_max_ratio,
@@ -543,17 +497,6 @@ class Run:
             notes=self.notes,
             complete=complete,
         )
-
-
-def _who(facts: ProviderFacts) -> dict[str, Any]:
-    """What must stay the same of a provider for its times to be of one kind."""
-    return facts.model_dump(include={"model", "digest", "server", "engine", "context_tokens"})
-
-
-def _differs(was: ProviderFacts, now: ProviderFacts) -> str:
-    mine = _who(now)
-    return ", ".join(f"{key} {old}, now {mine[key]}" for key, old in _who(was).items()
-                     if old != mine[key])  # fmt: skip
 
 
 def environment() -> dict[str, Any]:

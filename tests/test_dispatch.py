@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from poclib import fake
-from poclib.dispatch import Rules, attempt, run_arm
+from poclib.attempts import Rules, attempt
+from poclib.dispatch import run_arm
 from poclib.errors import (
     Forbidden,
     ModelMissing,

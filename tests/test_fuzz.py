@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poclib import journal, report
-from poclib.dispatch import Rules, attempt
+from poclib.attempts import Rules, attempt
 from poclib.errors import ParameterError, PocError, ReportError
 from poclib.records import Parameters, Prompt, Report, Request
 

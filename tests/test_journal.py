@@ -378,3 +378,16 @@ def test_a_run_that_fails_leaves_every_row_in_its_journal(tmp_path: Path) -> Non
     kept = journal.read(tmp_path / "trial-shared-queue.jsonl")
     assert [row.outcome for row in kept.turns["calibration", "slow"]] == ["failed"] * 2
     assert kept.facts[0].name == "fast" and kept.rounds == []
+
+
+@pytest.mark.parametrize("lost", ["created", "environment", "asked"])
+def test_a_header_that_lacks_something_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    stopped(tmp_path, 2000, monkeypatch)
+    path = tmp_path / "trial-shared-queue.jsonl"
+    header, rest = path.read_text().split("\n", 1)
+    kept = {key: value for key, value in json.loads(header).items() if key != lost}
+    path.write_text(json.dumps(kept) + "\n" + rest)
+    with pytest.raises((ReportError, ParameterError), match=r"trial-shared-queue\.jsonl"):
+        measured(tmp_path, resume=True)

@@ -28,9 +28,11 @@ ALLOWED = {
     "transport": {"errors", "records"},
     "providers": {"errors", "records", "transport"},
     "strategies": {"records"},
-    "dispatch": {"errors", "policy", "records", "strategies"},
+    "attempts": {"errors", "policy", "records"},
+    "dispatch": {"attempts", "errors", "policy", "records", "strategies"},
     "policy": set(),
     "journal": {"errors", "records"},
+    "resume": {"errors", "journal", "records", "report"},
     "link": {"errors"},
     "keeper": {"errors", "link", "records"},
     "llama": {"errors", "records"},
@@ -40,6 +42,7 @@ ALLOWED = {
     "progress": set(),
     "pool": {"engines", "errors", "providers", "records"},
     "experiment": {
+        "attempts",
         "dispatch",
         "errors",
         "journal",
@@ -48,6 +51,7 @@ ALLOWED = {
         "progress",
         "records",
         "report",
+        "resume",
         "strategies",
     },
     # The reading half turns a saved report into tables, numbers, sentences and pictures.

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from poclib import fake
-from poclib.dispatch import Rules, run_arm
+from poclib.attempts import Rules
+from poclib.dispatch import run_arm
 from poclib.errors import ProviderError, Rejected, TimedOut, Unreachable
 from poclib.policy import LONGEST_S, Breaker, Policy, most_overdue
 from poclib.records import Arm, Exchange, Prompt, Request
