@@ -168,7 +168,9 @@ class Run:
         self._begun_ms = 0.0
         if kept is not None:
             self.environment, self.created = kept.header["environment"], kept.header["created"]
-            still_ms = (now - datetime.datetime.fromisoformat(self.created)).total_seconds() * 1000
+            still_ms = (
+                now - datetime.datetime.fromisoformat(self.created).astimezone()
+            ).total_seconds() * 1000
             self._begun_ms = max(still_ms, kept.last_ms)
         self._anchor_s = time.perf_counter()
         self.facts: list[ProviderFacts] = []

@@ -488,7 +488,18 @@ def comparison_text(headlines: Sequence[Headline], markdown: bool = False) -> st
                 one.verdict,
             ]
         )
-    return table(_HEADER, rows, markdown)
+    return failures(headlines) + table(_HEADER, rows, markdown)
+
+
+def failures(headlines: Sequence[Headline]) -> str:
+    """What stands before any number where providers failed: one paragraph, else nothing."""
+    failed = [one for one in headlines if one.failed_requests]
+    if not failed:
+        return ""
+    told = ", ".join(
+        f"{one.strategy} {one.failed_requests:,} of {one.requests:,} requests" for one in failed
+    )
+    return f"Providers failed in these runs, whose times count what that cost: {told}.\n\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
@@ -642,7 +653,7 @@ _VERDICTS = [PASS, INCONCLUSIVE, FAIL]
 
 
 def report_text(report: Report, headline: Headline) -> str:
-    """What `poc show` prints: provenance, numbers, warnings, gate, for a terminal."""
+    """What `poc show` prints: provenance, warnings, numbers, gate, for a terminal."""
     added = headline.added_latency_ms
     rows = [
         ["overhead ratio", ratio(headline)],
@@ -658,8 +669,8 @@ def report_text(report: Report, headline: Headline) -> str:
     ]  # fmt: skip
     reasons = [f"missing: {key}: {reason}" for key, reason in headline.missing.items()]
     cautions = [f"warning: {one}" for one in warnings(report, headline)]
-    lines = [provenance(report, headline), "", table(["", headline.report], rows), ""]
-    return "\n".join([*lines, *reasons, *cautions, gate_line(headline)])
+    lines = [provenance(report, headline), *cautions, "", table(["", headline.report], rows), ""]
+    return "\n".join([*lines, *reasons, gate_line(headline)])
 
 
 def _spread(found: Spread | None) -> str:

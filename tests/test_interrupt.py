@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 PARAMETERS = """
 experiment: stopped
-rounds: 200
+rounds: 6
 prompts: 3
 max_tokens: 6
 context_tokens: 256
@@ -39,12 +39,17 @@ def whole_rounds(path: Path) -> int:
     return 0
 
 
-def test_ctrl_c_saves_the_report_stops_the_engines_and_leaves_no_process(tmp_path: Path) -> None:
+def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     root = report.root()
     for folder in ("notebooks", "data/reports"):
         shutil.copytree(root / folder, tmp_path / folder)
     (tmp_path / "stopped.yaml").write_text(PARAMETERS)
     log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
+    environment = {
+        **os.environ,
+        "POCLIB_HOME": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
     command = [sys.executable, "-m", "poclib.cli", "run", str(tmp_path / "stopped.yaml")]
     with subprocess.Popen(
         [*command, "--only", "shared-queue"],
@@ -52,11 +57,7 @@ def test_ctrl_c_saves_the_report_stops_the_engines_and_leaves_no_process(tmp_pat
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        env={
-            **os.environ,
-            "POCLIB_HOME": str(tmp_path),
-            "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-        },
+        env=environment,
     ) as run:
         try:
             ends_s = time.monotonic() + PATIENCE_S
@@ -83,3 +84,18 @@ def test_ctrl_c_saves_the_report_stops_the_engines_and_leaves_no_process(tmp_pat
     assert not saved.complete and len(saved.rounds) >= 2
     kept = journal.read(log)
     assert [one.index for one in kept.rounds] == [one.index for one in saved.rounds]
+
+    again = subprocess.run(
+        [*command, "--only", "shared-queue", "--resume"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE_S,
+        env=environment,
+        check=False,
+    )
+    assert again.returncode == 0, again.stdout[-2000:]
+    whole = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.json")
+    assert whole.complete and [one.index for one in whole.rounds] == [*range(6)]
+    assert whole.rounds[: len(saved.rounds)] == saved.rounds and len(whole.resumed_ms) == 1
+    assert not log.exists()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from replay import Replay, clock, provider, recorded
 
 from poclib import fake
 from poclib.attempts import Rules
@@ -190,8 +192,7 @@ def test_every_prompt_is_answered_once_however_providers_come_and_go(seed: int) 
     assert sorted(r.prompt for r in found.requests if r.outcome == "ok") == [*range(n)]
     attempts = [(r.prompt, r.attempt) for r in found.requests]
     assert len(set(attempts)) == len(attempts)
-    for provider in pool:
-        assert provider.most_in_flight <= provider.slots
+    assert all(one.most_in_flight <= one.slots for one in pool)
 
 
 # ── hedging ─────────────────────────────────────────────────────────────────────────────────
@@ -347,3 +348,38 @@ def test_a_rule_of_errors_says_what_may_help_where() -> None:
 
 def test_rows_without_a_role_are_first_attempts() -> None:
     assert Request(prompt=0, provider="a").role == "first"
+
+
+# ── on a real socket ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_copy_that_lost_is_cancelled_at_its_server_too() -> None:
+    """Its connection is closed, which is how a server learns that nobody wants the answer."""
+    stream = recorded("ollama/chat_stream")
+    first = stream.body.split(b"\n")[0] + b"\n"
+
+    async def story() -> list[tuple[str, str]]:
+        async with (
+            asyncio.timeout(30),
+            Replay(replace(stream, body=first, ending="hang")) as slow,
+            Replay(stream) as well,
+        ):
+            pool = [provider("ollama", slow.url), provider("ollama", well.url)]
+            for one, name in zip(pool, ("slow", "well"), strict=True):
+                one.name = name
+            found = await run_arm(
+                "strategy",
+                STRATEGIES["serial-per-provider"],
+                [Prompt(i, "x") for i in range(2)],
+                pool,
+                {"slow": 1, "well": 1},
+                {"slow": 1.0, "well": 1.0},
+                clock,
+                Rules(policy=Policy(hedge_after=1.0)),
+            )
+            await asyncio.gather(*slow._tasks)  # ends once the other side has closed
+            for one in pool:
+                await one.aclose()
+            return [(r.provider, r.role) for r in found.requests if r.outcome == "ok"]
+
+    assert sorted(asyncio.run(story())) == [("well", "first"), ("well", "hedge")]
