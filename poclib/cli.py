@@ -18,7 +18,18 @@ from typing import Any
 import click
 import yaml
 
-from . import __version__, documents, experiment, plots, pool, publish, report, tables, words
+from . import (
+    __version__,
+    documents,
+    experiment,
+    journal,
+    plots,
+    pool,
+    publish,
+    report,
+    tables,
+    words,
+)
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .records import Parameters, Report
 from .stats import Headline
@@ -113,9 +124,12 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
 @click.option(
     "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
 )
-def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
+@click.option(
+    "--resume", is_flag=True, help="Go on with a run that was stopped; keep what is done."
+)
+def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
-    given = read_yaml(params, changes)
+    given = read_yaml(params, changes) | ({"resume": True} if resume else {})
     found = [n for n in publish.notebooks() if _wanted(n, only)]
     everything = {key for n in found for key in publish.declared(n)}
     publish.check_keys(given, everything, params.name)
@@ -123,6 +137,11 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
     _answering(parameters)
     values = {**given, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / parameters.experiment
+    with journal.only_one(folder):
+        _run(found, values, folder, parameters.experiment)
+
+
+def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str) -> None:
     failures: list[str] = []
     for number, notebook in enumerate(found, start=1):
         click.echo(f"[{number}/{len(found)}] {publish.title(notebook)}", err=True)
@@ -134,7 +153,7 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {words.safe(str(error))}", err=True)
-    headlines = _headlines(parameters.experiment)
+    headlines = _headlines(name)
     page = _publish()
     click.echo(words.comparison_text(headlines))
     click.echo(words.suite_gate(headlines))

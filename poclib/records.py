@@ -24,6 +24,8 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ArmName = Literal["warm-up", "calibration", "baseline", "strategy"]
 Outcome = Literal["ok", "failed", "cancelled"]
+# Of an attempt: the first of its prompt, one after a failure, or a second copy of one under way.
+Role = Literal["first", "retry", "hedge"]
 
 
 class Record(BaseModel):
@@ -88,12 +90,21 @@ class Parameters(Record):
     gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
     band: Annotated[float, Field(ge=0, lt=1)] = 0.05
     retries: Annotated[int, Field(ge=0, le=10)] = 1
+    backoff_s: Annotated[float, Field(ge=0, le=60)] = 0.5
+    breaker_failures: Annotated[int, Field(ge=0, le=1000)] = 3
+    breaker_pause_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+    hedge: bool = False
+    hedge_after: Annotated[float, Field(ge=1, le=100)] = 1.5
     connect_timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    first_token_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    between_tokens_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     allow_public: bool = False
     allow_unlike_models: bool = False
     store_text: bool = False
+    # What to do about an unfinished run, no part of what is measured: it is not saved.
+    resume: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Parameters:
@@ -215,6 +226,7 @@ class Request(Record):
     prompt: Annotated[int, Field(ge=0)]
     provider: Name
     attempt: Annotated[int, Field(ge=1)] = 1
+    role: Role = "first"
     outcome: Outcome = "ok"
     error: str | None = None
     error_kind: str | None = None
@@ -289,6 +301,10 @@ class Report(Record):
     preparation: list[Arm] = []
     probes: list[Probe] = []
     rounds: list[Round] = []
+    # Rounds that a stop cut short, repeated whole in `rounds`: kept, and counted nowhere.
+    cut: list[Round] = []
+    # When the run went on after a stop.
+    resumed_ms: list[Milliseconds] = []
     notes: list[str] = []
     complete: bool = True
 
