@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from . import titles
+from .errors import ReportError
 from .records import Report
 from .report import root
 from .stats import PASS, Headline
 from .words import (
+    best,
     bottom_line,
     breakdown_text,
     bullets,
     comparison_text,
+    crowded,
+    crowding,
     effect,
     finding,
     inline,
@@ -28,7 +33,7 @@ from .words import (
     percent,
     provenance,
     ratio,
-    slowdown,
+    slowdowns,
     suite_gate,
     table,
     warnings,
@@ -41,9 +46,10 @@ def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> 
     measured = [one for one in pairs if "published" not in one[0].environment]
     own = [headline for _, headline in measured]
     if own:
-        best = min(own, key=lambda one: one.overhead_ratio.median or float("inf"))
-        report = next(report for report, headline in measured if headline is best)
-        top = f"{bottom_line(report, best)}\n\n{suite_gate(own)}.\n\n*{provenance(report, best)}*"
+        lowest = min(own, key=lambda one: one.overhead_ratio.median or float("inf"))
+        report = next(report for report, headline in measured if headline is lowest)
+        top = f"{best(own)} {bottom_line(report, lowest)}\n\n"
+        top += f"{suite_gate(own)}.\n\n*{provenance(report, lowest)}*"
     else:
         top = "No report of a run was given, so nothing was measured."
     sections = {
@@ -65,17 +71,37 @@ def write(text: str) -> Path:
     return path
 
 
+_RESULT = "<!-- result: written by `./run-poc.sh refresh`, not by hand -->"
+_RESULT_END = "<!-- end of result -->"
+
+
+def readme(text: str, reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
+    """The README with its result computed anew; the rest of `text` as it is.
+
+    Raises `ReportError` where the two marks that enclose the result are not there.
+    """
+    before, mark, rest = text.partition(_RESULT)
+    _, end, after = rest.partition(_RESULT_END)
+    if not mark or not end:
+        raise ReportError(f"README.md: the marks {_RESULT} and {_RESULT_END} are missing.")
+    best = min(headlines, key=lambda one: one.overhead_ratio.median or float("inf"))
+    report = next(r for r, one in zip(reports, headlines, strict=True) if one is best)
+    result = (
+        f"![{titles.ratios(headlines)}](docs/phase-0.png)\n\n"
+        f"{comparison_text(headlines, markdown=True)}\n\n"
+        f"{suite_gate(headlines)}.\n\n*{provenance(report, best)}*"
+    )
+    return f"{before}{mark}\n{result}\n{end}{after}"
+
+
 def _failure_modes(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
     said = []
     for report, headline in pairs:
-        worst = slowdown(headline)
         if effect(headline) == "slower":
             said.append(f"{finding(headline)}.")
-        if worst and worst[1] >= 1.5:
-            said.append(
-                f"{headline.strategy}: requests on {worst[0]} took {number(worst[1], 1)} times as "
-                "long as one alone there."
-            )
+        causes = [crowding(headline, p) for p in slowdowns(headline)]
+        if {"slowing", "queueing", "unknown"} & {*causes}:
+            said.append(f"{headline.strategy}: {' '.join(crowded(headline))}")
         if headline.failed_requests:
             lost = many(headline.failed_requests, "request")
             said.append(f"{headline.strategy}: {lost} of {headline.requests:,} failed.")

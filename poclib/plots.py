@@ -1,147 +1,127 @@
 """One function a chart: it draws on `ax` and returns None. Knows no report and computes nothing.
 
-Frames come from `tables`, sentences from `words`, so a picture cannot say another thing than
-the text beside it. The only module that imports matplotlib.
+Frames come from `tables`, sentences from `words` and `titles`, so a picture cannot say another
+thing than the text beside it. Charts along time lie in `timelines`, the look in `canvas`.
 """
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from . import words
-from .stats import SEGMENTS, Headline, segments
+from . import titles, words
+from .canvas import BAND, FAINT, INK, PALETTE, WAITING, apart, ink_on, instead, key, label
+from .canvas import titles as put_titles
+from .canvas import use_style as use_style
+from .stats import SEGMENTS, Headline
+from .stats import shares as provider_shares
+from .timelines import anatomy as anatomy
+from .timelines import timeline as timeline
 
-WAITING = "#bdbdbd"
-# Okabe-Ito throughout; the last two are for times that no source splits further.
-PALETTE = {
-    "connect_send_ms": "#56b4e9",
-    "first_token_ms": "#0072b2",
-    "generating_ms": "#e69f00",
-    "own_ms": "#000000",
-    "answering_ms": "#009e73",
-    "outside_ms": "#cc79a7",
+STRATEGY, BASELINE = INK, FAINT
+OVERHEAD = {
+    "over_ms": "white",
+    "network_ms": PALETTE["connect_send_ms"],
+    "server_queue_ms": WAITING,
+    "ours_ms": PALETTE["own_ms"],
+    "unexplained_ms": PALETTE["outside_ms"],
 }
-INK = "#222222"
-STRATEGY, BASELINE = "#222222", "#8a8a8a"
-MOST_ROWS = 60
-_LIGHT = {"connect_send_ms", "generating_ms", "outside_ms"}  # dark ink is legible on these
 
 
-def use_style() -> None:
-    """Set type, lines and sizes for every chart after this call; half width stays legible."""
-    plt.rcParams.update(
-        {
-            "figure.figsize": (9, 4.5),
-            "figure.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "font.size": 12,
-            "axes.titlesize": 13,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "svg.hashsalt": "poclib",
-        }
-    )
-
-
-def timeline(ax: Axes, requests: pd.DataFrame, headline: Headline, round: int = 0) -> None:
-    """Gantt of the strategy in one round: a row per request, grouped by provider.
-
-    `requests` is `tables.requests(report)`. A grey bar is the wait for a slot, its tick the
-    moment the request was meant to start. Time 0 is the arm's first dispatch.
-    """
-    mine = requests[requests["round"].eq(round) & requests["arm"].eq("strategy")]
-    timed = mine.dropna(subset=["start_ms", "wall_ms"])
-    shown = timed.sort_values(["provider", "start_ms"]).head(MOST_ROWS)
-    drawn = f"round {round + 1}, {len(shown)} of {len(mine)} requests drawn"
-    _titles(ax, words.title_timeline(headline), f"{drawn} · {words.subtitle(headline)}")
-    if shown.empty:
-        _say(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
+def breakdown(ax: Axes, *headlines: Headline) -> None:
+    """Mean parts of one request, stacked, a bar per role and strategy, labelled where it fits."""
+    under = words.subtitle(headlines[0]) if len(headlines) == 1 else _dates(headlines)
+    put_titles(ax, titles.breakdown(headlines), f"means · {under}")
+    alone = len(headlines) == 1
+    bars = [
+        (f"{role} request" if alone else f"{one.strategy}, {role}", found)
+        for one in headlines
+        for role, found in one.segments_ms.items()
+    ]
+    if not bars:
+        instead(ax, "No request was answered, so there is nothing to divide.")
         return
-    zero = float(timed["start_ms"].min())
-    labels, seen, end = [], set[str](), 0.0
-    for y, row in enumerate(shown.to_dict("records")):
-        start = float(row["start_ms"]) - zero
-        meant = max(row["assigned_ms"] - zero, 0.0)  # NaN where nobody knows
-        if meant < start:
-            ax.barh(y, start - meant, left=meant, height=0.3, color=WAITING)
-            ax.plot([meant, meant], [y - 0.4, y + 0.4], color=INK, linewidth=1.2)
-            seen.add("waiting")
-        left = start
-        for key, width in segments({str(k): v for k, v in row.items()}).items():
-            ax.barh(y, width, left=left, height=0.8, color=PALETTE[key], edgecolor="white", lw=0.4)
-            seen.add(key)
-            left += width
-        if row["outcome"] != "ok":
-            ax.text(left, y, f" {row['outcome']}", va="center", color=INK)
-        labels.append(f"{row['provider']}  #{row['prompt']}")
-        end = max(end, left)
-    ax.set_yticks(range(len(labels)), labels, fontsize=11 if len(labels) <= 20 else 7)
-    ax.invert_yaxis()
-    groups = shown["provider"].tolist()
-    for y in range(1, len(groups)):
-        if groups[y] != groups[y - 1]:
-            ax.axhline(y - 0.5, color=INK, linewidth=0.6)
-    ax.set_xlim(0, end * 1.02)
-    ax.set_xlabel("time since the first dispatch (ms)")
-    ax.set_ylabel("provider and prompt")
-    _key(ax, seen)
-
-
-def breakdown(ax: Axes, headline: Headline) -> None:
-    """Mean parts of one request, stacked, a bar per role; labels stand in or over the parts."""
-    _titles(ax, words.title_breakdown(headline), f"means · {words.subtitle(headline)}")
-    means = headline.segments_ms
-    if not means:
-        _say(ax, "No request was answered, so there is nothing to divide.")
-        return
-    whole = max(sum(one.values()) for one in means.values())
-    for y, found in enumerate(means.values()):
+    whole = max(sum(found.values()) for _, found in bars)
+    for y, (_, found) in enumerate(bars):
         left = 0.0
-        for key in (key for key in SEGMENTS if key in found):
-            width = found[key]
-            ax.barh(y, width, left=left, height=0.6, color=PALETTE[key], edgecolor="white")
-            if width > 0.08 * whole:
-                ink = INK if key in _LIGHT else "white"
-                middle = left + width / 2
-                ax.text(middle, y, words.number(width, 1), ha="center", va="center", color=ink)
+        for part in (part for part in SEGMENTS if part in found):
+            width, colour = found[part], PALETTE[part]
+            ax.barh(y, width, left=left, height=0.7, color=colour, edgecolor="white")
+            if width > (0.08 if alone else 0.12) * whole:
+                text = words.number(width, 1 if width < 100 else 0)
+                ax.text(left + width / 2, y, text, ha="center", va="center", color=ink_on(colour))
             left += width
         ax.text(left, y, f" {words.milliseconds(left)}", va="center")
-    ax.set_yticks(range(len(means)), [f"{role} request" for role in means])
-    ax.set_ylim(-0.5, len(means) - 0.5)
-    ax.invert_yaxis()
-    ax.set_xlim(0, whole * 1.15)
+    ax.set_yticks(range(len(bars)), [name for name, _ in bars])
+    ax.set_ylim(len(bars) - 0.5, -0.5)
+    ax.set_xlim(0, whole * 1.18)
     ax.set_xlabel("mean time of one request (ms)")
-    _key(ax, {key for found in means.values() for key in found})
+    key(ax, {part for _, found in bars for part in found})
 
 
-def ratios(ax: Axes, headlines: Sequence[Headline]) -> None:
+def overhead(ax: Axes, overheads: pd.DataFrame, headline: Headline) -> None:
+    """Every request's time outside its server as a point, and each part of it; a tick at means.
+
+    `overheads` is `tables.overhead(report)`: a row per request with provider, role, arm,
+    over_ms, network_ms, server_queue_ms, ours_ms, unexplained_ms. The strategy's arms are drawn.
+    """
+    mine = overheads[overheads["arm"].eq("strategy")]
+    put_titles(ax, titles.overhead(mine.to_dict("records")), words.subtitle(headline))  # type: ignore[arg-type]
+    ticks, y, low, high = dict[float, str](), 0.0, 0.0, 0.0
+    for provider, group in mine.groupby("provider"):
+        for part, colour in OVERHEAD.items():
+            values = group[part].dropna().astype(float).to_numpy()
+            if not len(values):
+                continue
+            ticks[y] = f"{provider}: {words.OVERHEAD_LABELS[part]}"
+            # Points of one row are spread over its height in the order they came.
+            beside = y + 0.5 * (np.arange(len(values)) % 7 / 6 - 0.5)
+            ax.scatter(values, beside, s=34, color=colour, edgecolors=INK, linewidths=0.5)
+            mean = float(values.mean())
+            ax.plot([mean, mean], [y - 0.42, y + 0.42], color=INK, linewidth=2.5)
+            ax.annotate(
+                words.milliseconds(mean),
+                (1.01, y),
+                xycoords=ax.get_yaxis_transform(),
+                va="center",
+                annotation_clip=False,
+            )
+            low, high, y = min(low, values.min()), max(high, values.max()), y + 1
+        y += 0.5
+    if not ticks:
+        instead(ax, "No server reported its own time,\nso what lies outside it is unknown.")
+        return
+    ax.annotate("mean", (1.01, -0.8), xycoords=ax.get_yaxis_transform(), annotation_clip=False)
+    if low < 0:
+        ax.axvline(0, color=INK, linewidth=1)
+    ax.set_yticks(list(ticks), list(ticks.values()))
+    ax.set_ylim(y - 0.8, -0.7)
+    ax.set_xlim(low * 1.05, high * 1.05 or 1.0)
+    ax.set_xlabel("time outside the server, per request (ms)")
+
+
+def ratios(
+    ax: Axes, headlines: Sequence[Headline], predicted: Mapping[str, float] | None = None
+) -> None:
     """Forest plot: each strategy's ratio with its interval, on a log axis even around 1x.
 
-    The band of no practical difference is the widest of the reports'.
+    The band of no practical difference is the widest of the reports'. `predicted` ratios, by
+    strategy, are drawn as open triangles.
     """
     drawn = sorted((one for one in headlines if one.round_ratios), key=_middle)
     under = f"median and 95 % interval · {_dates(headlines)}"
-    _titles(ax, words.title_ratios(headlines), under)
+    put_titles(ax, titles.ratios(headlines), under)
     if not drawn:
-        _say(ax, "No report has a complete round.")
+        instead(ax, "No report has a complete round.")
         return
     band = max(one.band for one in drawn)
-    ax.axvspan(1 - band, 1 + band, color="#e8e8e8", zorder=0)
+    ax.axvspan(1 - band, 1 + band, color=BAND, zorder=0)
     ax.axvline(1, color=INK, linewidth=1)
     reach = 1.2
     for y, one in enumerate(drawn):
@@ -152,8 +132,11 @@ def ratios(ax: Axes, headlines: Sequence[Headline]) -> None:
             ax.plot([found.low, found.high], [y, y], color=INK, linewidth=2.5)
         ax.plot([middle], [y], "o" if len(ends) == 3 else "D", color=INK, markersize=8)
         text = words.ratio(one) if len(ends) < 3 else words.number(middle, 2)
-        label = ax.annotate(text, (middle, y), (0, 10), textcoords="offset points", ha="center")
-        label.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1})
+        foretold = (predicted or {}).get(one.strategy)
+        if foretold:
+            ax.plot([foretold], [y + 0.27], "^", color=INK, mfc="white", markersize=9)
+            ends.append(foretold)
+        label(ax, text, (max(ends), y), (9, 0))
         reach = max([reach, *(max(end, 1 / end) for end in ends)])
     ax.set_xscale("log")
     reach *= 1.25
@@ -165,14 +148,26 @@ def ratios(ax: Axes, headlines: Sequence[Headline]) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}×"))  # noqa: RUF001
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_yticks(range(len(drawn)), [one.strategy for one in drawn])
-    ax.set_ylim(-0.7, len(drawn) - 0.2)
-    ax.invert_yaxis()
-    ax.set_xlabel("total time / baseline's total time (ratio; left of 1 is faster)")
+    ax.set_ylim(len(drawn) - 0.4, -0.8)
+    ax.set_xlabel(
+        "total time / baseline's total time (ratio; left of 1 is faster)\n"
+        f"shaded: no practical difference ({1 - band:.2f} to {1 + band:.2f})"
+        + ("; triangle: predicted" if predicted else "")
+    )
+
+
+def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
+    """`ratios` as a PNG file that is the same for the same headlines: the README's picture."""
+    use_style()
+    figure, ax = plt.subplots(figsize=(9, 5))
+    ratios(ax, headlines)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
 
 
 def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
     """Share of answered requests within a wall time, strategy against baseline."""
-    _titles(ax, words.title_ecdf(headline), words.subtitle(headline))
+    put_titles(ax, titles.ecdf(headline), words.subtitle(headline))
     good = requests[requests["round"].notna() & requests["outcome"].eq("ok")]
     styles = {"strategy": (STRATEGY, "-"), "baseline": (BASELINE, "--")}
     found = {
@@ -180,26 +175,23 @@ def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
     }
     found = {arm: walls for arm, walls in found.items() if len(walls)}
     longest = max((float(walls[-1]) for walls in found.values()), default=0.0)
-    # The curve on the right is named on its right, the other one on its left.
+    if not longest:
+        instead(ax, "No request was answered.")
+        return
+    # The curve on the right is named on its right, the other one on its left where there is room.
     order = sorted(found, key=lambda arm: float(found[arm].mean()), reverse=True)
     for arm, walls in found.items():
         colour, dashes = styles[arm]
         x = np.concatenate([[0.0], walls])
-        ax.step(x, np.arange(len(x)) / len(walls), where="post", color=colour, ls=dashes, lw=2)
-        right = arm == order[0]
+        ax.step(x, np.arange(len(x)) / len(walls), where="post", color=colour, ls=dashes, lw=2.5)
         at = (len(walls) - 1) // 2
-        ax.annotate(
-            f"{headline.strategy if arm == 'strategy' else arm}\n(n = {len(walls)})",
-            (walls[at], (at if right else at + 1) / len(walls)),
-            (8 if right else -8, -4 if right else 4),
-            textcoords="offset points",
-            ha="left" if right else "right",
-            va="top" if right else "bottom",
-        )
-    if not longest:
-        _say(ax, "No request was answered.")
-        return
-    ax.set_xlim(0, longest * 1.25)
+        right = arm == order[0] or float(walls[at]) < 0.3 * longest
+        high = 0.5 if arm == order[0] else 0.9
+        at = min(int(high * len(walls)), len(walls) - 1) if right else at + 1
+        name = headline.strategy if arm == "strategy" else arm
+        point = (float(walls[min(at, len(walls) - 1)]), at / len(walls))
+        label(ax, f"{name}\n(n = {len(walls)})", point, (9, -4) if right else (-9, 4))
+    ax.set_xlim(0, longest * 1.3)
     ax.set_ylim(0, 1.02)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.percent(value)))
     ax.set_xlabel("wall time of one request (ms)")
@@ -208,13 +200,13 @@ def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
 
 def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
     """Every round's ratio as a point, the median and its interval beside them."""
-    _titles(ax, words.title_rounds(headline), words.subtitle(headline))
+    put_titles(ax, titles.rounds(headline), words.subtitle(headline))
     done = rounds[rounds["complete"]]
     if done.empty:
-        _say(ax, "No round is complete.")
+        instead(ax, "No round is complete.")
         return
     found = headline.overhead_ratio
-    ax.axhspan(1 - headline.band, 1 + headline.band, color="#e8e8e8", zorder=0)
+    ax.axhspan(1 - headline.band, 1 + headline.band, color=BAND, zorder=0)
     ax.axhline(1, color=INK, linewidth=1)
     x = done["round"].astype(int).to_numpy() + 1
     ax.plot(x, done["ratio"], "o", color=INK, markersize=8)
@@ -225,8 +217,8 @@ def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
         middle = _middle(headline)
         ax.plot([beside], [middle], "D", color=INK, markersize=8)
         text = f"median {words.number(middle, 2)}\n95 % interval"
-        ax.annotate(text, (beside, middle), (8, 0), textcoords="offset points", va="center")
-    ax.set_xlim(0.5, last + 2)
+        label(ax, text, (beside, middle), (8, 0))
+    ax.set_xlim(0.5, last * 1.25 + 1)
     ax.set_ylim(0, max(1.2, float(done["ratio"].max()) * 1.15))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xticks([tick for tick in ax.get_xticks() if 1 <= tick <= last])
@@ -234,41 +226,98 @@ def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
     ax.set_ylabel("total time / baseline's (ratio)")
 
 
+def shares(ax: Axes, headline: Headline) -> None:
+    """Each provider's share of the prompts done against its share of the pool's speed.
+
+    On the diagonal a provider did what its speed allows; above it everybody waited for it,
+    below it stood idle. The busiest one, the binding leg, is filled.
+    """
+    put_titles(ax, titles.share(headline), words.subtitle(headline))
+    found = [one for one in provider_shares(headline) if one.speed is not None]
+    if not found:
+        instead(ax, "Some provider's speed is unknown, so shares of it cannot be drawn.")
+        return
+    most = max(max(one.speed or 0.0, one.done) for one in found)
+    reach = 1.0 if most > 0.5 else min(1.0, 1.5 * most)
+    ax.plot([0, reach], [0, reach], color=FAINT, linewidth=1, linestyle="--")
+    ax.text(0.97 * reach, 0.99 * reach, "share = speed", ha="right", va="bottom", color=INK)
+    busiest = max(one.busy or 0.0 for one in found)
+    few = len(found) <= 4
+    heights = apart([one.done for one in found], (0.14 if few else 0.065) * reach)
+    for one, height in zip(found, heights, strict=True):
+        face = INK if one.busy == busiest else "white"
+        speed = one.speed or 0.0
+        ax.plot([speed], [one.done], "o", color=INK, mfc=face, markersize=11, clip_on=False)
+        busy = "never busy" if not one.done else f"busy {words.percent(one.busy)} of the time"
+        # Away from the diagonal, where the room is.
+        right = speed < 0.44 * reach or (one.done < speed < 0.66 * reach)
+        text = f"{one.provider}: {words.percent(one.done)} of the prompts,{chr(10) if few else ' '}"
+        away = (0.025 if right else -0.025) * reach
+        put = ax.text(
+            speed + away, height, text + busy, ha="left" if right else "right", va="center"
+        )
+        put.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
+    ax.set_xlim(0, reach)
+    ax.set_ylim(0, reach * 1.04)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: words.percent(value)))
+    ax.set_xlabel("share of the pool's speed (%)")
+    ax.set_ylabel("share of the prompts (%)")
+
+
+_MARKS = "osD^vP*X"
+
+
+def lengths(ax: Axes, requests: pd.DataFrame, lines: pd.DataFrame, headline: Headline) -> None:
+    """Wall time against the answer's length, a point a request, and the line through them.
+
+    `requests` is `tables.requests(report)`, `lines` is `tables.lengths(report)`; the strategy's
+    answered requests are drawn, a mark per provider.
+    """
+    put_titles(ax, titles.lengths(lines.to_dict("records")), words.subtitle(headline))  # type: ignore[arg-type]
+    good = requests[requests["arm"].eq("strategy") & requests["outcome"].eq("ok")]
+    good = good.dropna(subset=["output_tokens", "wall_ms"])
+    if good.empty:
+        instead(ax, "No server counted its answers' tokens.")
+        return
+    longest, slowest = float(good["output_tokens"].max()), float(good["wall_ms"].max())
+    rows = lines.to_dict("records")
+    tips = []
+    for place, row in enumerate(rows):
+        mine = good[good["provider"].eq(row["provider"])]
+        x, y = mine["output_tokens"].astype(float), mine["wall_ms"].astype(float)
+        face = "white" if place % 2 else INK
+        ax.plot(x, y, _MARKS[place % len(_MARKS)], color=INK, mfc=face, markersize=8, ls="none")
+        tip = (float(x.max()), float(y.mean()))
+        if not np.isnan(row["each_ms"]):
+            reach = np.array([x.min(), x.max()])
+            heights = row["besides_ms"] + row["each_ms"] * reach
+            ax.plot(reach, heights, color=FAINT, linewidth=1.5, ls="--" if place % 2 else "-")
+            tip = (tip[0], float(heights[-1]))
+        tips.append(tip)
+    beside = apart([height for _, height in tips], 0.14 * slowest)
+    for row, (x_end, _), height in zip(rows, tips, beside, strict=True):
+        text = f"{row['provider']}\n(n = {row['n']})"
+        ax.text(x_end + 0.03 * longest, height, text, va="center")
+    ax.set_xlim(0, longest * 1.25)
+    ax.set_ylim(0, max(slowest, *(height for _, height in tips)) * 1.1)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("length of the answer (tokens)")
+    ax.set_ylabel("wall time of one request (ms)")
+
+
 def _middle(headline: Headline) -> float:
     return headline.overhead_ratio.median or 0.0
-
-
-def _titles(ax: Axes, title: str, under: str) -> None:
-    """The finding in bold, and n, providers and date below it; no text is read as formula."""
-    shown = ax.set_title(textwrap.fill(title, 72), pad=26)
-    shown.set_parse_math(False)
-    line = ax.annotate(under, (0, 1), (0, 8), "axes fraction", "offset points", fontsize=10.5)
-    line.set_parse_math(False)
-
-
-def _say(ax: Axes, sentence: str) -> None:
-    """What stands where a chart would be empty."""
-    ax.text(0.5, 0.5, sentence, ha="center", va="center", transform=ax.transAxes)
-    ax.set_axis_off()
-
-
-def _key(ax: Axes, seen: set[str]) -> None:
-    """The colours in the order they pass, below the axis, for parts too thin to be labelled."""
-    order = [("waiting", WAITING, "waiting for a slot")]
-    order += [(key, PALETTE[key], words.SEGMENT_LABELS[key]) for key in SEGMENTS]
-    patches = [Patch(color=c, label=t) for k, c, t in order if k in seen]
-    ax.legend(
-        handles=patches,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.2),
-        ncols=3,
-        frameon=False,
-        fontsize=10.5,
-    )
 
 
 def _dates(headlines: Sequence[Headline]) -> str:
     days = sorted({words.day(one.created) for one in headlines}) or ["no date"]
     providers = sorted({name for one in headlines for name in one.providers})
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    return f"{', '.join(providers)} · {span}"
+    counts = [one.overhead_ratio.rounds for one in headlines] or [0]
+    n = (
+        words.many(counts[0], "round")
+        if min(counts) == max(counts)
+        else f"{min(counts)} to {max(counts)} rounds"
+    )
+    return f"{n} each · {', '.join(providers)} · {span}"

@@ -111,11 +111,80 @@ class Headline:
     verdict: str
     rounds_needed: int | None
     missing: dict[str, str] = field(default_factory=dict)
+    # Share of the makespan with a request in flight, and the server's own mean time of one
+    # request less the queue it reports: in the strategy's arms, and alone in calibration.
+    busy: dict[str, float] = field(default_factory=dict)
+    work_ms: dict[str, float] = field(default_factory=dict)
+    work_alone_ms: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, numbers rounded to 3 decimals."""
         found: dict[str, Any] = _plain(asdict(self))
         return found
+
+
+@dataclass(frozen=True)
+class Share:
+    """One provider's part in the pool: of its speed, of the prompts done, and time busy.
+
+    Each is a share from 0 to 1; None where the report does not tell.
+    """
+
+    provider: str
+    speed: float | None
+    done: float
+    busy: float | None
+
+
+def shares(headline: Headline) -> list[Share]:
+    """What each provider could do and what it did; empty where nothing was answered.
+
+    The speed is 1 / (mean time of one request alone) over the sum of the providers'.
+    """
+    done = {p: found.n if (found := headline.wall_ms.get(p)) else 0 for p in headline.providers}
+    total = sum(done.values())
+    if not total:
+        return []
+    speeds = {p: 1 / headline.alone_ms[p] for p in done if headline.alone_ms.get(p)}
+    whole = math.fsum(speeds.values()) if len(speeds) == len(done) else None
+    return [
+        Share(p, speeds[p] / whole if whole else None, count / total, headline.busy.get(p))
+        for p, count in done.items()
+    ]
+
+
+def throughput(headline: Headline, provider: str) -> float | None:
+    """Answers of `provider` per busy time, over what one request at a time would give.
+
+    Above 1 its engine gained from several at once (batching), below 1 they slowed each other
+    down. None unless calibration timed it alone and the report tells when it was busy.
+    """
+    found, alone = headline.wall_ms.get(provider), headline.alone_ms.get(provider)
+    busy, makespan = headline.busy.get(provider), headline.makespan_ms
+    rounds = len(headline.round_ratios)
+    if headline.ideal_from != "calibration" or not (found and alone and busy and makespan):
+        return None
+    return found.n / rounds * alone / (busy * makespan) if rounds else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """A straight line through points: `slope` per unit of x, `at_zero` the rest."""
+
+    slope: float
+    at_zero: float
+    n: int
+
+
+def line(x: Sequence[float], y: Sequence[float]) -> Line | None:
+    """Least squares of y on x; None under 4 points or where x does not vary.
+
+    A description of these points, no claim about others. Source: Legendre 1805.
+    """
+    if len(x) < 4 or min(x) == max(x):
+        return None
+    slope, at_zero = np.polyfit(np.asarray(x, dtype=float), np.asarray(y, dtype=float), 1)
+    return Line(float(slope), float(at_zero), len(x))
 
 
 def _plain(value: Any) -> Any:

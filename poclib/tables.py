@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import stats
+from . import ledger, stats
 from .records import Arm, Report, Request, Round
 from .report import name
 
@@ -35,8 +35,10 @@ def requests(report: Report) -> pd.DataFrame:
     The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where all are known:
     `send_ms` holds all before the request's last byte that is no connecting, `last_byte_ms`
     is from the answer's last byte to its end parsed. `ms_per_token` is wall per output token.
+    `limit` is how many dispatch lets be in flight there (NA: no limit), `slots` the server's.
     """
     role = {facts.name: facts.role for facts in report.providers}
+    slots = {facts.name: facts.slots for facts in report.providers}
     places: list[tuple[int | None, int, Arm]] = [
         (None, order, arm) for order, arm in enumerate(report.preparation)
     ]
@@ -50,12 +52,14 @@ def requests(report: Report) -> pd.DataFrame:
             "strategy": arm.strategy,
             "warm_up": arm.arm == "warm-up",
             "role": role.get(request.provider),
+            "limit": (arm.limits or {}).get(request.provider),
+            "slots": slots.get(request.provider),
             **_facts(request),
         }
         for index, order, arm in places
         for request in arm.requests
     ]
-    first = ["round", "order", "arm", "strategy", "warm_up", "role"]
+    first = ["round", "order", "arm", "strategy", "warm_up", "role", "limit", "slots"]
     return _frame(rows, [*first, *_facts(Request(prompt=0, provider="none"))])
 
 
@@ -183,6 +187,90 @@ def breakdown(report: Report) -> pd.DataFrame:
     return _frame([{"role": role} | one for role, one in means.items()], ["role", *parts])
 
 
+def overhead(report: Report) -> pd.DataFrame:
+    """What lies outside the servers' own time, per answered request of the whole report.
+
+    `network_ms` (a round trip as probes found it, a connect where one was opened, the transfer
+    of an answer that was not streamed), `ours_ms` and `unexplained_ms` add up to `over_ms`.
+    `server_queue_ms` is inside the server's own time, so beside `over_ms`. NaN where there is
+    no source: its time is then among the unexplained. `round` is NA in the preparation.
+    """
+    role = {facts.name: facts.role for facts in report.providers}
+    hidden = ledger.hidden_handshakes(report.providers)
+    places: list[tuple[int | None, Arm]] = [(None, arm) for arm in report.preparation]
+    places += [(one.index, arm) for one in report.rounds for arm in one.arms]
+    answered = [
+        (index, arm.arm, row)
+        for index, arm in places
+        for row in arm.requests
+        if row.outcome == "ok"
+    ]
+    trips = ledger.trips(report, [row for _, _, row in answered])
+    rows = [
+        {
+            "provider": row.provider,
+            "role": role.get(row.provider),
+            "arm": arm,
+            "round": index,
+            "prompt": row.prompt,
+            **ledger.overhead(row, trip, row.provider in hidden),
+        }
+        for (index, arm, row), trip in zip(answered, trips, strict=True)
+    ]
+    parts = ["over_ms", "network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
+    return _frame(rows, ["provider", "role", "arm", "round", "prompt", *parts])
+
+
+def lengths(report: Report) -> pd.DataFrame:
+    """How wall time follows the answer's length in the strategy's arms, a row per provider.
+
+    provider, role, n, shortest_tokens, longest_tokens, and the straight line through them:
+    each_ms per token and besides_ms per request, NaN where the lengths cannot carry one.
+    """
+    frame = _answered(requests(report)).query("arm == 'strategy'")
+    frame = frame.dropna(subset=["output_tokens", "wall_ms"])
+    rows = []
+    for (provider, role), group in frame.groupby(["provider", "role"], dropna=False):
+        tokens = group["output_tokens"].astype(int).tolist()
+        fitted = stats.line(tokens, group["wall_ms"].tolist())
+        rows.append(
+            {
+                "provider": provider,
+                "role": role,
+                "n": len(tokens),
+                "shortest_tokens": min(tokens),
+                "longest_tokens": max(tokens),
+                "each_ms": fitted.slope if fitted else None,
+                "besides_ms": fitted.at_zero if fitted else None,
+            }
+        )
+    names = ["provider", "role", "n", "shortest_tokens", "longest_tokens", "each_ms", "besides_ms"]
+    return _frame(rows, names)
+
+
+def typical(report: Report, role: str = "remote") -> dict[str, Any] | None:
+    """The request of median wall time among a role's answered ones, as a row of `requests`.
+
+    With `token_ms`, the offset of each token from the request's start (empty where none was
+    stored). Of an even number the faster of the middle two; of the strategy's arms before the
+    baseline's. None where no such request has all marks.
+    """
+    frame = _answered(requests(report))
+    for arm in ("strategy", "baseline"):
+        mine = frame[(frame["role"] == role) & (frame["arm"] == arm)]
+        mine = mine.dropna(subset=["wall_ms", "start_ms", "generating_ms"]).sort_values("wall_ms")
+        if len(mine):
+            row = mine.iloc[(len(mine) - 1) // 2].to_dict()
+            found: dict[str, Any] = {str(k): None if pd.isna(v) else v for k, v in row.items()}
+            tokens = next(
+                r.token_ms
+                for r in report.requests
+                if (r.provider, r.marks.start_ms) == (row["provider"], row["start_ms"])
+            )
+            return found | {"token_ms": [t - row["start_ms"] for t in tokens or []]}
+    return None
+
+
 def distribution(report: Report) -> pd.DataFrame:
     """Mean and quantiles of wall time per arm and provider; NaN where n is too small."""
     rows = []
@@ -260,8 +348,45 @@ def headline(report: Report) -> stats.Headline:
         verdict=verdict.verdict,
         rounds_needed=verdict.rounds_needed,
         missing=missing,
+        busy=_busy(frame, done),
+        work_ms=_work(ours),
+        work_alone_ms=_work(frame[frame["arm"].eq("calibration") & frame["outcome"].eq("ok")]),
         **found,
     )
+
+
+def _busy(frame: pd.DataFrame, done: pd.DataFrame) -> dict[str, float]:
+    """Mean over complete rounds of each provider's time with a request in flight / makespan.
+
+    Without times of day the sum of the walls stands in, where it fits into the makespan: the
+    requests may have run one at a time then, and no other reading is nearer.
+    """
+    mine = frame[frame["arm"].eq("strategy") & frame["wall_ms"].notna()]
+    found: dict[str, list[float]] = {}
+    for one in done.to_dict("records"):
+        rows = mine[mine["round"].eq(one["round"])]
+        for provider, group in rows.groupby("provider"):
+            timed = group["start_ms"].notna().all() and group["end_ms"].notna().all()
+            spans = list(zip(group["start_ms"], group["end_ms"], strict=True))
+            busy_ms = _union_ms(spans) if timed else float(group["wall_ms"].sum())
+            if timed or busy_ms <= one["strategy_ms"]:
+                found.setdefault(str(provider), []).append(busy_ms / one["strategy_ms"])
+    return {p: sum(values) / len(done) for p, values in found.items()}
+
+
+def _union_ms(spans: Sequence[tuple[float, float]]) -> float:
+    total, end = 0.0, float("-inf")
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def _work(frame: pd.DataFrame) -> dict[str, float]:
+    """Mean of what servers report for a request less the queue they report, per provider."""
+    rows = frame[frame["server_ms"].notna()]
+    work = rows["server_ms"] - rows["server_queue_ms"].fillna(0.0)
+    return {str(p): float(t) for p, t in work.groupby(rows["provider"]).mean().items()}
 
 
 def _measured(frame: pd.DataFrame) -> pd.DataFrame:
@@ -366,7 +491,7 @@ _FLOATS = {"ratio", "low", "high", "speedup", "efficiency", "speed", "ms_per_tok
 _FLAGS = {"warm_up", "complete", "pinned", "batching", "refuses"}
 _FLAGS |= {"fixed_length", "cache_defeated", "reports_time"}
 _COUNTS = {"round", "rounds", "order", "prompt", "attempt", "n", "answered", "failed"}
-_COUNTS |= {"slots", "capacity", "core", "cores", "turns", "threads"}
+_COUNTS |= {"slots", "capacity", "core", "cores", "turns", "threads", "limit"}
 
 
 def _frame(rows: Sequence[dict[str, Any]], columns: list[str]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from datetime import datetime
 from statistics import median
 
 from .records import Probe, ProviderFacts, Report
-from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread
+from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread, throughput
 
 SEGMENT_LABELS = {
     "connect_send_ms": "connect and send",
@@ -23,6 +23,37 @@ SEGMENT_LABELS = {
     "answering_ms": "answering, not split",
     "outside_ms": "outside the server",
 }
+
+OVERHEAD_LABELS = {
+    "over_ms": "all outside its server",
+    "network_ms": "the network",
+    "server_queue_ms": "waiting in the server",
+    "ours_ms": "our own work",
+    "unexplained_ms": "not explained",
+}
+# Every part of a request, in the order it passes: what charts call it and what it is.
+PHASES = {
+    "queued_ms": ("waiting for a slot", "in the coordinator, for the provider to have room; "
+                  "no part of the wall time"),
+    "connect_ms": ("connecting", "opening a connection; 0 on one that is already open"),
+    "send_ms": ("sending", "writing the request, up to its last byte"),
+    "first_byte_wait_ms": ("to first byte", "the request travels, the server takes it up, and "
+                           "the beginning of an answer travels back"),
+    "first_token_wait_ms": ("to first token", "the server reads the prompt and computes the "
+                            "answer's first token (a piece of a word)"),
+    "generating_ms": ("generating", "token by token, to the answer's last byte"),
+    "last_byte_ms": ("our own overhead", "from the last byte to the answer parsed"),
+    "wall_ms": ("wall time", "all of it, from the request handed to the transport to the "
+                "answer parsed"),
+    "server_queue_ms": ("server: queue", "waiting inside the server, where it says so"),
+    "load_ms": ("server: load", "loading the model, where it says so"),
+    "prompt_ms": ("server: prompt", "reading the prompt, by the server's own clock"),
+    "generation_ms": ("server: generation", "the answer, by the server's own clock"),
+    "server_ms": ("server time", "what the server reports for this request in all"),
+    "over_ms": ("over", "wall time less server time: network, HTTP, waiting, parsing"),
+    "ttft_ms": ("time to first token", "from the start of the wall time to the first token"),
+    "ms_per_token": ("wall per token", "wall time over the answer's tokens"),
+}  # fmt: skip
 
 
 def safe(text: object, limit: int = 500) -> str:
@@ -186,16 +217,26 @@ def network(headline: Headline) -> str:
     return said + (f" A round trip on a warm connection took {', '.join(trips)}." if trips else "")
 
 
-def slowdown(headline: Headline) -> tuple[str, float] | None:
-    """The provider whose requests slowed down most against one alone there, and how much."""
+def slowdowns(headline: Headline) -> dict[str, float]:
+    """Mean request over one alone there, per provider; empty unless calibration timed it."""
     if headline.ideal_from != "calibration":
-        return None
-    factors = {
+        return {}
+    return {
         p: found.mean / headline.alone_ms[p]
         for p, found in headline.wall_ms.items()
         if found and p in headline.alone_ms
     }
-    return max(factors.items(), key=lambda one: one[1]) if factors else None
+
+
+def slowdown(headline: Headline) -> tuple[str, float] | None:
+    """The provider whose requests slowed down most against one alone there, and how much."""
+    return max(slowdowns(headline).items(), key=lambda one: one[1], default=None)
+
+
+def in_flight(limit: int | None, slots: int | None) -> str:
+    """How many requests a provider may hold at once, and how many its server works on."""
+    said = "no limit" if limit is None else "one at a time" if limit == 1 else f"up to {limit:,}"
+    return said if slots is None else f"{said} ({many(slots, 'slot')} in its server)"
 
 
 def why(headline: Headline) -> str:
@@ -206,22 +247,66 @@ def why(headline: Headline) -> str:
         f"The providers' speeds allow {milliseconds(headline.ideal_ms)}, one request at a time "
         f"each; this reached {percent(headline.efficiency)} of that."
     )
-    worst = slowdown(headline)
-    if worst and worst[1] >= 1.5:
-        return said + (
-            f" Requests on {worst[0]} took {number(worst[1], 1)} times as long as one alone: "
-            "they were in each other's way inside the server."
-        )
-    if headline.efficiency > 1.05:
-        return said + " Requests shared a server's steps (batching), which the ideal leaves out."
-    rounds = max(1, len(headline.round_ratios))
-    work = {p: f.n * f.mean / rounds for p, f in headline.wall_ms.items() if f}
-    if headline.efficiency >= 0.9 or max(work.values(), default=0) > 1.1 * headline.makespan_ms:
-        return said
-    shares = ", ".join(f"{p} {milliseconds(t)}" for p, t in work.items())
-    idle = sorted(p for p in headline.providers if work.get(p, 0) < 0.9 * headline.makespan_ms)
-    lost = f": {' and '.join(idle)} stood idle for part of it" if idle else ""
-    return said + f" Of {milliseconds(headline.makespan_ms)} the work filled {shares}{lost}."
+    together = "".join(f" {sentence}" for sentence in crowded(headline))
+    if headline.efficiency > 1.05 and not together:
+        together = " Requests shared a server's steps (batching), which the ideal leaves out."
+    idle = [
+        f"{p} {percent(1 - headline.busy.get(p, 0.0))}"
+        for p in headline.providers
+        if headline.busy and headline.busy.get(p, 0.0) < 0.9
+    ]
+    if not idle or headline.efficiency >= 0.95:
+        return said + together
+    return f"{said}{together} Idle, as a share of the makespan: {', '.join(idle)}."
+
+
+CROWDED = 1.5  # times the time of one request alone, from which a cause is looked for
+_CAUSES = {
+    "batching": ", but {rate}: the server worked on them together (batching).",
+    "slowing": " and only {rate}: they slowed each other down in the server.",
+    "queueing": " and {rate}: most of it was waiting for a turn (queueing).",
+    "sharing": " and {rate}: they shared the server without gain or loss.",
+    "unknown": ": requests shared the server, or waited in it.",
+}
+
+
+def crowded(headline: Headline) -> list[str]:
+    """What became of requests that took far longer than one alone: a sentence a provider."""
+    found = []
+    for provider, factor in slowdowns(headline).items():
+        if cause := crowding(headline, provider):
+            answered = throughput(headline, provider) or 0.0
+            rate = f"{number(answered, 2)} times as many were answered in the same time"
+            said = f"On {provider} a request took {number(factor, 1)} times as long as one alone"
+            found.append(said + _CAUSES[cause].format(rate=rate))
+    return found
+
+
+def crowding(headline: Headline, provider: str) -> str | None:
+    """Why requests took so long there: batching, slowing, queueing, sharing or unknown.
+
+    None where they did not. Told apart by what the provider answered in the same time, and by
+    whether the server's own time grew.
+    """
+    if slowdowns(headline).get(provider, 0.0) < CROWDED:
+        return None
+    answered = throughput(headline, provider)
+    if answered is None:
+        return "unknown"
+    if answered >= 1.1:
+        return "batching"
+    if answered < 0.9:
+        return "slowing"
+    return "queueing" if _waited(headline, provider) else "sharing"
+
+
+def _waited(headline: Headline, provider: str) -> bool:
+    """Whether most of what a request took longer than alone lies outside the server's work."""
+    found, alone = headline.wall_ms.get(provider), headline.alone_ms.get(provider)
+    work, before = headline.work_ms.get(provider), headline.work_alone_ms.get(provider)
+    if found is None or alone is None or work is None or before is None:
+        return False
+    return work - before < 0.5 * (found.mean - alone)
 
 
 def bottom_line(report: Report, headline: Headline) -> str:
@@ -415,23 +500,29 @@ def cost(report: Report, headline: Headline) -> str:
     rows = []
     for name, alone in headline.wall_ms.items():
         if alone is None or headline.makespan_ms is None:
-            rows.append([name, "0", "-", "-", "-"])
+            rows.append([name, "0", "0 %", "-", "-"])
             continue
         tokens = sum(row.output_tokens or 0 for row in good if row.provider == name)
         wall_ms = sum(row.wall_ms or 0 for row in good if row.provider == name)
-        work_ms = alone.n * alone.mean / rounds
+        busy = percent(headline.busy.get(name))
+        work = milliseconds(alone.n * alone.mean / rounds)
         each = milliseconds(wall_ms / tokens) if tokens else "-"
-        busy = percent(work_ms / headline.makespan_ms)
-        rows.append([name, number(alone.n / rounds, 1), milliseconds(work_ms), busy, each])
-    header = [
-        "provider",
-        "prompts a round",
-        "request time a round",
-        "of makespan",
-        "wall per token",
-    ]
-    note = "Request time over 100 % of the makespan means several requests at once."
-    return f"{table(header, rows, markdown=True)}\n\n{note}"
+        rows.append([name, number(alone.n / rounds, 1), busy, work, each])
+    header = ["provider", "prompts a round", "busy", "sum of walls a round", "wall per token"]
+    note = (
+        "Busy: the share of the makespan with a request in flight there. A sum of walls that is "
+        "larger than the busy time means several requests at once."
+    )
+    paid = ""
+    if headline.busy and headline.makespan_ms and headline.baseline_ms:
+        machine_ms = sum(headline.busy.values()) * headline.makespan_ms
+        paid = (
+            f" Machines were busy for {milliseconds(machine_ms)} in all, the one of the baseline "
+            f"for {milliseconds(headline.baseline_ms)}: "
+            f"{number(machine_ms / headline.baseline_ms, 2)} times the machine time"
+            + (f" for a speedup of {number(headline.speedup, 2)}." if headline.speedup else ".")
+        )
+    return f"{table(header, rows, markdown=True)}\n\n{note}{paid}"
 
 
 def checks(report: Report, headline: Headline) -> str:
@@ -466,44 +557,33 @@ def rows_text(report: Report) -> str:
     return table(header, rows, markdown=True)
 
 
-def title_timeline(headline: Headline) -> str:
-    if headline.efficiency is None:
-        return f"{headline.strategy}: what the providers' speeds allow is unknown"
-    return f"{headline.strategy} reached {percent(headline.efficiency)} of the providers' speed"
+def best(headlines: Sequence[Headline]) -> str:
+    """The lowest ratio of several strategies, and which others cannot be told from it.
+
+    Each strategy was held against a baseline of its own, so two of them are told apart only
+    where their intervals do not overlap: a careful rule, that may miss a real difference.
+    """
+    judged = [one for one in headlines if one.overhead_ratio.median is not None]
+    if not judged:
+        return "No strategy has a complete round, so none is the best."
+    first = min(judged, key=_median)
+    said = f"The lowest ratio is {first.strategy}'s, {ratio(first)}"
+    high = first.overhead_ratio.high
+    rest = [one for one in judged if one is not first]
+    if high is None or any(one.overhead_ratio.low is None for one in rest):
+        return f"{said}; without intervals nothing says which strategy is the best."
+    level = [one.strategy for one in rest if (one.overhead_ratio.low or 0.0) <= high]
+    if not rest:
+        return f"{said}."
+    if not level:
+        return f"{said}; every other interval lies above it."
+    beaten = len(rest) - len(level)
+    apart = f"; {beaten} above it" if beaten else ""
+    return f"{said}; not distinguishable from it: {', '.join(sorted(level))}{apart}."
 
 
-def title_breakdown(headline: Headline) -> str:
-    """The largest part of a remote request (of a local one where there is none)."""
-    for role, means in headline.segments_ms.items():
-        total = sum(means.values())
-        if total > 0:
-            key = max(means, key=lambda one: means[one])
-            part, share = SEGMENT_LABELS[key], percent(means[key] / total)
-            return f"A {role} request: {share} of its {milliseconds(total)} is {part}"
-    return "No request was answered"
-
-
-def title_ratios(headlines: Sequence[Headline]) -> str:
-    counts = Counter(effect(one) for one in headlines)
-    said = [f"{counts[word]} {word}" for word in ("faster", "slower") if counts[word]]
-    if counts["not distinguishable from 1"]:
-        said.append(f"{counts['not distinguishable from 1']} not distinguishable from 1")
-    if counts["unknown"]:
-        said.append(f"{counts['unknown']} without an interval")
-    return f"{many(len(headlines), 'report')} against the baseline: {', '.join(said) or 'nothing'}"
-
-
-def title_ecdf(headline: Headline) -> str:
-    means = [f"{p} {milliseconds(s.mean)}" for p, s in headline.wall_ms.items() if s]
-    worst = slowdown(headline)
-    cost = f"; up to {number(worst[1], 2)} times one alone" if worst else ""
-    return f"{headline.strategy}, mean request: {', '.join(means) or 'none answered'}{cost}"
-
-
-def title_rounds(headline: Headline) -> str:
-    below = sum(ratio < 1 for ratio in headline.round_ratios)
-    total = many(len(headline.round_ratios), "round")
-    return f"{headline.strategy} took less time than the baseline in {below} of {total}"
+def _median(headline: Headline) -> float:
+    return headline.overhead_ratio.median or float("inf")
 
 
 def suite_gate(headlines: Sequence[Headline]) -> str:

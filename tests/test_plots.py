@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib
+import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -11,9 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import plots, tables, words
+from poclib import canvas, plots, stats, tables, timelines, titles, words
 from poclib import report as reports
-from poclib.stats import Ratio
+from poclib.records import Report
+from poclib.stats import Ratio, Spread
 
 REPORT = pool_report()
 HEADLINE = tables.headline(REPORT)
@@ -37,57 +40,259 @@ def texts(ax: Axes) -> str:
 
 
 def test_the_palette_is_the_fixed_one() -> None:
-    assert plots.WAITING == "#bdbdbd"
-    assert [plots.PALETTE[key] for key in list(plots.PALETTE)[:4]] == [
+    assert canvas.WAITING == "#bdbdbd"
+    assert [canvas.PALETTE[key] for key in list(canvas.PALETTE)[:4]] == [
         "#56b4e9",
         "#0072b2",
         "#e69f00",
         "#000000",
     ]
-    assert set(plots.PALETTE) == set(words.SEGMENT_LABELS) == set(plots.SEGMENTS)
-    assert len(set(plots.PALETTE.values())) == len(plots.PALETTE)
+    assert set(canvas.PALETTE) == set(words.SEGMENT_LABELS) == set(stats.SEGMENTS)
+    assert len(set(canvas.PALETTE.values())) == len(canvas.PALETTE)
+    assert set(plots.OVERHEAD) == set(words.OVERHEAD_LABELS)
 
 
 def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:
-    plots.timeline(ax, REQUESTS, HEADLINE)
+    plots.timeline(ax, REQUESTS, HEADLINE, round=0)
     generating = bars(ax, "#e69f00")
     assert len(generating) == len(ax.get_yticks()) == 8
+    # The ideal is 8 / (1/200 + 1/300) = 960 ms.
+    (ideal,) = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert list(ideal.get_xdata()) == [pytest.approx(960)] * 2 and "ideal 960 ms" in texts(ax)
     # By hand: round 0 starts at 5000; local's second request at +200 generates from +42 on,
     # for 200 - 42 - 0.5 ms.
     second = generating[1]
     assert (second.get_x(), second.get_width()) == pytest.approx((242, 157.5))
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels == [f"local  #{i}" for i in (0, 2, 4, 6)] + [
-        f"remote  #{i}" for i in (1, 3, 5, 7)
-    ]
+    assert labels == [f"#{i}" for i in (0, 2, 4, 6, 1, 3, 5, 7)]
+    assert "local: no limit\n" in texts(ax) and "remote: no limit\n" in texts(ax)
     assert max(b.get_x() + b.get_width() for b in bars(ax, "#000000")) == pytest.approx(1200)
-    waits = bars(ax, plots.WAITING)
+    waits = bars(ax, canvas.WAITING)
     assert [bar.get_width() for bar in waits] == pytest.approx([20] * 6)  # the first two had none
     assert "8 of 8 requests drawn" in texts(ax) and ax.get_xlim()[0] == 0
-    assert ax.get_title(loc="left").replace("\n", " ") == words.title_timeline(HEADLINE)
+    assert ax.get_title(loc="left").replace("\n", " ") == titles.timeline(HEADLINE)
 
 
 def test_the_timeline_says_how_many_it_leaves_out_and_what_failed(
     ax: Axes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "MOST_ROWS", 5)
+    monkeypatch.setattr(timelines, "MOST_ROWS", 5)
     plots.timeline(ax, REQUESTS, HEADLINE, round=1)
-    assert "round 2, 5 of 8 requests drawn" in texts(ax) and len(bars(ax, "#e69f00")) == 5
+    assert "round 2: 5 of 8 requests drawn" in texts(ax) and len(bars(ax, "#e69f00")) == 5
     other = Figure().subplots()
     monkeypatch.undo()
     report = changed(REPORT, "strategy", outcome="failed")
-    plots.timeline(other, tables.requests(report), tables.headline(report))
+    plots.timeline(other, tables.requests(report), tables.headline(report), round=0)
     assert " failed" in texts(other)
+
+
+def test_the_timeline_shows_the_round_that_its_title_speaks_of_and_its_capacity(ax: Axes) -> None:
+    """Rounds last 1200, 1285.2, 1372.8, … ms; the third is the median, as the efficiency is."""
+    data = REPORT.model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            arm["limits"] = {"local": 1, "remote": 3}
+    data["providers"][1]["slots"] = 4
+    report = Report.model_validate(data)
+    plots.timeline(ax, tables.requests(report), tables.headline(report))
+    assert "round 3, of median length: 8 of 8" in texts(ax).replace("\n", " ")
+    assert max(b.get_x() + b.get_width() for b in bars(ax, "#000000")) == pytest.approx(1372.8)
+    assert "local: one at a time\n" in texts(ax)
+    assert "remote: up to 3 (4 slots in its server)" in texts(ax)
+
+
+def test_many_requests_take_rows_from_every_provider(
+    ax: Axes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones by time are drawn, so that no provider is left out for its name."""
+    monkeypatch.setattr(timelines, "MOST_ROWS", 4)
+    plots.timeline(ax, REQUESTS, HEADLINE, round=0)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["#0", "#2", "#1", "#3"]
 
 
 def test_the_breakdown_draws_the_tables_own_numbers(ax: Axes) -> None:
     plots.breakdown(ax, HEADLINE)
     frame = tables.breakdown(REPORT).set_index("role")
-    for column, colour in plots.PALETTE.items():
+    for column, colour in canvas.PALETTE.items():
         widths = [bar.get_width() for bar in bars(ax, colour)]
         assert widths == pytest.approx(frame[column].tolist() if column in frame else [])
     assert [t.get_text() for t in ax.get_yticklabels()] == ["remote request", "local request"]
     assert "344 ms" in texts(ax) and ax.get_xlim()[0] == 0
+
+
+def test_breakdowns_of_several_strategies_stand_in_one_chart(ax: Axes) -> None:
+    other = replace(HEADLINE, strategy="other", segments_ms={"local": {"answering_ms": 99.0}})
+    plots.breakdown(ax, HEADLINE, other)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels == [
+        "serial-per-provider, remote",
+        "serial-per-provider, local",
+        "other, local",
+    ]
+    assert [bar.get_width() for bar in bars(ax, canvas.PALETTE["answering_ms"])] == [99.0]
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert "from 99.0 ms with other (a local one) to 344 ms with serial-per-provider" in title
+
+
+def overheads() -> pd.DataFrame:
+    """Three remote requests and one local one, split by hand; one of them by no source."""
+    nan = float("nan")
+    rows = [
+        ("remote", "remote", "strategy", 30.0, 20.0, 4.0, 1.0, 5.0),
+        ("remote", "remote", "strategy", 36.0, 20.0, 8.0, 1.0, 7.0),
+        ("remote", "remote", "strategy", 24.0, nan, nan, nan, nan),
+        ("local", "local", "strategy", 3.0, 1.0, nan, 1.0, 1.0),
+        ("local", "local", "baseline", 999.0, 1.0, nan, 1.0, 1.0),
+    ]
+    parts = ["over_ms", "network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
+    return pd.DataFrame(rows, columns=["provider", "role", "arm", *parts])
+
+
+def test_the_overhead_shows_every_request_in_each_of_its_parts(ax: Axes) -> None:
+    plots.overhead(ax, overheads(), HEADLINE)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels == [
+        *(f"local: {part}" for part in ("all outside its server", "the network", "our own work",
+                                        "not explained")),
+        *(f"remote: {part}" for part in words.OVERHEAD_LABELS.values()),
+    ]  # fmt: skip
+    assert [len(points.get_offsets()) for points in ax.collections] == [1, 1, 1, 1, 3, 2, 2, 2, 2]
+    network = ax.collections[5]
+    assert to_hex(network.get_facecolor()[0]) == canvas.PALETTE["connect_send_ms"]  # type: ignore[index]
+    assert [x for x, _ in network.get_offsets()] == [20.0, 20.0]  # type: ignore[union-attr]
+    assert "30.0 ms" in texts(ax) and "6.0 ms" in texts(ax) and "999" not in texts(ax)
+    assert ax.get_xlim()[0] == 0 and ax.get_xlim()[1] > 36
+    # 40 of the 90 ms outside are known to be the network's.
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert title == (
+        "A remote request spends 30.0 ms outside its server; 44 % of it is the network"
+    )
+
+
+def test_without_server_times_the_overhead_is_said_to_be_unknown(ax: Axes) -> None:
+    unknown = overheads().assign(over_ms=float("nan"))
+    parts = ["network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
+    plots.overhead(ax, unknown.assign(**dict.fromkeys(parts, float("nan"))), HEADLINE)
+    assert not ax.axison and "unknown" in texts(ax)
+    rows = overheads().assign(**dict.fromkeys(parts, float("nan"))).to_dict("records")
+    assert titles.overhead(rows).endswith("no source splits it")  # type: ignore[arg-type]
+
+
+def test_shares_stand_against_speeds_and_the_binding_leg_is_filled(ax: Axes) -> None:
+    plots.shares(ax, HEADLINE)
+    points = {
+        (round(float(line.get_xdata()[0]), 3), float(line.get_ydata()[0])): line
+        for line in ax.lines
+        if len(line.get_xdata()) == 1
+    }
+    # 200 and 300 ms alone: 60 % and 40 % of the speed; four prompts of eight each.
+    assert set(points) == {(0.6, 0.5), (0.4, 0.5)}
+    assert points[0.4, 0.5].get_markerfacecolor() == canvas.INK
+    assert points[0.6, 0.5].get_markerfacecolor() == "white"
+    assert "local: 50 % of the prompts,\nbusy 67 % of the time" in texts(ax)
+    assert ax.get_xlim() == (0, 1) and ax.get_ylim()[0] == 0
+    title = ax.get_title(loc="left").replace("\n", " ")
+    assert title == (
+        "remote was the binding leg: busy 100 % of the time with 50 % of the prompts "
+        "and 40 % of the speed"
+    )
+
+
+def test_shares_of_many_like_providers_do_not_pile_up(ax: Axes) -> None:
+    names = [f"p{i}" for i in range(9)]
+    many = replace(
+        HEADLINE,
+        providers=tuple(names),
+        alone_ms=dict.fromkeys(names, 100.0),
+        wall_ms=dict.fromkeys(names, Spread(100, 90, 110, 10)),
+        busy=dict.fromkeys(names, 0.95),
+    )
+    plots.shares(ax, many)
+    assert "No binding leg: every provider was busy 95 %" in texts(ax).replace("\n", " ")
+    heights = sorted(t.get_position()[1] for t in ax.texts if "of the prompts" in t.get_text())
+    assert len(heights) == 9 and min(b - a for a, b in pairwise(heights)) > 0.01
+    assert ax.get_xlim()[1] < 0.5  # else nine points of 11 % would lie in one corner
+
+
+def test_shares_need_every_speed(ax: Axes) -> None:
+    plots.shares(ax, replace(HEADLINE, alone_ms={"local": 200.0}))
+    assert not ax.axison and "speed is unknown" in texts(ax)
+
+
+def test_lengths_draw_the_points_and_the_line_through_them(ax: Axes) -> None:
+    data = REPORT.model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for place, row in enumerate(arm["requests"]):
+                if row["provider"] == "remote":  # 100 ms and 5 ms a token
+                    row["output_tokens"] = 10 + place
+                    row["wall_ms"] = 100 + 5.0 * (10 + place)
+    report = Report.model_validate(data)
+    lines = tables.lengths(report)
+    plots.lengths(ax, tables.requests(report), lines, HEADLINE)
+    by_provider = lines.set_index("provider")
+    assert by_provider.loc["remote", "each_ms"] == pytest.approx(5)
+    assert by_provider.loc["remote", "besides_ms"] == pytest.approx(100)
+    assert by_provider.loc["local", ["each_ms", "besides_ms"]].isna().all()  # all of 40 tokens
+    points = [line for line in ax.lines if line.get_linestyle() == "None"]
+    assert [len(line.get_xdata()) for line in points] == [20, 20]
+    (fitted,) = [line for line in ax.lines if line.get_linestyle() != "None"]
+    assert list(fitted.get_ydata()) == pytest.approx([150, 180])  # from 10 to 16 tokens
+    assert ax.get_xlim()[0] == ax.get_ylim()[0] == 0 and "remote\n(n = 20)" in texts(ax)
+    assert ax.get_title(loc="left") == "One token more took 5.0 ms on remote"
+    alike = tables.lengths(REPORT).to_dict("records")
+    assert titles.lengths(alike).startswith("Every answer has 40 tokens")  # type: ignore[arg-type]
+    assert titles.lengths([]) == "No answer's length is known"
+
+
+def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
+    row = tables.typical(REPORT)
+    assert row is not None and row["role"] == "remote"
+    plots.anatomy(ax, row | {"token_ms": [42.0, 100.0, 150.0]}, HEADLINE)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    phases = ["waiting for a slot", "connecting", "sending", "to first byte", "to first token"]
+    assert labels == [*phases, "generating", "our own overhead", "wall time"]
+    # Sent after 1 ms, first byte at 40, first token at 42; from there to the last byte.
+    (generating,) = bars(ax, canvas.PALETTE["generating_ms"])
+    assert generating.get_x() == pytest.approx(42)
+    assert generating.get_width() == pytest.approx(row["wall_ms"] - 42.5)
+    waiting, first_token = bars(ax, canvas.PALETTE["first_token_ms"])
+    assert (waiting.get_x(), waiting.get_width()) == pytest.approx((1, 39))
+    assert (first_token.get_x(), first_token.get_width()) == pytest.approx((40, 2))
+    (tokens,) = ax.collections
+    assert len(tokens.get_paths()) == 3
+    (waited,) = bars(ax, canvas.WAITING)
+    assert (waited.get_x(), waited.get_width()) == pytest.approx((-20, 20))
+    assert "22.0 ms outside" in ax.get_title(loc="left").replace("\n", " ")
+
+
+def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
+    row = tables.typical(REPORT)
+    assert row is not None
+    told = {"wall_ms": 342.0, "prompt_ms": 20.0, "generation_ms": 300.0, "over_ms": 22.0}
+    plots.anatomy(ax, row | told | {"queued_ms": 5000.0}, HEADLINE)
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels[-3:] == ["server: prompt", "server: generation", "over"]
+    outside = bars(ax, canvas.PALETTE["outside_ms"])
+    assert [bar.get_width() for bar in outside] == pytest.approx([11, 11])
+    assert bars(ax, canvas.PALETTE["first_token_ms"])[-1].get_x() == pytest.approx(11)
+    # A wait of 15 times the request is drawn cut, with its whole length in words.
+    assert "… 5,000 ms" in texts(ax) and ax.get_xlim()[0] > -100
+
+
+def test_the_typical_request_is_the_median_one() -> None:
+    walls = [
+        r.wall_ms
+        for one in REPORT.rounds
+        for arm in one.arms
+        if arm.arm == "strategy"
+        for r in arm.requests
+        if r.provider == "local" and r.wall_ms
+    ]
+    row = tables.typical(REPORT, "local")
+    assert row is not None and row["wall_ms"] == sorted(walls)[(len(walls) - 1) // 2]
+    assert row["token_ms"] == [] and row["load_ms"] is None
+    assert tables.typical(reports.load(PUBLISHED)) is None  # no marks, so no phases
 
 
 def test_ratios_are_drawn_evenly_around_one(ax: Axes) -> None:
@@ -105,6 +310,14 @@ def test_ratios_are_drawn_evenly_around_one(ax: Axes) -> None:
     assert isinstance(band, Rectangle)
     assert (band.get_x(), band.get_width()) == pytest.approx((0.95, 0.1))
     assert "0.87 (1 round, so no interval)" in texts(ax) and "6.47" in texts(ax)
+    assert "no practical difference (0.95 to 1.05)" in ax.get_xlabel()
+
+
+def test_what_was_predicted_stands_beside_what_was_measured(ax: Axes) -> None:
+    plots.ratios(ax, [HEADLINE], {"serial-per-provider": 3.1, "no-such": 50.0})
+    (triangle,) = [line for line in ax.lines if line.get_marker() == "^"]
+    assert list(triangle.get_xdata()) == [3.1] and ax.get_xlim()[1] > 3.1
+    assert "predicted" in ax.get_xlabel()
 
 
 def test_the_ecdf_rises_to_all_for_both_arms(ax: Axes) -> None:
@@ -133,16 +346,18 @@ def test_every_chart_has_units_a_finding_and_its_provenance_and_returns_none() -
         figure = Figure(figsize=(4.5, 3))
         with matplotlib.rc_context():
             plots.use_style()
-            charts = figure.subplots(5)
+            charts = figure.subplots(7)
             drawn: list[object] = [
                 plots.timeline(charts[0], rows, headline),  # type: ignore[func-returns-value]
                 plots.breakdown(charts[1], headline),  # type: ignore[func-returns-value]
                 plots.ratios(charts[2], [headline]),  # type: ignore[func-returns-value]
                 plots.ecdf(charts[3], rows, headline),  # type: ignore[func-returns-value]
                 plots.round_ratios(charts[4], tables.rounds(report), headline),  # type: ignore[func-returns-value]
+                plots.shares(charts[5], headline),  # type: ignore[func-returns-value]
+                plots.lengths(charts[6], rows, tables.lengths(report), headline),  # type: ignore[func-returns-value]
             ]
             figure.canvas.draw()
-        assert drawn == [None] * 5
+        assert drawn == [None] * 7
         for chart in charts:
             assert chart.get_title(loc="left")
             assert words.day(report.created) in texts(chart)

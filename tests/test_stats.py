@@ -203,3 +203,12 @@ def test_segments_add_up_to_the_wall(
     found = stats.segments({**ROW, **changes})
     assert found == parts and set(found) <= set(stats.SEGMENTS)
     assert not found or sum(found.values()) == 100
+
+
+def test_a_line_is_the_one_scipy_finds_and_needs_points_that_vary() -> None:
+    x, y = [32.0, 33, 33, 46, 50], [570.0, 568, 571, 790, 800]
+    found, known = stats.line(x, y), scipy_stats.linregress(x, y)
+    assert found is not None and found.n == 5
+    assert (found.slope, found.at_zero) == pytest.approx((known.slope, known.intercept))
+    assert stats.line([16.0] * 9, y[:1] * 9) is None
+    assert stats.line([1.0, 2, 3], [1.0, 2, 3]) is None

@@ -268,3 +268,40 @@ def test_frames_of_providers_distribution_and_comparison() -> None:
     both = tables.comparison([report, reports.load(PUBLISHED)])
     assert both["verdict"].tolist() == ["PASS", "INCONCLUSIVE"]
     assert both["added_local_ms"].tolist() == pytest.approx([2.0, 27.85])
+
+
+def test_busy_is_the_time_with_a_request_in_flight() -> None:
+    """Four of local's requests of 200 ms stand beside four of remote's 300 ms: 800 of 1200."""
+    found = tables.headline(pool_report())
+    assert found.busy == pytest.approx({"local": 2 / 3, "remote": 1.0})
+    assert [(s.provider, s.done) for s in stats.shares(found)] == [("local", 0.5), ("remote", 0.5)]
+    assert [s.speed for s in stats.shares(found)] == pytest.approx([0.6, 0.4])
+    # The later rounds are slower than calibration was, so less was answered in the same time.
+    drift = fmean((1 + 0.05 * i) * (1 + 0.02 * i) for i in (2,))
+    assert stats.throughput(found, "remote") == pytest.approx(4 * 300 / (1200 * drift))
+    # Two at once count once: of 0..400, 300..700, 900..1000 the union is 800.
+    spans = [(300.0, 700.0), (0.0, 400.0), (900.0, 1000.0), (350.0, 360.0)]
+    assert tables._union_ms(spans) == 800
+
+
+def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None:
+    published = reports.load(PUBLISHED)
+    rows = [(r.provider, r.wall_ms or 0.0) for r in published.requests]
+    makespan = 2515
+    expected = {
+        name: sum(wall for p, wall in rows if p == name) / makespan for name in ("local", "remote")
+    }
+    assert tables.headline(published).busy == pytest.approx(expected, rel=1e-3)
+    assert stats.throughput(tables.headline(published), "local") is None  # never timed alone
+    data = published.model_dump()
+    for row in data["rounds"][0]["arms"][1]["requests"]:
+        row["wall_ms"] *= 4  # more than fits one after the other
+    assert tables.headline(Report.model_validate(data)).busy == {}
+
+
+def test_the_servers_work_leaves_out_the_queue_it_reports() -> None:
+    """The first row of round 0 is remote's prompt 7: of 500 ms it worked 170."""
+    report = changed(pool_report(rounds=1), "strategy", server={"total_ms": 500, "queue_ms": 330})
+    found = tables.headline(report)
+    assert found.work_ms == pytest.approx({"local": 198, "remote": (3 * 278 + 170) / 4})
+    assert found.work_alone_ms == pytest.approx({"local": 198, "remote": 278})

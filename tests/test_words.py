@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import documents, tables, words
+from poclib import documents, tables, titles, words
 from poclib import report as reports
 from poclib.records import Report
 from poclib.stats import Headline, Ratio, Spread
@@ -103,17 +103,74 @@ def test_the_bottom_line_says_gain_price_and_cause() -> None:
     text = words.bottom_line(pool_report(), PASSED)
     assert "0.78 times the baseline's time: faster (interval 0.75 to 0.81, 5 rounds)" in text
     assert "one at a time on local" in text and "960 ms" in text and "70 %" in text
-    assert "local stood idle" in text
+    assert "local 33 %" in text
     assert "only the difference, 20.0 ms, can be the network" in text
     assert text.endswith("**Gate: PASS — 0.78 (0.75 to 0.81, 5 rounds) is below 2.00.**")
 
 
-def test_the_cause_is_contention_where_requests_slowed_each_other() -> None:
-    slow = replace(PASSED, wall_ms={"local": Spread(2000, 1900, 2100, 20), "remote": None})
-    assert "local took 10.0 times as long as one alone" in words.why(slow)
+def crowd(wall: float, busy: float, work: float) -> Headline:
+    """Four prompts a round at local, 200 ms alone, of which 190 are the server's work."""
+    return replace(
+        PASSED,
+        wall_ms={"local": Spread(wall, wall, wall, 20), "remote": None},
+        makespan_ms=1000.0,
+        busy={"local": busy, "remote": 1.0},
+        work_ms={"local": work},
+        work_alone_ms={"local": 190.0},
+    )
+
+
+def test_batching_queueing_and_slowing_down_are_told_apart() -> None:
+    """4 x 200 ms of work: done in 500 ms it gained, in 800 nothing, in 2000 it lost."""
+    (said,) = words.crowded(crowd(480, 0.5, 470))
+    assert "2.4 times as long as one alone, but 1.60 times as many" in said and "batching" in said
+    (said,) = words.crowded(crowd(500, 0.8, 190))
+    assert "2.5 times as long as one alone and 1.00 times" in said and "queueing" in said
+    (said,) = words.crowded(crowd(500, 0.8, 480))
+    assert "shared the server without gain or loss" in said
+    (said,) = words.crowded(crowd(2000, 2.0, 1900))
+    assert "10.0 times as long" in said and "only 0.40 times" in said
+    assert "slowed each other down" in said
+    (said,) = words.crowded(replace(crowd(500, 0.8, 480), busy={}))
+    assert said.endswith("requests shared the server, or waited in it.")
+    assert words.crowded(PASSED) == [] and said in words.why(replace(crowd(500, 0.8, 480), busy={}))
+
+
+def test_only_crowding_that_costs_is_a_failure_mode() -> None:
+    gains, loses = crowd(480, 0.5, 470), crowd(2000, 2.0, 1900)
+    text = documents.phase_0_result([pool_report()], [gains])
+    assert "None was seen in these reports" in text
+    text = documents.phase_0_result([pool_report()], [loses])
+    assert "serial-per-provider: On local a request took 10.0 times" in text
+
+
+def test_the_best_is_named_with_those_that_cannot_be_told_from_it() -> None:
+    first = with_ratio(0.59, 0.53, 0.75, strategy="a")
+    level = with_ratio(0.70, 0.66, 0.74, strategy="b")
+    worse = with_ratio(0.90, 0.77, 0.97, strategy="c")
+    assert words.best([worse, level, first]) == (
+        "The lowest ratio is a's, 0.59 (0.53 to 0.75, 5 rounds); "
+        "not distinguishable from it: b; 1 above it."
+    )
+    assert words.best([worse, first]).endswith("every other interval lies above it.")
+    assert words.best([first]) == "The lowest ratio is a's, 0.59 (0.53 to 0.75, 5 rounds)."
+    assert "without intervals" in words.best([first, with_ratio(0.7, None, None)])
+    assert "none is the best" in words.best([])
+
+
+def test_the_cost_says_what_machine_time_was_paid() -> None:
+    """Round 3 is the median: local busy for 4 x 228.8 of 1372.8 ms, remote for all of it."""
+    text = words.cost(pool_report(), PASSED)
+    assert re.search(r"local +\| 4\.0 +\| 67 % ", text) and re.search(r"remote .*\| 100 %", text)
+    assert "2,288 ms in all, the one of the baseline for 1,760 ms: 1.30 times" in text
+    assert text.endswith("for a speedup of 1.28.")
+
+
+def test_the_cause_of_what_is_lost_is_named() -> None:
     assert "batching" in words.why(replace(PASSED, efficiency=1.8))
     assert "unknown" in words.why(replace(PASSED, efficiency=None))
-    assert "idle" not in words.why(replace(PASSED, efficiency=0.95))
+    assert "Idle, as a share of the makespan: local 33 %" in words.why(PASSED)
+    assert "Idle" not in words.why(replace(PASSED, efficiency=0.97))
 
 
 def warned(report: Report) -> str:
@@ -229,19 +286,13 @@ def test_comparison_puts_the_best_first_in_both_forms() -> None:
 def test_titles_state_findings_for_any_report() -> None:
     empty = tables.headline(pool_report(rounds=0, preparation=[], probes=[]))
     for headline in (PASSED, empty, tables.headline(reports.load(PUBLISHED))):
-        for title in (
-            words.title_timeline,
-            words.title_breakdown,
-            words.title_ecdf,
-            words.title_rounds,
-            words.finding,
-            words.network,
-            words.why,
-        ):
+        for title in (titles.timeline, titles.ecdf, titles.rounds, titles.share,
+                      words.finding, words.network, words.why):  # fmt: skip
             assert title(headline) and "None" not in title(headline)
-    assert words.title_rounds(PASSED).endswith("in 5 of 5 rounds")
-    assert words.title_breakdown(PASSED) == "A remote request: 88 % of its 344 ms is generating"
-    assert "1 faster, 1 without" in words.title_ratios([PASSED, with_ratio(1.0, None, None)])
+        assert titles.breakdown([headline])
+    assert titles.rounds(PASSED).endswith("in 5 of 5 rounds")
+    assert titles.breakdown([PASSED]) == "A remote request: 88 % of its 344 ms is generating"
+    assert "1 faster, 1 without" in titles.ratios([PASSED, with_ratio(1.0, None, None)])
     assert empty.strategy in words.report_text(pool_report(rounds=0), empty)
 
 

@@ -1,0 +1,134 @@
+"""How every chart looks: palette, type, title, key, labels that do not collide. Draws no data.
+
+With `timelines` and `plots` the only modules that import matplotlib.
+"""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
+
+from . import words
+from .stats import SEGMENTS
+
+WAITING = "#bdbdbd"
+# Okabe-Ito throughout; the last two are for times that no source splits further.
+PALETTE = {
+    "connect_send_ms": "#56b4e9",
+    "first_token_ms": "#0072b2",
+    "generating_ms": "#e69f00",
+    "own_ms": "#000000",
+    "answering_ms": "#009e73",
+    "outside_ms": "#cc79a7",
+}
+INK = "#222222"
+FAINT, BAND = "#8a8a8a", "#e8e8e8"
+DARK = {PALETTE["first_token_ms"], PALETTE["own_ms"], PALETTE["answering_ms"]}
+
+
+def use_style() -> None:
+    """Set type, lines and sizes for every chart after this call; half width stays legible."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (8, 4.2),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "font.size": 13,
+            "axes.titlesize": 14,
+            "axes.titleweight": "bold",
+            "axes.titlelocation": "left",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "text.color": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "svg.hashsalt": "poclib",
+        }
+    )
+
+
+def ink_on(colour: str) -> str:
+    """White on the dark colours of the palette, dark ink on the light ones."""
+    return "white" if colour in DARK else INK
+
+
+def titles(ax: Axes, title: str, under: str) -> None:
+    """The finding in bold, and n, providers and date below it; no text is read as formula.
+
+    They begin at the figure's edge, not the axis', so that long labels take no room from them.
+    """
+    grid = ax.get_subplotspec()
+    columns = grid.get_gridspec().ncols if grid else 1
+    inches = ax.figure.bbox.width / ax.figure.dpi / columns
+    lines = textwrap.wrap(under, max(20, round(inches * 10.5))) or [""]
+    pad = 10 + 15 * len(lines)
+    shown = ax.set_title(textwrap.fill(title, max(20, round(inches * 8))), pad=pad)
+    place = _edge(ax)
+    shown.set_transform(place + ScaledTranslation(0, pad / 72, ax.figure.dpi_scale_trans))
+    shown.set_x(0.01)
+    shown.set_parse_math(False)
+    below = "\n".join(lines)
+    line = ax.annotate(below, (0.01, 1), (0, 8), place, "offset points", fontsize=11)
+    line.set_in_layout(False)  # the title's distance holds its room
+    line.set_parse_math(False)
+
+
+def _edge(ax: Axes) -> Transform:
+    """From the left of the figure (of the axes where several stand side by side) and of `ax`."""
+    grid = ax.get_subplotspec()
+    wide = grid is None or grid.get_gridspec().ncols == 1
+    return blended_transform_factory(ax.figure.transFigure if wide else ax.transAxes, ax.transAxes)
+
+
+def label(ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float]) -> None:
+    """`text` beside the point `at`, `away` in points; it grows to the side it is moved to."""
+    across = "left" if away[0] > 0 else "right" if away[0] < 0 else "center"
+    up = "bottom" if away[1] > 0 else "top" if away[1] < 0 else "center"
+    shown = ax.annotate(text, at, away, textcoords="offset points", ha=across, va=up, fontsize=12)
+    shown.set_parse_math(False)
+    shown.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
+
+
+def instead(ax: Axes, sentence: str) -> None:
+    """What stands where a chart would be empty."""
+    ax.text(0.5, 0.5, sentence, ha="center", va="center", transform=ax.transAxes)
+    ax.set_axis_off()
+
+
+def key(ax: Axes, seen: set[str]) -> None:
+    """The colours in the order they pass, below the axis, for parts too thin to be labelled."""
+    order = [("waiting", WAITING, "waiting for a slot")]
+    order += [(one, PALETTE[one], words.SEGMENT_LABELS[one]) for one in SEGMENTS]
+    patches = [Patch(color=colour, label=text) for one, colour, text in order if one in seen]
+    # A fixed distance below the axis, whatever the figure's height: clear of the axis' label.
+    below = _edge(ax) + ScaledTranslation(0, -0.65, ax.figure.dpi_scale_trans)
+    ax.legend(
+        handles=patches,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=below,
+        ncols=3,
+        frameon=False,
+        fontsize=12,
+    )
+
+
+def apart(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions at least `gap` apart, in the same order, as near to `wanted` as one pass gives.
+
+    For labels at the end of lines; the whole moves down by half of what it had to grow.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    found = list(wanted)
+    for before, after in itertools.pairwise(order):
+        found[after] = max(found[after], found[before] + gap)
+    moved = (sum(found) - sum(wanted)) / len(wanted) if wanted else 0.0
+    return [one - moved for one in found]
