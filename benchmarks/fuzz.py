@@ -102,7 +102,7 @@ def _structure(data: bytes, draw: random.Random) -> bytes:
         case 0:
             del inner[key]
         case 5 | 6 | 7 if isinstance(child, int | float):  # one that may well be valid
-            inner[key] = draw.choice([0, 1, 2, -child, child * 1000, child + 1, child / 3])
+            inner[key] = draw.choice([0, 1, 2, -child, child * 1000, child + 1, child // 3])
         case 5 | 6 | 7 if isinstance(child, str):
             others = [value for value in WRONG if isinstance(value, str)]
             inner[key] = child[: draw.randint(0, len(child))] + draw.choice(["", *others])

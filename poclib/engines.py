@@ -49,8 +49,9 @@ class RunningEngine:
     url: str
     api_key: str = field(repr=False)
     engine: str
-    pid: int
-    core: int | None
+    pids: tuple[int, ...]
+    cores: tuple[int, ...]
+    turns: int | None
     threads: int
     pinned: bool
     slots: int
@@ -58,6 +59,20 @@ class RunningEngine:
     model: str
     model_digest: str
     _keeper: _Keeper = field(repr=False, compare=False)
+
+    @property
+    def pid(self) -> int:
+        """Its process, the first where it has several (bare)."""
+        return self.pids[0]
+
+    @property
+    def core(self) -> int | None:
+        """The first of its cores."""
+        return self.cores[0] if self.cores else None
+
+    def set_speed(self, speed: float) -> None:
+        """Change the share of the time that it may run, above 0 to 1. Raises `EngineError`."""
+        self._keeper.tell({"speed": speed})
 
     def set_link(self, link: Link) -> None:
         """Change the link for bytes that enter it from now on. Raises `EngineError`."""
@@ -95,8 +110,12 @@ def pool(
     choice = choose_engine()
     keepers: list[_Keeper] = []
     try:
-        for one, core in zip(settings, cores, strict=True):
-            keepers.append(_Keeper(choice, model, one, core, context_tokens))
+        turn_takers = [one.name for one in settings if one.takes_turns]
+        for one, mine in zip(settings, cores, strict=True):
+            turn = None
+            if one.takes_turns and len(turn_takers) > 1:
+                turn = turn_takers.index(one.name), len(turn_takers)
+            keepers.append(_Keeper(choice, model, one, mine, context_tokens, turn))
         yield [_running(k, choice, model, context_tokens) for k in keepers]
     finally:
         for keeper in keepers:
@@ -112,7 +131,7 @@ def choose_engine() -> EngineChoice:
 
 def _trial(choice: EngineChoice, model: Path) -> str:
     """Why an engine does not answer one token on this machine; "" where it does."""
-    keeper = _Keeper(choice, model, ProviderSettings(name="trial", slots=1), None, 64)
+    keeper = _Keeper(choice, model, ProviderSettings(name="trial", slots=1), (), 64)
     try:
         request = urllib.request.Request(
             f"http://{_HOST}:{keeper.ready()['port']}/completion",
@@ -141,11 +160,14 @@ class _Keeper:
         choice: EngineChoice,
         model: Path,
         settings: ProviderSettings,
-        core: int | None,
+        cores: Sequence[int],
         context_tokens: int,
+        turn: tuple[int, int] | None = None,
     ) -> None:
-        self.settings, self.core = settings, core
-        self.slots = settings.slots or DEFAULT_SLOTS
+        self.settings, self.cores, self.turn = settings, tuple(cores), turn
+        kind = settings.engine_kind
+        self.slots = 1 if kind == "queueing" else settings.slots or DEFAULT_SLOTS
+        bare = kind == "bare"
         self.key = secrets.token_urlsafe(24)
         self.until_s = time.monotonic() + READY_S
         self.heard: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -164,8 +186,12 @@ class _Keeper:
         )
         self.hearing = threading.Thread(target=self._hear, daemon=True)
         self.hearing.start()
-        config = llama.starting(choice, model, settings, self.slots, context_tokens, self.key)
-        config |= {"core": core, "speed": settings.speed, "ready_s": READY_S}
+        each = 1 if bare else self.slots
+        config = llama.starting(choice, model, settings, each, context_tokens, self.key)
+        config |= {"cores": self.cores, "speed": settings.speed, "ready_s": READY_S, "turn": turn}
+        config["engines"] = self.slots if bare else 1
+        in_front = {"each": each, "refuses": settings.refuses}
+        config["front"] = in_front if bare or settings.refuses else None
         config["link"] = None if settings.link == Link() else settings.link.model_dump()
         self._say(config)
 
@@ -252,8 +278,9 @@ def _running(
         url=f"http://{_HOST}:{ready['link_port'] or ready['port']}",
         api_key=keeper.key,
         engine=choice.label,
-        pid=ready["pid"],
-        core=keeper.core,
+        pids=tuple(ready["pids"]),
+        cores=keeper.cores,
+        turns=keeper.turn[1] if keeper.turn else None,
         threads=keeper.settings.threads,
         pinned=ready["pinned"],
         slots=keeper.slots,
@@ -264,8 +291,8 @@ def _running(
     )
 
 
-def _cores(settings: Sequence[ProviderSettings]) -> list[int]:
-    """Each engine's core: the one asked for, or the available ones in turn."""
+def _cores(settings: Sequence[ProviderSettings]) -> list[list[int]]:
+    """Each engine's cores: from the one asked for on, or the available ones in turn."""
     me = psutil.Process()
     can_pin = hasattr(me, "cpu_affinity")
     available = me.cpu_affinity() if can_pin else list(range(os.cpu_count() or 1))
@@ -275,7 +302,16 @@ def _cores(settings: Sequence[ProviderSettings]) -> list[int]:
                 f"provider {one.name} asks for core {one.core}, but this process may use only "
                 f"{', '.join(map(str, available))}; choose one of these or leave core out."
             )
-    return [
-        available[i % len(available)] if one.core is None else one.core
+    first = [
+        i % len(available) if one.core is None else available.index(one.core)
         for i, one in enumerate(settings)
+    ]
+    if short := [one.name for one in settings if one.cores > len(available)]:
+        raise EngineError(
+            f"provider {short[0]} asks for more cores than the {len(available)} that this "
+            "process may use; set cores lower."
+        )
+    return [
+        [available[(start + i) % len(available)] for i in range(one.cores)]
+        for start, one in zip(first, settings, strict=True)
     ]

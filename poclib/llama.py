@@ -110,7 +110,7 @@ def starting(
         "context_tokens": context_tokens * slots,  # llama.cpp divides it by the slots
         "slots": slots,
         "threads": settings.threads,
-        "batching": settings.batching,
+        "batching": settings.engine_kind != "unbatched",
     }
     if choice.binary is None:
         command = [sys.executable, "-m", f"{__package__}.keeper", "xllamacpp"]

@@ -26,6 +26,7 @@ ArmName = Literal["warm-up", "calibration", "baseline", "strategy"]
 Outcome = Literal["ok", "failed", "cancelled"]
 # Of an attempt: the first of its prompt, one after a failure, or a second copy of one under way.
 Role = Literal["first", "retry", "hedge"]
+EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
 
 
 class Record(BaseModel):
@@ -55,8 +56,14 @@ class ProviderSettings(Record):
     api: Literal["chat", "completion"] | None = None
     api_key_env: str | None = Field(default=None, exclude=True)
     ca_file: str | None = Field(default=None, exclude=True)
-    # Embedded engines only:
+    # Embedded engines only. batched: one server that joins its slots' work in each step;
+    # queueing: one slot, the rest wait; bare: each slot a context with threads of its own;
+    # unbatched: slots that take turns. Absent, `batching` decides.
+    engine: EngineKind | None = None
+    refuses: bool = False  # beyond its slots it answers 503 instead of letting requests wait
     core: Annotated[int, Field(ge=0)] | None = None
+    cores: Annotated[int, Field(ge=1, le=1024)] = 1  # so many, from `core` on
+    takes_turns: bool = False  # never runs while another that takes turns does
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     batching: bool = True
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -68,7 +75,16 @@ class ProviderSettings(Record):
             raise ValueError("an embedded provider is started here: leave out url")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
+        if not self.batching and self.engine not in (None, "unbatched"):
+            raise ValueError(f"engine {self.engine} and batching: false exclude each other")
+        if self.engine == "queueing" and self.slots not in (None, 1):
+            raise ValueError("a queueing engine has one slot: leave out slots")
         return self
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """What an embedded engine does with requests that come together."""
+        return self.engine or ("batched" if self.batching else "unbatched")
 
 
 class Parameters(Record):
@@ -161,7 +177,11 @@ class ProviderFacts(Record):
     cache_defeated: bool = False
     # What is known of an embedded engine; None for a person's own server.
     engine: str | None = None
+    engine_kind: EngineKind | None = None
+    refuses: bool | None = None
     core: int | None = None
+    cores: int | None = None
+    turns: int | None = None  # how many engines share its cores in time, itself among them
     threads: int | None = None
     pinned: bool | None = None
     batching: bool | None = None

@@ -488,10 +488,10 @@ def result(report: Report, round: int = 0) -> str | None:
 
 
 _FLOATS = {"ratio", "low", "high", "speedup", "efficiency", "speed", "ms_per_token"}
-_FLAGS = {"warm_up", "complete", "pinned", "batching"}
+_FLAGS = {"warm_up", "complete", "pinned", "batching", "refuses"}
 _FLAGS |= {"fixed_length", "cache_defeated", "reports_time"}
 _COUNTS = {"round", "rounds", "order", "prompt", "attempt", "n", "answered", "failed"}
-_COUNTS |= {"slots", "capacity", "core", "threads", "limit"}
+_COUNTS |= {"slots", "capacity", "core", "cores", "turns", "threads", "limit"}
 
 
 def _frame(rows: Sequence[dict[str, Any]], columns: list[str]) -> pd.DataFrame:

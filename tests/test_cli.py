@@ -59,6 +59,8 @@ BAD = [
     ("providers: [{name: a}, {name: a}]", "names must differ"),
     ("providers: [{name: '../a'}]", "providers.0.name"),
     ("providers: [{name: a, kind: embeded}]", "providers.0.kind"),
+    ("providers: [{name: a, engine: bare, batching: false}]", "exclude each other"),
+    ("providers: [{name: a, engine: queueing, slots: 4}]", "a queueing engine has one slot"),
     ("rounds: [", "not valid YAML"),
     ("just text", "key: value"),
     ("x: !!python/object/apply:os.system ['true']", "not valid YAML"),

@@ -284,7 +284,7 @@ def test_a_port_that_was_taken_meanwhile_is_given_up_for_another(
                 "command": [pretender(tmp_path), "--port", "{port}"],
                 "environment": {"LLAMA_API_KEY": "key"},
                 "first_line": None,
-                "core": None,
+                "cores": None,
                 "speed": 1.0,
                 "link": None,
                 "ready_s": LIMIT_S,
@@ -410,6 +410,36 @@ def test_the_link_of_a_real_engine_changes_while_it_runs(running: list[RunningEn
     remote.restore_link()
     remote.set_link(REMOTE.link)
     assert health_ms() >= 40
+
+
+BARE = ProviderSettings(name="bare", engine="bare", slots=3, threads=2, takes_turns=True)
+QUEUEING = ProviderSettings(name="queueing", engine="queueing", refuses=True, takes_turns=True)
+
+
+@pytest.mark.slow
+def test_a_bare_engine_is_several_behind_one_address_and_all_are_reaped() -> None:
+    left: list[psutil.Process] = []
+    with pool([BARE, QUEUEING], context_tokens=64) as (bare, queueing):
+        assert (len(bare.pids), len(queueing.pids), bare.turns) == (3, 1, 2)
+        left = [psutil.Process(pid) for pid in bare.pids + queueing.pids]
+        assert [ask(one, "/props")[1]["total_slots"] for one in (bare, queueing)] == [3, 1]
+        assert complete(bare, 1, key="wrong")[0] == 401
+        answers: list[tuple[int, Any]] = []
+        asking = [
+            threading.Thread(target=lambda: answers.append(complete(bare, 4))) for _ in range(4)
+        ]
+        for each in asking:
+            each.start()
+        for each in asking:
+            each.join(LIMIT_S)
+        assert [status for status, _ in answers] == [200] * 4
+        bare.set_speed(0.5)
+        assert complete(bare, 1)[0] == 200
+        left[1].kill()  # one of the three: the provider is no longer what it was
+        assert all_gone(left[:3])
+        with pytest.raises(EngineError, match=r"bare.*SIGKILL"):
+            bare.set_speed(1.0)
+    assert not any(each.is_running() for each in left)
 
 
 @pytest.mark.slow
