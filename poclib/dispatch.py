@@ -306,11 +306,11 @@ async def _next(ended: asyncio.Queue[T], patience_s: float | None) -> list[T]:
 def _best_other(failed: _Lane, lanes: Mapping[str, _Lane], now_ms: float) -> _Lane:
     """The least busy lane other than the one that just failed, if there is another.
 
-    One that is in trouble itself is taken only where all others are.
+    One that has failed lately is taken only where all others have: what is dead is idle too.
     """
     others = [lane for lane in lanes.values() if lane is not failed] or [failed]
     well = [lane for lane in others if lane.admits(now_ms)] or others
-    return min(well, key=_next_free_ms)
+    return min(well, key=lambda lane: (lane.breaker.in_a_row, _next_free_ms(lane)))
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[Ended]]) -> list[Request]:

@@ -74,7 +74,10 @@ class Journal:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.bytes = 0
-        self._file: io.RawIOBase | None = None if path else io.BytesIO()  # type: ignore[assignment]
+        self._file: io.RawIOBase | io.BytesIO | None = None
+        if path is None:
+            self._file = io.BytesIO()
+            self.write({"format": FORMAT, "version": VERSION})
 
     @contextlib.contextmanager
     def open(self, header: Mapping[str, Any], again: bool = False) -> Iterator[Journal]:

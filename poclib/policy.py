@@ -50,7 +50,7 @@ class Breaker:
     def __init__(self, failures: int, pause_s: float) -> None:
         self._failures = failures
         self._first_pause_ms = self._pause_ms = pause_s * 1000
-        self._in_a_row = 0
+        self.in_a_row = 0  # failures since something last worked
         self._until_ms: float | None = None
 
     @property
@@ -69,10 +69,10 @@ class Breaker:
     def record(self, worked: bool, now_ms: float) -> None:
         """Note how an attempt ended at `now_ms`."""
         if worked:
-            self._in_a_row, self._until_ms, self._pause_ms = 0, None, self._first_pause_ms
+            self.in_a_row, self._until_ms, self._pause_ms = 0, None, self._first_pause_ms
             return
-        self._in_a_row += 1
-        if self._failures and self._in_a_row >= self._failures:
+        self.in_a_row += 1
+        if self._failures and self.in_a_row >= self._failures:
             if self._until_ms is not None and now_ms >= self._until_ms:  # its trial failed
                 self._pause_ms = min(2 * self._pause_ms, LONGEST_S * 1000)
             self._until_ms = now_ms + self._pause_ms

@@ -289,6 +289,8 @@ class Arm(Record):
     arm: ArmName
     strategy: Name
     limits: dict[Name, int] | None = None
+    # Providers that were killed on purpose while it ran, and when.
+    struck_ms: dict[Name, Milliseconds] = {}
     makespan_ms: Milliseconds | None = None
     requests: list[Request] = []
 

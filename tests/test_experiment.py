@@ -386,3 +386,18 @@ def test_connections_are_closed_on_every_way_out(tmp_path: Path) -> None:
     cut = [Closing("a", 10), Closing("b", 20)]
     Trial(tmp_path, cut).cut_at(135)
     assert [p.closed for p in (*whole, *refused, *cut)] == [1] * 6
+
+
+def test_preparation_alone_needs_no_file(tmp_path: Path) -> None:
+    """What `poc doctor` does: its rows and probes are kept in memory."""
+    run = experiment.Run(parameters(), [(provider, {}) for provider in two()])
+
+    async def prepared(clock: Clock) -> None:
+        await run.describe()
+        await run.prepare()
+
+    fake.run(prepared)
+    assert run.expected_ms == {"slow": 200, "fast": 100}
+    assert {probe.provider for probe in run.probes} == {"slow", "fast"}
+    assert run.tokens_per_s() == {"slow": pytest.approx(20), "fast": pytest.approx(40)}
+    assert len(run.preparation) == 4 and run.rounds == []

@@ -55,6 +55,18 @@ ALLOWED = {
         "resume",
         "strategies",
     },
+    "outage": {
+        "dispatch",
+        "engines",
+        "errors",
+        "experiment",
+        "pool",
+        "progress",
+        "providers",
+        "records",
+        "report",
+        "strategies",
+    },
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},

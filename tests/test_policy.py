@@ -383,3 +383,12 @@ def test_a_copy_that_lost_is_cancelled_at_its_server_too() -> None:
             return [(r.provider, r.role) for r in found.requests if r.outcome == "ok"]
 
     assert sorted(asyncio.run(story())) == [("well", "first"), ("well", "hedge")]
+
+
+def test_a_retry_does_not_go_to_one_that_fails_too_although_it_is_idle() -> None:
+    dead = {name: fake.Provider(name, 100, script=[DOWN] * 99) for name in ("a", "b")}
+    pool = [*dead.values(), fake.Provider("c", 100)]
+    times = {"a": 100.0, "b": 100.0, "c": 100.0}
+    found, _ = arm("serial-per-provider", 30, pool, times, retries=2)
+    assert sorted(r.prompt for r in found.requests if r.outcome == "ok") == [*range(30)]
+    assert sum(r.outcome == "failed" for r in found.requests) <= 7
