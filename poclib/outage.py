@@ -33,6 +33,23 @@ Mortals = tuple[list[Measurable], Callable[[str], None]]
 Opened = Callable[[], contextlib.AbstractContextManager[Mortals]]
 
 
+def home() -> Path:
+    """Where these reports lie: apart from those whose baseline is one machine alone."""
+    return report.root() / "data" / "reports" / "outage"
+
+
+def obtain(parameters: Parameters, deaths: int, live: bool) -> list[Report]:
+    """A notebook's reports: measured now if `live`, else the saved ones of that experiment.
+
+    As with `experiment.obtain`, a live run left at the name "sample" is saved as "live".
+    """
+    if not live:
+        return report.experiments(parameters.experiment, home())
+    if parameters.experiment == "sample":
+        parameters = parameters.model_copy(update={"experiment": "live"})
+    return measure(parameters, deaths)
+
+
 def measure(
     parameters: Parameters,
     deaths: int = 1,
@@ -70,7 +87,7 @@ def measure(
             "source": f"the baseline is {name} with all alive; deaths a round: {deaths}",
         }
         found = run.as_report().model_copy(update=changes)
-        saved.append(report.load(report.save(found, folder)))
+        saved.append(report.load(report.save(found, folder or home())))
     progress("done", total, total)
     return saved
 

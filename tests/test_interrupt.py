@@ -41,8 +41,9 @@ def whole_rounds(path: Path) -> int:
 
 def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     root = report.root()
-    for folder in ("notebooks", "data/reports"):
-        shutil.copytree(root / folder, tmp_path / folder)
+    (tmp_path / "data" / "reports").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(root / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
     (tmp_path / "stopped.yaml").write_text(PARAMETERS)
     log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
     environment = {

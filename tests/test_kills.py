@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["12"], ["3", "--embedded"]], ids=["stubs", "real engines"])
+@pytest.mark.parametrize("words", [["12"], ["2", "--embedded"]], ids=["stubs", "real engines"])
 def test_nothing_is_lost_doubled_or_corrupt_however_often_it_is_killed(words: list[str]) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "kills.py"
     done = subprocess.run(
