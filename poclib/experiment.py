@@ -124,7 +124,10 @@ def obtain(parameters: Parameters, live: bool, progress: Progress = quiet) -> Re
 
 def _saving(run: Run, path: Path, folder: Path | None) -> Report:
     if run.kept is None and path.exists():  # left by a run that was cut: keep what it measured
-        path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.jsonl"))
+        moment_s = int(path.stat().st_mtime)
+        while (aside := path.with_suffix(f".{moment_s}.jsonl")).exists():
+            moment_s += 1
+        path.rename(aside)
     journal = Journal(path)
     problem: BaseException | None = None
     with journal.open(
