@@ -7,6 +7,7 @@ unequal work, measures, and hands facts to `report`. Computes no statistic.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import hashlib
 import os
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from . import __version__, report
 from .dispatch import Journal, Rules, attempt, run_arm
 from .errors import ParameterError, ProviderError, RunFailed
+from .monitor import Monitor
 from .pool import Clock, Measurable, check_alike, open_pool
 from .records import (
     Arm,
@@ -160,6 +162,7 @@ class Run:
         self.environment = environment()
         self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         self._anchor_s = time.perf_counter()
+        self.monitor = Monitor(lambda: (time.perf_counter() - self._anchor_s) * 1000)
         self.facts: list[ProviderFacts] = []
         self.expected_ms: dict[str, float] = {}
         self.preparation: list[Arm] = []
@@ -178,6 +181,13 @@ class Run:
         fake: Clock | None = getattr(loop, "clock_ms", None)
         return fake() if fake else (time.perf_counter() - self._anchor_s) * 1000
 
+    def _watched(self) -> contextlib.AbstractContextManager[object]:
+        """The monitor at work; not on a fake clock, which has no machine to watch."""
+        loop = asyncio.get_running_loop()
+        if hasattr(loop, "clock_ms"):
+            return contextlib.nullcontext()
+        return self.monitor.watching(loop)
+
     @property
     def rules(self) -> Rules:
         p = self.parameters
@@ -186,13 +196,15 @@ class Run:
     async def whole(self, journal: Journal) -> None:
         """All steps: who is there, is it equal work, warm up, calibrate, then the rounds."""
         try:
-            await self.describe()
-            await self.prepare(journal)
-            for index in range(self.parameters.rounds):
-                self.rounds.append(await self._round(index, journal))
-                # Machines drift: one more request alone on each tells how fast it is by now.
-                for sender in self.senders.values():
-                    await self._alone("calibration", sender, 1, journal, f"{sender.name} {index}")
+            with self._watched():
+                await self.describe()
+                await self.prepare(journal)
+                for index in range(self.parameters.rounds):
+                    self.rounds.append(await self._round(index, journal))
+                    # Machines drift: one more request alone on each tells its speed by now.
+                    for sender in self.senders.values():
+                        turn = f"{sender.name} {index}"
+                        await self._alone("calibration", sender, 1, journal, turn)
         finally:
             for sender in self.senders.values():
                 await sender.aclose()
@@ -326,13 +338,11 @@ class Run:
             for _ in range(PROBES):
                 try:
                     async with asyncio.timeout(self.parameters.connect_timeout_s):
-                        trip_ms = await sender.probe(self.clock)
+                        trip = await sender.probe(self.clock)
                 except (ProviderError, TimeoutError):
                     break  # whether it can answer prompts is for the requests to show
-                if trip_ms is not None:
-                    self.probes.append(
-                        Probe(provider=sender.name, at_ms=self.clock(), round_trip_ms=trip_ms)
-                    )
+                if trip is not None:
+                    self.probes.append(trip)
 
     def _count(
         self, stage: str, arm: str, index: int, request: Request, journal: Journal | None
@@ -363,6 +373,8 @@ class Run:
             preparation=self.preparation,
             probes=self.probes,
             rounds=self.rounds,
+            lags=self.monitor.lags,
+            moments=self.monitor.moments,
             complete=complete,
         )
 
@@ -375,9 +387,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
+        "own_cores": _own_cores(),
         "memory_gib": round(memory_gib, 1),
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def _own_cores() -> list[int] | None:
+    """The cores that the coordinator may run on, where the system says."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def on_own_loop(work: Callable[[], Any]) -> Any:

@@ -33,8 +33,9 @@ ALLOWED = {
     "engines": {"errors", "keeper", "link", "llama", "records"},
     "fake": {"errors", "records"},
     "report": {"errors", "records"},
+    "monitor": {"records"},
     "pool": {"engines", "errors", "providers", "records"},
-    "experiment": {"dispatch", "errors", "pool", "records", "report", "strategies"},
+    "experiment": {"dispatch", "errors", "monitor", "pool", "records", "report", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
