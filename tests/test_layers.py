@@ -39,11 +39,13 @@ ALLOWED = {
     "fake": {"errors", "records"},
     "report": {"errors", "records"},
     "progress": set(),
+    "monitor": {"records"},
     "pool": {"engines", "errors", "providers", "records"},
     "experiment": {
         "dispatch",
         "errors",
         "journal",
+        "monitor",
         "policy",
         "pool",
         "progress",
