@@ -28,6 +28,7 @@ from .attempts import Rules, attempt
 from .dispatch import run_arm
 from .errors import ParameterError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
+from .monitor import Monitor
 from .policy import Policy
 from .pool import Clock, Measurable, check_alike, open_pool
 from .progress import Progress, quiet
@@ -176,6 +177,9 @@ class Run:
             ).total_seconds() * 1000
             self._begun_ms = max(still_ms, kept.last_ms)
         self._anchor_s = time.perf_counter()
+        self.monitor = Monitor(
+            lambda: self._begun_ms + (time.perf_counter() - self._anchor_s) * 1000
+        )
         self.facts: list[ProviderFacts] = []
         self.expected_ms: dict[str, float] = {}
         self.notes: list[str] = []
@@ -199,6 +203,13 @@ class Run:
     def header(self) -> dict[str, Any]:
         """What the first line of its journal says of the run, beside what was asked for."""
         return {"run": self.name, "created": self.created, "environment": self.environment}
+
+    def _watched(self) -> contextlib.AbstractContextManager[object]:
+        """The monitor at work; not on a fake clock, which has no machine to watch."""
+        loop = asyncio.get_running_loop()
+        if hasattr(loop, "clock_ms"):
+            return contextlib.nullcontext()
+        return self.monitor.watching(loop)
 
     @property
     def rules(self) -> Rules:
@@ -246,7 +257,8 @@ class Run:
         try:
             # Each arm ends itself by then; this holds where a provider answers no question.
             async with asyncio.timeout(limit_s + LIMIT_SLACK_S) as limit:
-                await self._whole()
+                with self._watched():
+                    await self._whole()
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -462,12 +474,11 @@ class Run:
             for _ in range(PROBES):
                 try:
                     async with asyncio.timeout(self.parameters.connect_timeout_s):
-                        trip_ms = await sender.probe(self.clock)
+                        trip = await sender.probe(self.clock)
                 except (ProviderError, TimeoutError):
                     break  # whether it can answer prompts is for the requests to show
-                if trip_ms is not None:
-                    probe = Probe(provider=sender.name, at_ms=self.clock(), round_trip_ms=trip_ms)
-                    self._journal.write({"probe": probe.model_dump()})
+                if trip is not None:
+                    self._journal.write({"probe": trip.model_dump()})
 
     def _count(self, stage: str, arm: str, index: int, request: Request) -> None:
         row = request.model_dump(exclude_none=True)
@@ -499,6 +510,8 @@ class Run:
             rounds=sorted(kept.rounds, key=lambda one: one.index),
             cut=kept.cut,
             resumed_ms=kept.resumed_ms,
+            lags=self.monitor.lags,
+            moments=self.monitor.moments,
             notes=self.notes,
             complete=complete,
         )
@@ -512,9 +525,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
+        "own_cores": _own_cores(),
         "memory_gib": round(memory_gib, 1),
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def _own_cores() -> list[int] | None:
+    """The cores that the coordinator may run on, where the system says."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def on_own_loop(work: Callable[[], Any]) -> Any:

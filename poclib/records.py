@@ -202,13 +202,15 @@ class ServerTimings(Record):
 class RequestMarks(Record):
     """Offsets of transport events from the report's anchor; None where none was seen.
 
-    `connected_ms` is None on a warm connection: no connect took place.
+    `connected_ms` is None on a warm connection: no connect took place. `ready_ms` is when the
+    connection was there, new or warm: what came before was our own work.
     """
 
     assigned_ms: Milliseconds | None = None
     start_ms: Milliseconds | None = None
     connect_start_ms: Milliseconds | None = None
     connected_ms: Milliseconds | None = None
+    ready_ms: Milliseconds | None = None
     sent_ms: Milliseconds | None = None
     first_byte_ms: Milliseconds | None = None
     first_token_ms: Milliseconds | None = None
@@ -303,11 +305,40 @@ class Round(Record):
 
 
 class Probe(Record):
-    """One tiny request on a warm connection: the round trip to a provider at a moment."""
+    """One tiny request on a warm connection: the round trip to a provider at a moment.
+
+    `wire_ms` is its part from the request's last byte sent to the answer's first byte: the
+    network and the server, without our own work.
+    """
 
     provider: Name
     at_ms: Milliseconds
     round_trip_ms: Milliseconds
+    wire_ms: Milliseconds | None = None
+
+
+class Lags(Record):
+    """How late the coordinator's event loop was when asked, `lag_ms`, at `at_ms` each."""
+
+    at_ms: list[float] = []
+    lag_ms: list[float] = []
+
+
+class Moment(Record):
+    """The coordinator's machine at a moment: shares (0 to 1) of all cores since the one before.
+
+    `own` is this process and the engines it started, `others` everybody else, `steal` what the
+    host of a virtual machine took. `throttled` counts slowings for heat so far. `wall_ahead_ms`
+    is how far the clock on the wall has moved against the monotonic one since the start.
+    """
+
+    at_ms: Milliseconds
+    own: float | None = None
+    others: float | None = None
+    steal: float | None = None
+    load_1min: float | None = None
+    throttled: int | None = None
+    wall_ahead_ms: float | None = None
 
 
 class Report(Record):
@@ -335,6 +366,8 @@ class Report(Record):
     cut: list[Round] = []
     # When the run went on after a stop.
     resumed_ms: list[Milliseconds] = []
+    lags: Lags = Lags()
+    moments: list[Moment] = []
     notes: list[str] = []
     complete: bool = True
 
