@@ -91,7 +91,8 @@ def outage(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
     kept = "none was lost" if not unanswered else f"{unanswered} were lost"
     spread = f"{number(min(ratios), 2)} to {number(max(ratios), 2)}" if ratios else "unknown"
     said = (
-        f"**In {many(arms, 'arm')} a provider was killed at a random moment; of "
+        f"**In {arms} of {many(sum(len(one.rounds) for one in reports), 'arm')} a provider was "
+        "killed at a random moment before the end; of "
         f"{many(prompts, 'answer')} {kept}, and the strategies took {spread} times as long as "
         "with all alive.**"
     )

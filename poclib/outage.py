@@ -84,7 +84,7 @@ def measure(
         assert run is not None
         changes = {
             "rounds": rounds,
-            "source": f"the baseline is {name} with all alive; deaths a round: {deaths}",
+            "source": f"the baseline is {name} with all alive, deaths a round: {deaths}",
         }
         found = run.as_report().model_copy(update=changes)
         saved.append(report.load(report.save(found, folder or home())))

@@ -69,7 +69,7 @@ def test_a_death_costs_the_survivors_time_and_no_answer(
         assert documents.casualties(one)["unanswered"] == 0
         assert documents.casualties(one)["retries"] >= 4
     said = documents.outage(found, headlines)
-    assert "In 8 arms a provider was killed" in said and "96 answers none was lost" in said
+    assert "In 8 of 8 arms a provider was killed" in said and "96 answers none was lost" in said
 
 
 def test_somebody_must_survive() -> None:
