@@ -271,6 +271,9 @@ case ${1:-} in
 esac
 
 unset PYTHONHOME PYTHONPATH # another project's modules must not get in before the locked ones
+# Every notebook is a process that imports a second's worth of compiled modules; uncached, three.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX="$venv/compiled"
 set_up
 export VIRTUAL_ENV="$venv" PATH="$venv/bin:$PATH" JUPYTER_PREFER_ENV_PATH=1
 

@@ -18,7 +18,7 @@ from typing import Any
 import click
 import yaml
 
-from . import __version__, documents, experiment, pool, publish, report, tables, words
+from . import __version__, documents, experiment, plots, pool, publish, report, tables, words
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .records import Parameters, Report
 from .stats import Headline
@@ -110,7 +110,9 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
 @poc.command()
 @_params
 @_set
-@click.option("--only", multiple=True, metavar="STRATEGY", help="Only this strategy (repeat).")
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
+)
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
     given = read_yaml(params, changes)
@@ -201,7 +203,10 @@ def publish_command() -> None:
 
 @poc.command()
 def refresh() -> None:
-    """Run the notebooks in notebooks/ again, in place, on the reports that they name."""
+    """Run the notebooks in notebooks/ again, in place, on the reports that they name.
+
+    With them go the Phase 0 result and the README's result and picture, which hold the same.
+    """
     with tempfile.TemporaryDirectory() as folder:
         for notebook in publish.notebooks():
             click.echo(notebook.name)
@@ -209,7 +214,11 @@ def refresh() -> None:
             publish.execute(notebook, fresh, {})
             shutil.copyfile(fresh, notebook)
     samples = report.experiments("sample")
-    documents.write(documents.phase_0_result(samples, [tables.headline(s) for s in samples]))
+    headlines = [tables.headline(one) for one in samples]
+    documents.write(documents.phase_0_result(samples, headlines))
+    plots.save_ratios(headlines, report.root() / "docs" / "phase-0.png")
+    readme = report.root() / "README.md"
+    readme.write_text(documents.readme(readme.read_text("utf-8"), samples, headlines), "utf-8")
 
 
 @poc.command()

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from .errors import ReportError
+from . import titles
 from .records import Report
 from .report import root
 from .stats import PASS, Headline
@@ -67,6 +69,29 @@ def write(text: str) -> Path:
     path = root() / "PHASE-0-RESULT.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+_RESULT = "<!-- result: written by `./run-poc.sh refresh`, not by hand -->"
+_RESULT_END = "<!-- end of result -->"
+
+
+def readme(text: str, reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
+    """The README with its result computed anew; the rest of `text` as it is.
+
+    Raises `ReportError` where the two marks that enclose the result are not there.
+    """
+    before, mark, rest = text.partition(_RESULT)
+    _, end, after = rest.partition(_RESULT_END)
+    if not mark or not end:
+        raise ReportError(f"README.md: the marks {_RESULT} and {_RESULT_END} are missing.")
+    best = min(headlines, key=lambda one: one.overhead_ratio.median or float("inf"))
+    report = next(r for r, one in zip(reports, headlines, strict=True) if one is best)
+    result = (
+        f"![{titles.ratios(headlines)}](docs/phase-0.png)\n\n"
+        f"{comparison_text(headlines, markdown=True)}\n\n"
+        f"{suite_gate(headlines)}.\n\n*{provenance(report, best)}*"
+    )
+    return f"{before}{mark}\n{result}\n{end}{after}"
 
 
 def _failure_modes(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:

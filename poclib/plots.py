@@ -7,7 +7,9 @@ thing than the text beside it. Charts along time lie in `timelines`, the look in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -152,6 +154,15 @@ def ratios(
         f"shaded: no practical difference ({1 - band:.2f} to {1 + band:.2f})"
         + ("; triangle: predicted" if predicted else "")
     )
+
+
+def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
+    """`ratios` as a PNG file that is the same for the same headlines: the README's picture."""
+    use_style()
+    figure, ax = plt.subplots(figsize=(8, 4.6))
+    ratios(ax, headlines)
+    figure.savefig(path, metadata={"Software": None})
+    plt.close(figure)
 
 
 def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:

@@ -27,7 +27,7 @@ SEGMENT_LABELS = {
 OVERHEAD_LABELS = {
     "over_ms": "all outside its server",
     "network_ms": "the network",
-    "server_queue_ms": "waiting in the server",
+    "server_queue_ms": "queue, told by the server",
     "ours_ms": "our own work",
     "unexplained_ms": "not explained",
 }

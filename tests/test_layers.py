@@ -14,6 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from poclib import cli, documents, report, tables
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "poclib"
 
@@ -26,6 +28,7 @@ ALLOWED = {
     "transport": {"errors", "records"},
     "providers": {"errors", "records", "transport"},
     "strategies": {"records"},
+    "forecast": {"records", "strategies"},  # both halves ask it: before a run and after
     "dispatch": {"errors", "records", "strategies"},
     "link": {"errors"},
     "keeper": {"errors", "link", "records"},
@@ -34,12 +37,12 @@ ALLOWED = {
     "fake": {"errors", "records"},
     "report": {"errors", "records"},
     "pool": {"engines", "errors", "providers", "records"},
-    "experiment": {"dispatch", "errors", "pool", "records", "report", "strategies"},
+    "experiment": {"dispatch", "errors", "forecast", "pool", "records", "report", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "tables": {"errors", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
-    "documents": {"records", "report", "stats", "words"},
+    "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
@@ -171,3 +174,14 @@ def test_a_committed_notebook_has_been_executed(notebook: Path) -> None:
     assert counts == list(range(1, len(code) + 1)), "run it from top to bottom and save it"
     failed = [o for cell in code for o in cell["outputs"] if o["output_type"] == "error"]
     assert failed == []
+
+
+def test_the_readme_says_what_the_committed_reports_give() -> None:
+    samples = report.experiments("sample", ROOT / "data" / "reports")
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert documents.readme(text, samples, [tables.headline(one) for one in samples]) == text
+    said = re.sub(r"\]\([^)]*\)", "]", text)
+    for linked in re.findall(r"\]\(([^)]+)\)", text):
+        assert (ROOT / linked).exists(), f"README.md links {linked}"
+    for command in re.findall(r"\./run-poc\.sh (doctor|show|gate|lab|test|refresh)\b", said):
+        assert command in cli.poc.commands or command in {"lab", "test"}

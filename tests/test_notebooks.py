@@ -71,7 +71,7 @@ def test_a_notebook_is_a_thin_conversation(path: Path) -> None:
 def test_committed_outputs_are_what_the_committed_reports_give() -> None:
     """nbval, strict: claims are text, so they are compared."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval", "-q", "-p", "no:cacheprovider", "notebooks"],
+        [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "notebooks"],
         cwd=ROOT,
         capture_output=True,
         text=True,
