@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import psutil
-from tqdm import tqdm
 
 from . import __version__, forecast, report
 from .dispatch import Journal, Rules, attempt, run_arm
 from .errors import ParameterError, ProviderError, RunFailed
 from .pool import Clock, Measurable, check_alike, open_pool
+from .progress import Progress, quiet
+from .progress import bar as bar  # notebooks take it from here
 from .records import (
     Arm,
     ArmName,
@@ -42,32 +43,6 @@ from .strategies import STRATEGIES, Limit, Strategy
 T = TypeVar("T")
 # Round trips taken of each provider before every arm.
 PROBES = 5
-
-
-class Progress(Protocol):
-    """Told what is done; `total` requests are expected, `stage` says what is going on."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
-
-
-def quiet(stage: str, done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def bar(title: str) -> Progress:
-    """A progress bar on standard error: round, arm, requests done, time left."""
-    shown: list[tqdm[Any]] = []
-
-    def update(stage: str, done: int, total: int) -> None:
-        if not shown:  # only once there is something to show
-            shown.append(tqdm(unit="req", leave=False, mininterval=0.5, dynamic_ncols=True))
-        shown[0].total = total
-        shown[0].set_description_str(f"{title}: {stage}", refresh=False)
-        shown[0].update(done - shown[0].n)
-        if done >= total:
-            shown[0].close()
-
-    return update
 
 
 def texts(prompts: int | list[str] | str) -> list[str]:

@@ -5,7 +5,7 @@ Asked before a run (`poc doctor`) and after it, to hold the promise against what
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from .records import Report
@@ -46,7 +46,12 @@ def alone_ms(report: Report) -> dict[str, float]:
     return found if set(found) == {facts.name for facts in report.providers} else {}
 
 
-def of(report: Report) -> dict[str, float]:
-    """`ratios` from a report's own facts of before its first round; empty where it has none."""
-    capacity = {facts.name: facts.capacity for facts in report.providers}
-    return ratios(len(report.prompt_sha256), alone_ms(report), capacity)
+def each(reports: Sequence[Report]) -> dict[str, float]:
+    """By strategy, its ratio as foretold by the facts of before its own report's first round."""
+    found = {}
+    for report in reports:
+        capacity = {facts.name: facts.capacity for facts in report.providers}
+        foretold = ratios(len(report.prompt_sha256), alone_ms(report), capacity)
+        if report.strategy in foretold:
+            found[report.strategy] = foretold[report.strategy]
+    return found

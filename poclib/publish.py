@@ -10,6 +10,7 @@ import difflib
 import getpass
 import html
 import json
+import os
 import re
 import shutil
 import socket
@@ -23,13 +24,14 @@ from typing import Any
 import bleach
 import nbformat
 import papermill
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from . import report
-from .errors import ParameterError, PocError, ReportError, RunFailed
+from . import progress, report
+from .errors import ParameterError, ReportError, RunFailed
 
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
 ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/")
@@ -100,6 +102,9 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
     as it came is in `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    told = progress.for_a_child()
+    kept = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -113,9 +118,15 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
         )
     except PapermillExecutionError as error:
         raise RunFailed(f"{notebook.stem}: {error.evalue}") from None
-    except PocError:
-        raise
+    except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RunFailed(f"{notebook.stem}: its kernel ended or did not start ({reason}).") from None
     finally:
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
         if target.exists():
             scrub_file(target, secrets(values))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import stats
+from . import ledger, stats
 from .records import Arm, Report, Request, Round
 from .report import name
 
@@ -214,27 +214,38 @@ def lengths(report: Report) -> pd.DataFrame:
     return _frame(rows, names)
 
 
-def typical(report: Report, role: str = "remote") -> dict[str, Any] | None:
-    """The request of median wall time among a role's answered ones, as a row of `requests`.
+def overhead(report: Report) -> pd.DataFrame:
+    """What lies outside the servers' own time, per answered request of the whole report.
 
-    With `token_ms`, the offset of each token from the request's start (empty where none was
-    stored). Of an even number the faster of the middle two; of the strategy's arms before the
-    baseline's. None where no such request has all marks.
+    `network_ms` (a round trip as probes found it, a connect where one was opened, the transfer
+    of an answer that was not streamed), `ours_ms` and `unexplained_ms` add up to `over_ms`.
+    `server_queue_ms` is inside the server's own time, so beside `over_ms`. NaN where there is
+    no source: its time is then among the unexplained. `round` is NA in the preparation.
     """
-    frame = _answered(requests(report))
-    for arm in ("strategy", "baseline"):
-        mine = frame[(frame["role"] == role) & (frame["arm"] == arm)]
-        mine = mine.dropna(subset=["wall_ms", "start_ms", "generating_ms"]).sort_values("wall_ms")
-        if len(mine):
-            row = mine.iloc[(len(mine) - 1) // 2].to_dict()
-            found: dict[str, Any] = {str(k): None if pd.isna(v) else v for k, v in row.items()}
-            tokens = next(
-                r.token_ms
-                for r in report.requests
-                if (r.provider, r.marks.start_ms) == (row["provider"], row["start_ms"])
-            )
-            return found | {"token_ms": [t - row["start_ms"] for t in tokens or []]}
-    return None
+    role = {facts.name: facts.role for facts in report.providers}
+    hidden = ledger.hidden_handshakes(report.providers)
+    places: list[tuple[int | None, Arm]] = [(None, arm) for arm in report.preparation]
+    places += [(one.index, arm) for one in report.rounds for arm in one.arms]
+    answered = [
+        (index, arm.arm, row)
+        for index, arm in places
+        for row in arm.requests
+        if row.outcome == "ok"
+    ]
+    trips = ledger.trips(report, [row for _, _, row in answered])
+    rows = [
+        {
+            "provider": row.provider,
+            "role": role.get(row.provider),
+            "arm": arm,
+            "round": index,
+            "prompt": row.prompt,
+            **ledger.overhead(row, trip, row.provider in hidden),
+        }
+        for (index, arm, row), trip in zip(answered, trips, strict=True)
+    ]
+    parts = ["over_ms", "network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
+    return _frame(rows, ["provider", "role", "arm", "round", "prompt", *parts])
 
 
 def distribution(report: Report) -> pd.DataFrame:

@@ -36,18 +36,25 @@ ALLOWED = {
     "engines": {"errors", "keeper", "link", "llama", "records"},
     "fake": {"errors", "records"},
     "report": {"errors", "records"},
+    "progress": set(),
     "pool": {"engines", "errors", "providers", "records"},
-    "experiment": {"dispatch", "errors", "forecast", "pool", "records", "report", "strategies"},
+    "experiment": {
+        *("dispatch", "errors", "forecast", "pool", "progress", "records", "report"),
+        "strategies",
+    },
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
-    "tables": {"errors", "records", "report", "stats"},
+    "ledger": {"records", "stats"},
+    "tables": {"errors", "ledger", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
+    "cases": {"errors", "records", "report", "tables"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
+    "exhibits": {"records", "stats", "titles", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
     "plots": {"canvas", "stats", "timelines", "titles", "words"},
-    "publish": {"errors", "report"},
+    "publish": {"errors", "progress", "report"},
     # Above both.
     "cli": None,
     "__main__": {"cli"},
@@ -55,7 +62,7 @@ ALLOWED = {
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
     "matplotlib": {"canvas", "timelines", "plots"},
-    "pandas": {"tables", "timelines", "plots", "cli"},
+    "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"publish"},
 }
