@@ -187,33 +187,6 @@ def breakdown(report: Report) -> pd.DataFrame:
     return _frame([{"role": role} | one for role, one in means.items()], ["role", *parts])
 
 
-def lengths(report: Report) -> pd.DataFrame:
-    """How wall time follows the answer's length in the strategy's arms, a row per provider.
-
-    provider, role, n, shortest_tokens, longest_tokens, and the straight line through them:
-    each_ms per token and besides_ms per request, NaN where the lengths cannot carry one.
-    """
-    frame = _answered(requests(report)).query("arm == 'strategy'")
-    frame = frame.dropna(subset=["output_tokens", "wall_ms"])
-    rows = []
-    for (provider, role), group in frame.groupby(["provider", "role"], dropna=False):
-        tokens = group["output_tokens"].astype(int).tolist()
-        fitted = stats.line(tokens, group["wall_ms"].tolist())
-        rows.append(
-            {
-                "provider": provider,
-                "role": role,
-                "n": len(tokens),
-                "shortest_tokens": min(tokens),
-                "longest_tokens": max(tokens),
-                "each_ms": fitted.slope if fitted else None,
-                "besides_ms": fitted.at_zero if fitted else None,
-            }
-        )
-    names = ["provider", "role", "n", "shortest_tokens", "longest_tokens", "each_ms", "besides_ms"]
-    return _frame(rows, names)
-
-
 def overhead(report: Report) -> pd.DataFrame:
     """What lies outside the servers' own time, per answered request of the whole report.
 
@@ -246,6 +219,33 @@ def overhead(report: Report) -> pd.DataFrame:
     ]
     parts = ["over_ms", "network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
     return _frame(rows, ["provider", "role", "arm", "round", "prompt", *parts])
+
+
+def lengths(report: Report) -> pd.DataFrame:
+    """How wall time follows the answer's length in the strategy's arms, a row per provider.
+
+    provider, role, n, shortest_tokens, longest_tokens, and the straight line through them:
+    each_ms per token and besides_ms per request, NaN where the lengths cannot carry one.
+    """
+    frame = _answered(requests(report)).query("arm == 'strategy'")
+    frame = frame.dropna(subset=["output_tokens", "wall_ms"])
+    rows = []
+    for (provider, role), group in frame.groupby(["provider", "role"], dropna=False):
+        tokens = group["output_tokens"].astype(int).tolist()
+        fitted = stats.line(tokens, group["wall_ms"].tolist())
+        rows.append(
+            {
+                "provider": provider,
+                "role": role,
+                "n": len(tokens),
+                "shortest_tokens": min(tokens),
+                "longest_tokens": max(tokens),
+                "each_ms": fitted.slope if fitted else None,
+                "besides_ms": fitted.at_zero if fitted else None,
+            }
+        )
+    names = ["provider", "role", "n", "shortest_tokens", "longest_tokens", "each_ms", "besides_ms"]
+    return _frame(rows, names)
 
 
 def distribution(report: Report) -> pd.DataFrame:
