@@ -48,8 +48,8 @@ def sections(reports: Sequence[Report], headlines: Sequence[Headline]) -> dict[s
     if own:
         lowest = min(own, key=lambda one: one.overhead_ratio.median or float("inf"))
         report = next(report for report, headline in measured if headline is lowest)
-        top = f"{best(own)}\n\n{bottom_line(report, lowest)}\n\n"
-        top += f"{suite_gate(own)}.\n\n*{provenance(report, lowest)}*"
+        top = f"{best(own)}\n\n{bottom_line(report, lowest, suite_gate(own))}\n\n"
+        top += f"*{provenance(report, lowest)}*"
     else:
         top = "No report of a run was given, so nothing was measured."
     return {

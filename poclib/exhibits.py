@@ -89,11 +89,13 @@ def _pool_finding(headline: Headline) -> str:
         return "Some provider's speed alone is unknown, so they cannot be compared."
     fastest = min(alone, key=lambda p: alone[p])
     slower = [
-        f"{p} {number(t / alone[fastest], 2)} times" for p, t in alone.items() if p != fastest
+        f"{number(t / alone[fastest], 2)} times as long on {p}"
+        for p, t in alone.items()
+        if p != fastest
     ]
     gain = alone[fastest] * sum(1 / t for t in alone.values())
     return (
-        f"{fastest} is the fastest; as long as it takes, {', '.join(slower)}. One request at a "
+        f"{fastest} is the fastest; a request takes {', '.join(slower)}. With one request at a "
         f"time on each, all together can be at most {number(gain, 2)} times as fast as "
         f"{fastest} alone."
     )

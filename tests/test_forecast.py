@@ -62,8 +62,8 @@ def test_the_pool_is_introduced_with_speed_and_distance() -> None:
     assert "133 tokens/s" in text and "21.0 ms" in text  # 40 tokens in 300 ms
     # 200 (1 / 200 + 1 / 300) = 1.67
     assert text.endswith(
-        "local is the fastest; as long as it takes, remote 1.50 times. One request at a time on "
-        "each, all together can be at most 1.67 times as fast as local alone."
+        "local is the fastest; a request takes 1.50 times as long on remote. With one request at "
+        "a time on each, all together can be at most 1.67 times as fast as local alone."
     )
     alone = replace(tables.headline(report), alone_ms={"local": 200.0})
     assert "cannot be compared" in exhibits.pool(report, alone)

@@ -210,7 +210,7 @@ def test_shares_of_many_like_providers_do_not_pile_up(ax: Axes) -> None:
     plots.shares(ax, many)
     assert "No binding leg: every provider was busy 95 %" in texts(ax).replace("\n", " ")
     heights = sorted(t.get_position()[1] for t in ax.texts if "of the prompts" in t.get_text())
-    assert len(heights) == 9 and min(b - a for a, b in pairwise(heights)) > 0.01
+    assert len(heights) == 9 and min(b - a for a, b in pairwise(heights)) > 0.01  # in a column
     assert ax.get_xlim()[1] < 0.5  # else nine points of 11 % would lie in one corner
 
 
