@@ -28,6 +28,7 @@ ALLOWED = {
     "transport": {"errors", "records"},
     "providers": {"errors", "records", "transport"},
     "strategies": {"records"},
+    "forecast": {"records", "strategies"},  # both halves ask it: before a run and after
     "dispatch": {"errors", "policy", "records", "strategies"},
     "policy": set(),
     "journal": {"errors", "records"},
@@ -42,15 +43,8 @@ ALLOWED = {
     "monitor": {"records"},
     "pool": {"engines", "errors", "providers", "records"},
     "experiment": {
-        "dispatch",
-        "errors",
-        "journal",
-        "monitor",
-        "policy",
-        "pool",
-        "progress",
-        "records",
-        "report",
+        *("dispatch", "errors", "forecast", "journal", "monitor", "policy", "pool"),
+        *("progress", "records", "report"),
         "strategies",
     },
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
@@ -58,7 +52,9 @@ ALLOWED = {
     "ledger": {"records", "stats"},
     "tables": {"errors", "ledger", "records", "report", "stats"},
     "words": {"errors", "records", "stats"},
+    "cases": {"errors", "records", "report", "tables"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
+    "exhibits": {"records", "stats", "titles", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
@@ -71,7 +67,7 @@ ALLOWED = {
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
     "matplotlib": {"canvas", "timelines", "plots"},
-    "pandas": {"tables", "timelines", "plots", "cli"},
+    "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"publish"},
 }
