@@ -129,6 +129,8 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
     found = [n for n in publish.notebooks() if _wanted(n, only)]
+    # Those that only read reports come last: on the first run there is nothing to read yet.
+    found.sort(key=lambda notebook: "live" not in publish.declared(notebook))
     everything = {key for n in found for key in publish.declared(n)}
     publish.check_keys(given, everything, params.name)
     parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)

@@ -40,19 +40,19 @@ from .words import (
 )
 
 
-def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
-    """The whole of PHASE-0-RESULT.md, every number from `headlines` (in `reports`' order)."""
+def sections(reports: Sequence[Report], headlines: Sequence[Headline]) -> dict[str, str]:
+    """The Phase 0 result by heading, every number from `headlines` (in `reports`' order)."""
     pairs = list(zip(reports, headlines, strict=True))
     measured = [one for one in pairs if "published" not in one[0].environment]
     own = [headline for _, headline in measured]
     if own:
         lowest = min(own, key=lambda one: one.overhead_ratio.median or float("inf"))
         report = next(report for report, headline in measured if headline is lowest)
-        top = f"{best(own)} {bottom_line(report, lowest)}\n\n"
-        top += f"{suite_gate(own)}.\n\n*{provenance(report, lowest)}*"
+        top = f"{best(own)}\n\n{bottom_line(report, lowest, suite_gate(own))}\n\n"
+        top += f"*{provenance(report, lowest)}*"
     else:
         top = "No report of a run was given, so nothing was measured."
-    sections = {
+    return {
         "Bottom line": top,
         "Strategy alternatives": comparison_text(own, markdown=True) if own else "None measured.",
         "Latency breakdown": breakdown_text(own),
@@ -60,7 +60,12 @@ def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> 
         "Conditions for advancing to Phase 1": _conditions(measured),
         "What this does not show": bullets(_limits(measured)),
     }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+
+
+def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
+    """The whole of PHASE-0-RESULT.md."""
+    found = sections(reports, headlines)
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in found.items())
     return f"# Phase 0 result\n\n{body}\n"
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from . import __version__, report
+from . import __version__, forecast, report
 from . import journal as journals
 from . import resume as going_on
 from .attempts import Rules, attempt
@@ -44,7 +44,7 @@ from .records import (
     Request,
     Round,
 )
-from .strategies import STRATEGIES, Limit, Strategy, simulated_makespan_ms
+from .strategies import STRATEGIES, Limit, Strategy
 
 T = TypeVar("T")
 # Round trips taken of each provider before every arm.
@@ -579,12 +579,5 @@ def predicted_ratios(run: Run) -> dict[str, float]:
 
     Knows nothing of batching or contention: what it leaves out is what a run measures.
     """
-    base_ms = min(run.expected_ms.values()) * len(run.texts)
-    ratios = {}
-    for name, strategy in STRATEGIES.items():
-        limits = run._limits(strategy.limit, list(run.senders)) or {}
-        if strategy.limit in ("one", "capacity"):
-            ratios[name] = (
-                simulated_makespan_ms(strategy, len(run.texts), run.expected_ms, limits) / base_ms
-            )
-    return ratios
+    capacity = {facts.name: facts.capacity for facts in run.facts}
+    return forecast.ratios(len(run.texts), run.expected_ms, capacity)

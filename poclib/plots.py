@@ -159,7 +159,7 @@ def ratios(
 def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
     """`ratios` as a PNG file that is the same for the same headlines: the README's picture."""
     use_style()
-    figure, ax = plt.subplots(figsize=(9, 5))
+    figure, ax = plt.subplots(figsize=(8, 4.6))
     ratios(ax, headlines)
     figure.savefig(path, metadata={"Software": None})
     plt.close(figure)
@@ -240,23 +240,22 @@ def shares(ax: Axes, headline: Headline) -> None:
     most = max(max(one.speed or 0.0, one.done) for one in found)
     reach = 1.0 if most > 0.5 else min(1.0, 1.5 * most)
     ax.plot([0, reach], [0, reach], color=FAINT, linewidth=1, linestyle="--")
-    ax.text(0.97 * reach, 0.99 * reach, "share = speed", ha="right", va="bottom", color=INK)
+    ax.text(0.8 * reach, 0.74 * reach, "share = speed", va="top")
     busiest = max(one.busy or 0.0 for one in found)
-    few = len(found) <= 4
-    heights = apart([one.done for one in found], (0.14 if few else 0.065) * reach)
-    for one, height in zip(found, heights, strict=True):
+    column = apart([one.done for one in found], 0.07 * reach)
+    for one, height in zip(found, column, strict=True):
         face = INK if one.busy == busiest else "white"
-        speed = one.speed or 0.0
-        ax.plot([speed], [one.done], "o", color=INK, mfc=face, markersize=11, clip_on=False)
-        busy = "never busy" if not one.done else f"busy {words.percent(one.busy)} of the time"
-        # Away from the diagonal, where the room is.
-        right = speed < 0.44 * reach or (one.done < speed < 0.66 * reach)
-        text = f"{one.provider}: {words.percent(one.done)} of the prompts,{chr(10) if few else ' '}"
-        away = (0.025 if right else -0.025) * reach
-        put = ax.text(
-            speed + away, height, text + busy, ha="left" if right else "right", va="center"
-        )
-        put.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
+        x, y = one.speed or 0.0, one.done
+        busy = "never busy" if not y else f"busy {words.percent(one.busy)} of the time"
+        text = f"{one.provider}: {words.percent(y)} of the prompts,"
+        if len(found) <= 2:  # over or under its point, away from the diagonal and the edges
+            over = y < 0.15 * reach or x < y < 0.85 * reach
+            at = (min(max(x, 0.2 * reach), 0.8 * reach), y + (0.05 if over else -0.05) * reach)
+            ax.text(*at, f"{text}\n{busy}", ha="center", va="bottom" if over else "top")
+        else:  # in a column beside the chart, so that many do not collide
+            ax.plot([x, 1.02 * reach], [y, height], color=FAINT, lw=0.6, clip_on=False)
+            ax.text(1.03 * reach, height, f"{text} {busy}", va="center", fontsize=11)
+        ax.plot([x], [y], "o", color=INK, mfc=face, markersize=11, clip_on=False)
     ax.set_xlim(0, reach)
     ax.set_ylim(0, reach * 1.04)
     for axis in (ax.xaxis, ax.yaxis):

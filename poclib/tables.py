@@ -248,29 +248,6 @@ def lengths(report: Report) -> pd.DataFrame:
     return _frame(rows, names)
 
 
-def typical(report: Report, role: str = "remote") -> dict[str, Any] | None:
-    """The request of median wall time among a role's answered ones, as a row of `requests`.
-
-    With `token_ms`, the offset of each token from the request's start (empty where none was
-    stored). Of an even number the faster of the middle two; of the strategy's arms before the
-    baseline's. None where no such request has all marks.
-    """
-    frame = _answered(requests(report))
-    for arm in ("strategy", "baseline"):
-        mine = frame[(frame["role"] == role) & (frame["arm"] == arm)]
-        mine = mine.dropna(subset=["wall_ms", "start_ms", "generating_ms"]).sort_values("wall_ms")
-        if len(mine):
-            row = mine.iloc[(len(mine) - 1) // 2].to_dict()
-            found: dict[str, Any] = {str(k): None if pd.isna(v) else v for k, v in row.items()}
-            tokens = next(
-                r.token_ms
-                for r in report.requests
-                if (r.provider, r.marks.start_ms) == (row["provider"], row["start_ms"])
-            )
-            return found | {"token_ms": [t - row["start_ms"] for t in tokens or []]}
-    return None
-
-
 def distribution(report: Report) -> pd.DataFrame:
     """Mean and quantiles of wall time per arm and provider; NaN where n is too small."""
     rows = []

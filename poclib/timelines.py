@@ -37,7 +37,7 @@ def timeline(
     shown = timed.sort_values("start_ms").head(MOST_ROWS)
     which = f"round {chosen + 1}{', of median length' if round is None and len(shown) else ''}"
     drawn = f"{which}: {len(shown)} of {len(mine)} requests drawn"
-    put_titles(ax, titles.timeline(headline), f"{drawn} · {words.subtitle(headline)}")
+    put_titles(ax, titles.timeline(headline), f"{drawn} · {words.where_and_when(headline)}")
     if shown.empty:
         instead(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
         return

@@ -87,6 +87,7 @@ def rounds(headline: Headline) -> str:
 def overhead(rows: Sequence[Mapping[str, Any]]) -> str:
     """What a request pays outside its server, and the largest known part of it.
 
+    A queue that the server reports lies in the server's own time, so it is no part of this.
     `rows` as `tables.overhead` gives them, of one arm; a remote request where there is one.
     """
     for role in ("remote", "local"):
@@ -97,8 +98,8 @@ def overhead(rows: Sequence[Mapping[str, Any]]) -> str:
         said = f"A {role} request spends {milliseconds(over)} outside its server"
         means = {
             part: sum(known) / len(mine)
-            for part in OVERHEAD_LABELS
-            if part != "over_ms" and (known := [r[part] for r in mine if not _absent(r[part])])
+            for part in ("network_ms", "ours_ms", "unexplained_ms")
+            if (known := [r[part] for r in mine if not _absent(r[part])])
         }
         if not means or over <= 0:
             return f"{said}; no source splits it"

@@ -28,7 +28,7 @@ SEGMENT_LABELS = {
 OVERHEAD_LABELS = {
     "over_ms": "all outside its server",
     "network_ms": "the network",
-    "server_queue_ms": "waiting in the server",
+    "server_queue_ms": "queue, told by the server",
     "ours_ms": "our own work",
     "unexplained_ms": "not explained",
 }
@@ -190,7 +190,12 @@ def _short(digest: str) -> str:
 def subtitle(headline: Headline) -> str:
     """n, providers, date: what stands under every chart's title."""
     counts = f"{many(headline.requests, 'request')}, {many(len(headline.round_ratios), 'round')}"
-    return f"{counts} · {', '.join(headline.providers)} · {day(headline.created)}"
+    return f"{counts} · {where_and_when(headline)}"
+
+
+def where_and_when(headline: Headline) -> str:
+    """Providers and date."""
+    return f"{', '.join(headline.providers)} · {day(headline.created)}"
 
 
 def network(headline: Headline) -> str:
@@ -266,7 +271,7 @@ _CAUSES = {
     "batching": ", but {rate}: the server worked on them together (batching).",
     "slowing": " and only {rate}: they slowed each other down in the server.",
     "queueing": " and {rate}: most of it was waiting for a turn (queueing).",
-    "sharing": " and {rate}: they shared the server without gain or loss.",
+    "sharing": " and {rate}: they shared the server with little gain or loss.",
     "unknown": ": requests shared the server, or waited in it.",
 }
 
@@ -310,8 +315,8 @@ def _waited(headline: Headline, provider: str) -> bool:
     return work - before < 0.5 * (found.mean - alone)
 
 
-def bottom_line(report: Report, headline: Headline) -> str:
-    """The paragraph, in Markdown, that stands first: gain, price, cause, verdict."""
+def bottom_line(report: Report, headline: Headline, verdict: str = "") -> str:
+    """What stands first, in Markdown: gain, then cause, price and verdict (the gate's)."""
     total = ""
     if headline.makespan_ms is not None:
         fastest = f" on {report.fastest}" if report.fastest else ""
@@ -319,8 +324,8 @@ def bottom_line(report: Report, headline: Headline) -> str:
             f" {many(headline.prompts, 'prompt')} took {milliseconds(headline.makespan_ms)}; "
             f"one at a time{fastest} they took {milliseconds(headline.baseline_ms)}."
         )
-    said = f"**{finding(headline)}.**{total} {why(headline)} {network(headline)}"
-    return f"{said} **{gate_line(headline)}.**"
+    rest = [why(headline), network(headline), f"**{verdict or gate_line(headline)}.**"]
+    return f"**{finding(headline)}.**{total}\n\n{bullets(rest)}"
 
 
 def warnings(report: Report, headline: Headline) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,24 @@ def test_a_notebook_is_a_thin_conversation(path: Path) -> None:
     assert len(lines) <= 36
     assert not path.read_text().count('"papermill"'), "run times are stripped before committing"
     assert all("execution" not in c.metadata for c in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_asks_answers_and_names_its_limits(path: Path) -> None:
+    """The bottom line stands before every picture, and no static sentence holds a result."""
+    cells = _cells(path)
+    texts = [c.source for c in cells if c.cell_type == "markdown"]
+    headings = re.findall(r"^## (.*)$", "\n".join(texts), re.M)
+    assert texts[0].startswith("# ") and "?" in texts[0].splitlines()[0]
+    assert set(headings) >= {"Bottom line", "Checks", "What this does not show", "Try"}
+    first_chart = next(i for i, c in enumerate(cells) if "plots." in c.source and "plt" in c.source
+                       and "import" not in c.source)  # fmt: skip
+    assert first_chart > next(i for i, c in enumerate(cells) if c.source.startswith("## Bottom"))
+    prose = re.sub(r"`[^`]*`", "", "\n".join(texts))  # names of parameters and notebooks go
+    loose = re.findall(
+        r".*\d.*", re.sub(r"Phase [01]|below 1|Left of 1|from 1|to 1\b|1:", "", prose)
+    )
+    assert loose == [], "a number in prose is computed, or it will be wrong one day"
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import canvas, plots, stats, tables, timelines, titles, words
+from poclib import canvas, cases, plots, stats, tables, timelines, titles, words
 from poclib import report as reports
 from poclib.records import Report
 from poclib.stats import Ratio, Spread
@@ -210,7 +210,7 @@ def test_shares_of_many_like_providers_do_not_pile_up(ax: Axes) -> None:
     plots.shares(ax, many)
     assert "No binding leg: every provider was busy 95 %" in texts(ax).replace("\n", " ")
     heights = sorted(t.get_position()[1] for t in ax.texts if "of the prompts" in t.get_text())
-    assert len(heights) == 9 and min(b - a for a, b in pairwise(heights)) > 0.01
+    assert len(heights) == 9 and min(b - a for a, b in pairwise(heights)) > 0.01  # in a column
     assert ax.get_xlim()[1] < 0.5  # else nine points of 11 % would lie in one corner
 
 
@@ -246,8 +246,8 @@ def test_lengths_draw_the_points_and_the_line_through_them(ax: Axes) -> None:
 
 
 def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
-    row = tables.typical(REPORT)
-    assert row is not None and row["role"] == "remote"
+    row = cases.typical(REPORT)
+    assert row["role"] == "remote"
     plots.anatomy(ax, row | {"token_ms": [42.0, 100.0, 150.0]}, HEADLINE)
     labels = [t.get_text() for t in ax.get_yticklabels()]
     phases = ["waiting for a slot", "connecting", "sending", "to first byte", "to first token"]
@@ -267,8 +267,7 @@ def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
 
 
 def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
-    row = tables.typical(REPORT)
-    assert row is not None
+    row = cases.typical(REPORT)
     told = {"wall_ms": 342.0, "prompt_ms": 20.0, "generation_ms": 300.0, "over_ms": 22.0}
     plots.anatomy(ax, row | told | {"queued_ms": 5000.0}, HEADLINE)
     labels = [t.get_text() for t in ax.get_yticklabels()]
@@ -278,21 +277,6 @@ def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
     assert bars(ax, canvas.PALETTE["first_token_ms"])[-1].get_x() == pytest.approx(11)
     # A wait of 15 times the request is drawn cut, with its whole length in words.
     assert "… 5,000 ms" in texts(ax) and ax.get_xlim()[0] > -100
-
-
-def test_the_typical_request_is_the_median_one() -> None:
-    walls = [
-        r.wall_ms
-        for one in REPORT.rounds
-        for arm in one.arms
-        if arm.arm == "strategy"
-        for r in arm.requests
-        if r.provider == "local" and r.wall_ms
-    ]
-    row = tables.typical(REPORT, "local")
-    assert row is not None and row["wall_ms"] == sorted(walls)[(len(walls) - 1) // 2]
-    assert row["token_ms"] == [] and row["load_ms"] is None
-    assert tables.typical(reports.load(PUBLISHED)) is None  # no marks, so no phases
 
 
 def test_ratios_are_drawn_evenly_around_one(ax: Axes) -> None:
