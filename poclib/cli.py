@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -18,13 +19,25 @@ from typing import Any
 import click
 import yaml
 
-from . import __version__, documents, experiment, plots, pool, publish, report, tables, words
+from . import (
+    __version__,
+    causes,
+    documents,
+    experiment,
+    plots,
+    pool,
+    publish,
+    report,
+    tables,
+    words,
+)
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .records import Parameters, Report
 from .stats import Headline
 from .strategies import STRATEGIES
 
 MAX_PARAMETER_BYTES = 1 << 20
+VARIANTS = "(bare|adaptive|batched)"  # what such a notebook adds to its experiment's name
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -116,7 +129,8 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
     given = read_yaml(params, changes)
-    found = [n for n in publish.notebooks() if _wanted(n, only)]
+    pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
+    found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
     everything = {key for n in found for key in publish.declared(n)}
     publish.check_keys(given, everything, params.name)
     parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
@@ -266,7 +280,11 @@ def _all_headlines() -> dict[str, Headline]:
 def _headlines(experiment_name: str) -> list[Headline]:
     """The headlines of one experiment, in the strategies' order."""
     order = list(STRATEGIES)
-    mine = [h for n, h in _all_headlines().items() if n == f"{experiment_name}-{h.strategy}"]
+    mine = [
+        causes.labelled(report.load(n), h) if n != f"{experiment_name}-{h.strategy}" else h
+        for n, h in _all_headlines().items()
+        if n == f"{experiment_name}-{h.strategy}" or re.match(f"{experiment_name}-{VARIANTS}-", n)
+    ]
     return sorted(mine, key=lambda h: order.index(h.strategy) if h.strategy in order else 99)
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
+from .adaptive import MOST_REFUSALS, AdaptiveLimit, pause_after
 from .errors import ProviderError, ReportError, RunFailed, TimedOut
 from .records import Arm, ArmName, Exchange, Outcome, Prompt, Request, RequestMarks
 from .strategies import PoolView, ProviderView, Strategy
@@ -77,6 +78,7 @@ class _Lane:
     sender: Sender
     limit: int | None
     expected_ms: float
+    live: AdaptiveLimit | None = None
     queue: deque[_Job] = field(default_factory=deque)
     running: dict[asyncio.Task[_Ended], float] = field(default_factory=dict)  # started at, ms
 
@@ -85,13 +87,31 @@ class _Lane:
         return len(self.queue) + len(self.running)
 
     def has_room(self) -> bool:
-        return bool(self.queue) and (self.limit is None or len(self.running) < self.limit)
+        return bool(self.queue) and (self.allowed is None or len(self.running) < self.allowed)
+
+    @property
+    def allowed(self) -> int | None:
+        """What it may hold now: its limit, or what trouble has left of it."""
+        return self.live.limit if self.live else self.limit
 
     def view(self) -> ProviderView:
         started_ms = tuple(self.running.values())
         return ProviderView(
-            self.sender.name, self.limit, self.expected_ms, started_ms, len(self.queue)
+            self.sender.name, self.allowed, self.expected_ms, started_ms, len(self.queue)
         )
+
+    def ended(self, task: asyncio.Task[_Ended], error: ProviderError | None, now_ms: float) -> bool:
+        """Tell the live limit how a request ended; True where the provider turned it away."""
+        if self.live is None:
+            return False
+        refused = error is not None and error.status in (429, 503)
+        if error is None:
+            self.live.answered(id(task), now_ms)
+        elif refused:
+            self.live.refused(id(task), now_ms)
+        else:
+            self.live.failed(id(task))
+        return refused
 
     def learn(self, request: Request) -> None:
         if request.outcome == "ok" and request.wall_ms is not None:
@@ -108,16 +128,23 @@ async def run_arm(
     clock: Callable[[], float],
     rules: Rules,
     on_done: Done = lambda request: None,
+    live: Mapping[str, AdaptiveLimit] | None = None,
 ) -> Arm:
     """Have every prompt answered once, and return the arm with each attempt as a row.
 
     `limits` maps provider name to requests in flight, None sets them aside; `expected_ms`
     maps it to the time of one request alone. `on_done` gets each row before the next
-    request is sent to its slot. An arm cut by the deadline lacks answers: its rows tell.
+    request is sent to its slot. `live` maps providers to limits that move, in place of
+    theirs in `limits`. An arm cut by the deadline lacks answers: its rows tell.
     Raises `RunFailed` where a strategy stalls or names a provider that is not there.
     """
     lanes = {
-        s.name: _Lane(s, limits[s.name] if limits is not None else None, expected_ms[s.name])
+        s.name: _Lane(
+            s,
+            limits[s.name] if limits is not None else None,
+            expected_ms[s.name],
+            (live or {}).get(s.name),
+        )
         for s in senders
     }
     rows: list[Request] = []
@@ -149,6 +176,8 @@ async def run_arm(
                     task = asyncio.create_task(_attempt(lane.sender, job, clock, rules))
                     task.add_done_callback(ended.put_nowait)
                     lane.running[task] = now_ms
+                    if lane.live:
+                        lane.live.begun(id(task), now_ms)
                     in_flight[task] = (lane, job)
             if not in_flight:
                 raise RunFailed(f"strategy {strategy.name}: {waiting} prompts wait, none is sent.")
@@ -158,7 +187,10 @@ async def run_arm(
                 request, error = task.result()
                 keep(request)
                 lane.learn(request)
-                if error and error.temporary and job.attempt <= rules.retries:
+                if lane.ended(task, error, clock()) and job.attempt < MOST_REFUSALS:
+                    wait_s = pause_after(job.attempt, error.retry_after_s if error else None)
+                    lane.queue.append(_Job(job.prompt, clock(), job.attempt + 1, wait_s))
+                elif error and error.temporary and job.attempt <= rules.retries:
                     chosen = _best_other(lane, lanes)
                     pause_s = (error.retry_after_s or 0.0) if chosen is lane else 0.0
                     chosen.queue.append(_Job(job.prompt, clock(), job.attempt + 1, pause_s))
@@ -166,7 +198,10 @@ async def run_arm(
         for request in await _cancelled(list(in_flight)):
             keep(request)
     enforced = dict(limits) if limits is not None else None
-    return Arm(arm=arm, strategy=strategy.name, limits=enforced, requests=rows)
+    changes = [change for lane in lanes.values() if lane.live for change in lane.live.changes]
+    return Arm(
+        arm=arm, strategy=strategy.name, limits=enforced, requests=rows, limit_changes=changes
+    )
 
 
 async def _next(ended: asyncio.Queue[T], patience_s: float | None) -> list[T]:
@@ -213,7 +248,7 @@ async def _attempt(sender: Sender, job: _Job, clock: Callable[[], float], rules:
         if not limit.expired():
             raise
         if left_s <= allowed_s:
-            outcome, problem = "cancelled", "cut by the time limit of the whole run (run_limit_s)"
+            outcome, problem = "cancelled", "cut by a time limit (run_limit_s or arm_limit_s)"
         else:
             error = TimedOut(
                 f"provider {sender.name}: not finished within {rules.request_timeout_s:g} s; "

@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import psutil
 
 from . import __version__, report
+from .adaptive import AdaptiveLimit
 from .dispatch import Journal, Rules, attempt, run_arm
 from .errors import ParameterError, ProviderError, RunFailed
 from .pool import Clock, Measurable, check_alike, open_pool
@@ -39,6 +41,7 @@ from .records import (
     Round,
 )
 from .strategies import STRATEGIES, Limit, Strategy, simulated_makespan_ms
+from .usage import Sampler
 
 T = TypeVar("T")
 # Round trips taken of each provider before every arm.
@@ -129,7 +132,8 @@ class Run:
         self.parameters = parameters
         self.name = f"{parameters.experiment}-{parameters.strategy}"
         self.senders = {provider.name: provider for provider, _ in providers}
-        self.known = {provider.name: facts for provider, facts in providers}
+        self.known = {provider.name: dict(facts) for provider, facts in providers}
+        self._pids = {name: facts.pop("pids", ()) for name, facts in self.known.items()}
         self.texts = texts(parameters.prompts)
         self.strategy = STRATEGIES[parameters.strategy]
         self.environment = environment()
@@ -236,22 +240,31 @@ class Run:
             senders = [self.senders[self.fastest]]
         await self._probe(list(self.senders.values()))
         stage = f"round {index + 1} of {self.parameters.rounds}, {arm}"
-        done = await run_arm(
-            arm,
-            chosen,
-            self._prompts(f"{arm}", str(index), len(self.texts)),
-            senders,
-            self._limits(chosen.limit, [s.name for s in senders]),
-            self.expected_ms,
-            self.clock,
-            self.rules,
-            lambda request: self._count(stage, arm, index, request, journal),
-        )
+        limit_ms = self.clock() + 1000 * (self.parameters.arm_limit_s or float("inf"))
+        rules = replace(self.rules, deadline_ms=min(self.rules.deadline_ms, limit_ms))
+        with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
+            done = await run_arm(
+                arm,
+                chosen,
+                self._prompts(f"{arm}", str(index), len(self.texts)),
+                senders,
+                self._limits(chosen.limit, [s.name for s in senders]),
+                self.expected_ms,
+                self.clock,
+                rules,
+                lambda request: self._count(stage, arm, index, request, journal),
+                self._live(chosen.limit, [s.name for s in senders]),
+            )
+        found = {
+            "engines": sampler.used,
+            "cut_ms": self.clock() if self.clock() >= limit_ms else None,
+        }
+        done = done.model_copy(update=found)
         answered = {r.prompt for r in done.requests if r.outcome == "ok"}
         if self.clock() >= self.rules.deadline_ms:
             limit_s = self.parameters.run_limit_s
             raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
-        if not answered:
+        if not answered and done.cut_ms is None:
             raise RunFailed(f"{stage}: {done.requests[-1].error or 'no prompt was answered.'}")
         return done
 
@@ -294,6 +307,21 @@ class Run:
         slots = {n: f.slots or f.capacity for n, f in facts.items()}
         capacity = {n: f.capacity for n, f in facts.items()}
         return {n: {"one": 1, "capacity": capacity[n], "slots": slots[n]}[limit] for n in names}
+
+    def _live(self, limit: Limit, names: Sequence[str]) -> dict[str, AdaptiveLimit]:
+        """The limits that move: from the strategy's down, or without one from 1 up if forced."""
+        fixed = self._limits(limit, names)
+        wanted = {s.name: s.adaptive for s in self.parameters.providers}
+        found = {}
+        for name in names:
+            if fixed is not None and wanted.get(name, "off") != "off":
+                ends = fixed[name], fixed[name]
+            elif fixed is None and wanted.get(name) == "forced":
+                ends = 1, len(self.texts)
+            else:
+                continue
+            found[name] = AdaptiveLimit(name, self.expected_ms[name], *ends)
+        return found
 
     async def _probe(self, senders: Sequence[Measurable]) -> None:
         """Round trips on a warm connection; as a side effect each connection is warm."""
