@@ -22,8 +22,6 @@ LOSS = 0.8
 GOOD, PATIENCE = 3, 12
 # The first wait after a refusal that names none, doubled with each attempt up to the last.
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 10.0
-# A request refused so many times has failed.
-MOST_REFUSALS = 20
 
 
 @dataclass
@@ -73,11 +71,12 @@ class AdaptiveLimit:
                 self._bad, self._patience = None, 2 * self._patience
             self._change(self.limit + 1, now_ms, "good", one.most)
 
-    def refused(self, key: int, now_ms: float) -> None:
-        """The request `key` was turned away."""
+    def refused(self, key: int, now_ms: float) -> bool:
+        """The request `key` was turned away; False where it was alone, so not one too many."""
         one = self._running.pop(key)
-        if one.begun_ms >= self._changed_ms:
+        if one.most > 1 and one.begun_ms >= self._changed_ms:
             self._fall(one.most, now_ms, "refused")
+        return one.most > 1
 
     def failed(self, key: int) -> None:
         """The request `key` ended without an answer that would tell anything of load."""

@@ -24,6 +24,7 @@ from . import (
     causes,
     documents,
     experiment,
+    journal,
     plots,
     pool,
     publish,
@@ -126,9 +127,12 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
 @click.option(
     "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
 )
-def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
+@click.option(
+    "--resume", is_flag=True, help="Go on with a run that was stopped; keep what is done."
+)
+def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
-    given = read_yaml(params, changes)
+    given = read_yaml(params, changes) | ({"resume": True} if resume else {})
     pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
     found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
     everything = {key for n in found for key in publish.declared(n)}
@@ -137,6 +141,11 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
     _answering(parameters)
     values = {**given, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / parameters.experiment
+    with journal.only_one(folder):
+        _run(found, values, folder, parameters.experiment)
+
+
+def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str) -> None:
     failures: list[str] = []
     for number, notebook in enumerate(found, start=1):
         click.echo(f"[{number}/{len(found)}] {publish.title(notebook)}", err=True)
@@ -148,7 +157,7 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...]) -> None:
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {words.safe(str(error))}", err=True)
-    headlines = _headlines(parameters.experiment)
+    headlines = _headlines(name)
     page = _publish()
     click.echo(words.comparison_text(headlines))
     click.echo(words.suite_gate(headlines))

@@ -1,9 +1,10 @@
-"""Carry a strategy out: limits per provider, retries, cancellation, the journal.
+"""Carry a strategy out: limits per provider, failures met by a policy, cancellation.
 
 It is handed the providers and knows neither their wire formats nor what a run is for.
 One loop owns all state: it asks the strategy, starts what the limits allow, waits for the
 first request to end, and repeats. A limit holds under every strategy, since it is enforced
-here; a strategy whose limit is "none" sets it aside on purpose, and the arm says so.
+here; a strategy whose limit is "none" sets it aside on purpose, and the arm says so. Rows
+are handed on as attempts end, and kept here only if that is asked for.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
-from .adaptive import MOST_REFUSALS, AdaptiveLimit, pause_after
-from .errors import ProviderError, ReportError, RunFailed, TimedOut
-from .records import Arm, ArmName, Exchange, Outcome, Prompt, Request, RequestMarks
+from .adaptive import AdaptiveLimit, pause_after
+from .errors import ProviderError, RunFailed, TimedOut
+from .policy import Breaker, Policy, hedge_due_ms, most_overdue
+from .records import Arm, ArmName, Exchange, Outcome, Prompt, Request, RequestMarks, Role
 from .strategies import PoolView, ProviderView, Strategy
 
 T = TypeVar("T")
@@ -29,6 +30,9 @@ NEWEST_WEIGHT = 0.3
 # How long a strategy that keeps prompts waiting is left alone, in seconds: a request that
 # is long overdue is no event, yet may change where it wants the next prompt.
 ASK_AGAIN_S = 0.1
+# How long what is cancelled may take to close its connection before it is left behind.
+CLOSING_S = 0.5
+BEATEN = "another copy of it was answered first"
 
 
 class Sender(Protocol):
@@ -42,16 +46,21 @@ class Sender(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """What holds for every request: `retries` after the first attempt, and time limits.
+    """What holds for every request: time limits, and what is done about failures.
 
+    A request may take `request_timeout_s` in all, `first_token_timeout_s` to its first token
+    and `between_tokens_timeout_s` from one to the next (both only where answers are streamed).
     `deadline_ms` is the moment on the report's clock at which everything is cancelled.
     `store_text` keeps the answers in the rows, which otherwise hold only their hash.
     """
 
     retries: int = 1
     request_timeout_s: float = 120.0
+    first_token_timeout_s: float = float("inf")
+    between_tokens_timeout_s: float = float("inf")
     deadline_ms: float = float("inf")
     store_text: bool = False
+    policy: Policy = field(default_factory=Policy)
 
 
 Done = Callable[[Request], None]
@@ -59,12 +68,18 @@ Done = Callable[[Request], None]
 
 @dataclass(frozen=True)
 class _Job:
-    """A prompt given to a provider; `pause_s` is how long its server asked us to hold off."""
+    """A prompt given to a provider; `pause_s` is how long to hold off before it is sent.
+
+    `home` is the provider that the strategy named; `retries` counts what failed before.
+    """
 
     prompt: Prompt
     assigned_ms: float | None = None
     attempt: int = 1
     pause_s: float = 0.0
+    role: Role = "first"
+    home: str = ""
+    retries: int = 0
 
 
 # A row, and the error where there was one.
@@ -78,9 +93,11 @@ class _Lane:
     sender: Sender
     limit: int | None
     expected_ms: float
+    breaker: Breaker
     live: AdaptiveLimit | None = None
     queue: deque[_Job] = field(default_factory=deque)
     running: dict[asyncio.Task[_Ended], float] = field(default_factory=dict)  # started at, ms
+    lent: bool = False  # whether prompts of its own are queued elsewhere
 
     @property
     def busy(self) -> int:
@@ -94,24 +111,27 @@ class _Lane:
         """What it may hold now: its limit, or what trouble has left of it."""
         return self.live.limit if self.live else self.limit
 
+    def admits(self, now_ms: float) -> bool:
+        return self.breaker.admits(now_ms, self.busy)
+
     def view(self) -> ProviderView:
         started_ms = tuple(self.running.values())
-        return ProviderView(
-            self.sender.name, self.allowed, self.expected_ms, started_ms, len(self.queue)
-        )
+        limit = self.allowed if self.breaker.closed else 1
+        return ProviderView(self.sender.name, limit, self.expected_ms, started_ms, len(self.queue))
 
-    def ended(self, task: asyncio.Task[_Ended], error: ProviderError | None, now_ms: float) -> bool:
-        """Tell the live limit how a request ended; True where the provider turned it away."""
+    def refused(
+        self, task: asyncio.Task[_Ended], error: ProviderError | None, now_ms: float
+    ) -> bool:
+        """Tell the live limit how a request ended; True where it was one too many at once."""
         if self.live is None:
             return False
-        refused = error is not None and error.status in (429, 503)
+        if error is not None and error.status in (429, 503):
+            return self.live.refused(id(task), now_ms)
         if error is None:
             self.live.answered(id(task), now_ms)
-        elif refused:
-            self.live.refused(id(task), now_ms)
         else:
             self.live.failed(id(task))
-        return refused
+        return False
 
     def learn(self, request: Request) -> None:
         if request.outcome == "ok" and request.wall_ms is not None:
@@ -128,21 +148,25 @@ async def run_arm(
     clock: Callable[[], float],
     rules: Rules,
     on_done: Done = lambda request: None,
+    keep_rows: bool = True,
     live: Mapping[str, AdaptiveLimit] | None = None,
 ) -> Arm:
     """Have every prompt answered once, and return the arm with each attempt as a row.
 
     `limits` maps provider name to requests in flight, None sets them aside; `expected_ms`
     maps it to the time of one request alone. `on_done` gets each row before the next
-    request is sent to its slot. `live` maps providers to limits that move, in place of
-    theirs in `limits`. An arm cut by the deadline lacks answers: its rows tell.
+    request is sent to its slot; without `keep_rows` it is the only one to get them. `live`
+    maps providers to limits that move, in place of theirs in `limits`. An arm cut by the
+    deadline lacks answers: its rows tell.
     Raises `RunFailed` where a strategy stalls or names a provider that is not there.
     """
+    policy = rules.policy
     lanes = {
         s.name: _Lane(
             s,
             limits[s.name] if limits is not None else None,
             expected_ms[s.name],
+            Breaker(policy.breaker_failures, policy.breaker_pause_s),
             (live or {}).get(s.name),
         )
         for s in senders
@@ -152,24 +176,36 @@ async def run_arm(
     # many are in flight.
     ended: asyncio.Queue[asyncio.Task[_Ended]] = asyncio.Queue()
     in_flight: dict[asyncio.Task[_Ended], tuple[_Lane, _Job]] = {}
+    hedged: set[int] = set()  # prompts that were given a second copy
     fresh = iter(prompts)
     waiting = len(prompts)
 
     def keep(request: Request) -> None:
-        rows.append(request)
+        if keep_rows:
+            rows.append(request)
         on_done(request)
+
+    def copies(job: _Job) -> list[asyncio.Task[_Ended]]:
+        return [task for task, (_, other) in in_flight.items() if other.prompt is job.prompt]
 
     try:
         while (waiting or any(lane.busy for lane in lanes.values())) and (
             (now_ms := clock()) < rules.deadline_ms
         ):
+            _fail_over(lanes, now_ms)
             if waiting:
-                views = tuple(lane.view() for lane in lanes.values())
+                # With every provider in trouble, none is spared: waiting would answer nothing.
+                able = [one for one in lanes.values() if one.admits(now_ms)]
+                views = tuple(lane.view() for lane in able or lanes.values())
                 for name in strategy.decide(PoolView(now_ms, waiting, views)):
                     if name not in lanes or not waiting:
                         raise RunFailed(f"strategy {strategy.name}: cannot give work to {name!r}.")
-                    lanes[name].queue.append(_Job(next(fresh), now_ms))
+                    lanes[name].queue.append(_Job(next(fresh), now_ms, home=name))
                     waiting -= 1
+            elif policy.hedge_after and (hedge := _hedge(lanes, in_flight, hedged, policy, now_ms)):
+                idle, job = hedge
+                idle.queue.append(job)
+                hedged.add(job.prompt.index)
             for lane in lanes.values():
                 while lane.has_room():
                     job = lane.queue.popleft()
@@ -181,19 +217,40 @@ async def run_arm(
                     in_flight[task] = (lane, job)
             if not in_flight:
                 raise RunFailed(f"strategy {strategy.name}: {waiting} prompts wait, none is sent.")
-            for task in await _next(ended, ASK_AGAIN_S if waiting else None):
+            patience_s: float | None = ASK_AGAIN_S
+            if not waiting:
+                patience_s = _patience_s(lanes, in_flight, hedged, policy, now_ms)
+            for task in await _next(ended, patience_s):
+                if task not in in_flight:
+                    continue  # a copy whose row went with the answer that beat it
                 lane, job = in_flight.pop(task)
                 del lane.running[task]
                 request, error = task.result()
                 keep(request)
                 lane.learn(request)
-                if lane.ended(task, error, clock()) and job.attempt < MOST_REFUSALS:
+                if lane.refused(task, error, clock()):  # too much at once: no failure of its own
                     wait_s = pause_after(job.attempt, error.retry_after_s if error else None)
-                    lane.queue.append(_Job(job.prompt, clock(), job.attempt + 1, wait_s))
-                elif error and error.temporary and job.attempt <= rules.retries:
-                    chosen = _best_other(lane, lanes)
-                    pause_s = (error.retry_after_s or 0.0) if chosen is lane else 0.0
-                    chosen.queue.append(_Job(job.prompt, clock(), job.attempt + 1, pause_s))
+                    later = replace(job, assigned_ms=clock(), pause_s=wait_s, role="retry")
+                    lane.queue.append(replace(later, attempt=job.attempt + 1))
+                    continue
+                if request.outcome != "cancelled":
+                    lane.breaker.record(error is None or not error.elsewhere, clock())
+                if job.prompt.index in hedged and (beaten := copies(job)):
+                    if request.outcome != "ok":  # its other copy goes on alone
+                        for other in beaten:
+                            where, left = in_flight[other]
+                            last = max(job.attempt, left.attempt)
+                            in_flight[other] = (where, replace(left, attempt=last))
+                        continue
+                    for late in await _cancelled(beaten):
+                        keep(_beaten(late))
+                    for task in beaten:
+                        where = in_flight.pop(task)[0]
+                        where.running.pop(task)
+                        if where.live:
+                            where.live.failed(id(task))
+                elif error and (again := _again(job, error, lane, lanes, rules, clock())):
+                    again[0].queue.append(again[1])
     finally:
         for request in await _cancelled(list(in_flight)):
             keep(request)
@@ -202,6 +259,120 @@ async def run_arm(
     return Arm(
         arm=arm, strategy=strategy.name, limits=enforced, requests=rows, limit_changes=changes
     )
+
+
+def _again(
+    job: _Job,
+    error: ProviderError,
+    lane: _Lane,
+    lanes: Mapping[str, _Lane],
+    rules: Rules,
+    now_ms: float,
+) -> tuple[_Lane, _Job] | None:
+    """Where a failed prompt is tried once more, and after what pause; None: nowhere."""
+    chosen = _best_other(lane, lanes, now_ms)
+    useful = error.temporary if chosen is lane else error.elsewhere
+    if not useful or job.retries >= rules.retries:
+        return None
+    pause_s = 0.0
+    if chosen is lane:
+        pause_s = max(error.retry_after_s or 0.0, rules.policy.backoff(job.attempt))
+    again = replace(
+        job,
+        assigned_ms=now_ms,
+        attempt=job.attempt + 1,
+        pause_s=pause_s,
+        role="retry",
+        retries=job.retries + 1,
+    )
+    return chosen, again
+
+
+def _fail_over(lanes: Mapping[str, _Lane], now_ms: float) -> None:
+    """Move what is queued at a provider in trouble to others, and back once it works again."""
+    for name, lane in lanes.items():
+        if lane.breaker.closed and not lane.lent:
+            continue
+        others = [other for other in lanes.values() if other is not lane]
+        if lane.breaker.closed:
+            lane.queue.extend(job for other in others for job in _taken(other, name))
+            lane.lent = False
+            continue
+        if not (well := [other for other in others if other.breaker.closed]):
+            continue
+        while lane.queue:
+            min(well, key=_next_free_ms).queue.append(lane.queue.popleft())
+            lane.lent = True
+        if lane.lent and lane.admits(now_ms):  # one of its own prompts, as a trial
+            own = (job for other in well for job in _taken(other, name, 1))
+            lane.queue.extend(itertools.islice(own, 1))
+
+
+def _taken(lane: _Lane, home: str, most: int | None = None) -> list[_Job]:
+    """Take out of a queue what another provider lent to it, at most so many."""
+    mine = [job for job in lane.queue if job.home == home and job.role == "first"][:most]
+    for job in mine:
+        lane.queue.remove(job)
+    return mine
+
+
+def _hedge(
+    lanes: Mapping[str, _Lane],
+    in_flight: Mapping[asyncio.Task[_Ended], tuple[_Lane, _Job]],
+    hedged: Set[int],
+    policy: Policy,
+    now_ms: float,
+) -> tuple[_Lane, _Job] | None:
+    """An idle provider and the most overdue of the last prompts, as a second copy for it."""
+    idle = [one for one in lanes.values() if not one.busy and one.breaker.closed]
+    if not idle or any(lane.queue for lane in lanes.values()):
+        return None
+    job = most_overdue(_due_ms(in_flight, hedged, policy), now_ms)
+    if job is None:
+        return None
+    copy = replace(job, assigned_ms=now_ms, attempt=job.attempt + 1, pause_s=0.0, role="hedge")
+    return min(idle, key=_next_free_ms), copy
+
+
+def _due_ms(
+    in_flight: Mapping[asyncio.Task[_Ended], tuple[_Lane, _Job]],
+    hedged: Set[int],
+    policy: Policy,
+) -> Iterator[tuple[float, _Job]]:
+    for task, (lane, job) in in_flight.items():
+        if job.prompt.index not in hedged:
+            started_ms = lane.running[task]
+            yield hedge_due_ms(started_ms, lane.expected_ms, policy.hedge_after or 0.0), job
+
+
+def _patience_s(
+    lanes: Mapping[str, _Lane],
+    in_flight: Mapping[asyncio.Task[_Ended], tuple[_Lane, _Job]],
+    hedged: Set[int],
+    policy: Policy,
+    now_ms: float,
+) -> float | None:
+    """Seconds until something is to be done although no request ended; None: never."""
+    moments = [
+        lane.breaker.trial_ms
+        for lane in lanes.values()
+        if lane.breaker.trial_ms is not None and lane.lent and not lane.busy
+    ]
+    if policy.hedge_after and any(not lane.busy and lane.breaker.closed for lane in lanes.values()):
+        moments += [moment for moment, _ in _due_ms(in_flight, hedged, policy)]
+    later = [moment for moment in moments if moment > now_ms]
+    return max(0.001, (min(later) - now_ms) / 1000) if later else None
+
+
+def _next_free_ms(lane: _Lane) -> float:
+    """How soon one more request there would end, roughly."""
+    return (lane.busy + 1) * lane.expected_ms
+
+
+def _beaten(late: Request) -> Request:
+    """The row of a copy that another one beat: however it ended, it is no answer."""
+    nothing = {"answer": None, "answer_sha256": None}
+    return late.model_copy(update={"outcome": "cancelled", "error": BEATEN, **nothing})
 
 
 async def _next(ended: asyncio.Queue[T], patience_s: float | None) -> list[T]:
@@ -239,15 +410,19 @@ async def _attempt(sender: Sender, job: _Job, clock: Callable[[], float], rules:
     left_s = (rules.deadline_ms - clock()) / 1000
     allowed_s = job.pause_s + rules.request_timeout_s
     limit = asyncio.timeout(min(left_s, allowed_s))
+    silent: list[str] = []
     try:
         async with limit:
             if job.pause_s:
                 await asyncio.sleep(job.pause_s)
-            await sender.send(job.prompt, exchange)
+            with _watched(exchange, rules, limit, silent):
+                await sender.send(job.prompt, exchange)
     except TimeoutError:
         if not limit.expired():
             raise
-        if left_s <= allowed_s:
+        if silent:
+            error = TimedOut(f"provider {sender.name}: {silent[0]}", sender.name)
+        elif left_s <= allowed_s:
             outcome, problem = "cancelled", "cut by a time limit (run_limit_s or arm_limit_s)"
         else:
             error = TimedOut(
@@ -270,6 +445,7 @@ async def _attempt(sender: Sender, job: _Job, clock: Callable[[], float], rules:
         prompt=job.prompt.index,
         provider=sender.name,
         attempt=job.attempt,
+        role=job.role,
         outcome=outcome,
         error=problem,
         error_kind=type(error).__name__ if error else None,
@@ -289,57 +465,61 @@ async def _attempt(sender: Sender, job: _Job, clock: Callable[[], float], rules:
     return row, error
 
 
-def _best_other(failed: _Lane, lanes: Mapping[str, _Lane]) -> _Lane:
-    """The least busy lane other than the one that just failed, if there is another."""
+@contextlib.contextmanager
+def _watched(
+    exchange: Exchange, rules: Rules, limit: asyncio.Timeout, silent: list[str]
+) -> Iterator[None]:
+    """Cut the request where tokens are too long in coming, and put why into `silent`.
+
+    Looks only when that could be: it costs nothing for each token.
+    """
+    first_s, between_s = rules.first_token_timeout_s, rules.between_tokens_timeout_s
+    if min(first_s, between_s) >= rules.request_timeout_s:
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    begun_ms = exchange.clock()
+    timer: list[asyncio.TimerHandle] = []
+
+    def look() -> None:
+        told = exchange.token_ms
+        allowed_s, name = (
+            (between_s, "between_tokens_timeout_s") if told else (first_s, "first_token_timeout_s")
+        )
+        left_s = allowed_s - (exchange.clock() - (told[-1] if told else begun_ms)) / 1000
+        if left_s <= 0:
+            silent.append(f"no token within {allowed_s:g} s; raise {name} if it is only slow.")
+            limit.reschedule(loop.time())
+            return
+        # Before the first token, one may come and start the shorter wait.
+        timer[:] = [loop.call_later(max(0.001, min(left_s, between_s)), look)]
+
+    timer.append(loop.call_later(min(first_s, between_s), look))
+    try:
+        yield
+    finally:
+        timer[0].cancel()
+
+
+def _best_other(failed: _Lane, lanes: Mapping[str, _Lane], now_ms: float) -> _Lane:
+    """The least busy lane other than the one that just failed, if there is another.
+
+    One that is in trouble itself is taken only where all others are.
+    """
     others = [lane for lane in lanes.values() if lane is not failed] or [failed]
-    return min(others, key=lambda lane: (lane.busy + 1) * lane.expected_ms)
+    well = [lane for lane in others if lane.admits(now_ms)] or others
+    return min(well, key=_next_free_ms)
 
 
 async def _cancelled(tasks: Sequence[asyncio.Task[_Ended]]) -> list[Request]:
-    """Cancel what is in flight and return its rows; whoever ended meanwhile keeps its own."""
+    """Cancel what is in flight and return its rows; whoever ended meanwhile keeps its own.
+
+    What does not end within `CLOSING_S` is left behind: no provider can hold a run up.
+    """
     for task in tasks:
         task.cancel()
-    results = await asyncio.gather(*tasks, return_exceptions=True)
-    return [result[0] for result in results if not isinstance(result, BaseException)]
-
-
-class Journal:
-    """Every row on disk, one JSON line each, before the next request goes to its slot.
-
-    So a run that is killed keeps what was measured. Raises `ReportError` where the file
-    cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: IO[str] | None = None
-
-    @contextlib.contextmanager
-    def open(self, header: Mapping[str, Any]) -> Iterator[Journal]:
-        """Begin the file anew with `header` as its first line, for as long as the block runs."""
-        with self._explained():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", encoding="utf-8")
-        try:
-            self.write(header)
-            yield self
-        finally:
-            with self._explained():
-                self._file.close()
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add one line, which other readers of the file see at once."""
-        assert self._file is not None, "the journal is open while a run goes on"
-        with self._explained():
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ReportError(
-                f"{self.path.name}: the journal cannot be written ({error.strerror}); "
-                "free the disk or choose a folder that can be written."
-            ) from None
+    if not tasks:
+        return []
+    done, _ = await asyncio.wait(tasks, timeout=CLOSING_S)
+    results = [task for task in tasks if task in done and not task.cancelled()]
+    return [task.result()[0] for task in results if task.exception() is None]

@@ -46,10 +46,12 @@ class ProviderError(PocError):
     """Raised when one provider fails; `provider` is its name, never its address.
 
     `status` is the HTTP status, where there was one, and `retry_after_s` what the server
-    asked for. `temporary` says whether the same request may succeed a moment later.
+    asked for. `temporary` says whether the same request may succeed a moment later,
+    `elsewhere` whether another provider may answer it.
     """
 
     temporary = True
+    elsewhere = True
 
     def __init__(
         self,
@@ -81,6 +83,11 @@ class Rejected(ProviderError):
     def temporary(self) -> bool:  # type: ignore[override]
         """Busy, overloaded and broken servers may recover; a refused request stays refused."""
         return self.status is None or self.status in (408, 425, 429) or self.status >= 500
+
+    @property
+    def elsewhere(self) -> bool:  # type: ignore[override]
+        """What is wrong with the request itself is wrong everywhere."""
+        return self.status not in (400, 413, 422)
 
 
 class BadAnswer(ProviderError):

@@ -7,6 +7,7 @@ unequal work, measures, and hands facts to `report`. Computes no statistic.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import hashlib
 import os
@@ -14,7 +15,7 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -23,9 +24,13 @@ from typing import Any, TypeVar
 import psutil
 
 from . import __version__, report
+from . import journal as journals
 from .adaptive import AdaptiveLimit
-from .dispatch import Journal, Rules, attempt, run_arm
-from .errors import ParameterError, ProviderError, RunFailed
+from .dispatch import Rules, attempt, run_arm
+from .errors import ParameterError, ProviderError, ReportError, RunFailed, UnlikeProviders
+from .journal import NO_ROUND, Journal, Kept
+from .monitor import Monitor
+from .policy import Policy
 from .pool import Clock, Measurable, check_alike, open_pool
 from .progress import Progress, quiet
 from .progress import bar as bar  # notebooks take it from here
@@ -46,6 +51,10 @@ from .usage import Sampler
 T = TypeVar("T")
 # Round trips taken of each provider before every arm.
 PROBES = 5
+# Sizes in a report's file: of a row without its tokens, and of each token's time and text.
+ROW_BYTES, TOKEN_BYTES = 1100, 14
+# How long after its limit a run is ended from outside, where it did not end by itself.
+LIMIT_SLACK_S = 0.3
 
 
 def texts(prompts: int | list[str] | str) -> list[str]:
@@ -72,19 +81,34 @@ def measure(
     progress: Progress = quiet,
     folder: Path | None = None,
     pool: Sequence[Measurable] | None = None,
+    resume: bool = False,
 ) -> Report:
     """Measure one strategy against the baseline, save the report and return it as read back.
 
-    `pool` replaces the providers of `parameters` (for fakes). Works inside a running event
-    loop too, as in a notebook. Raises any `PocError`; whatever rounds were finished by then
-    are saved in a report marked incomplete.
+    `pool` replaces the providers of `parameters` (for fakes). With `resume` (or that parameter)
+    a run of the same parameters that was stopped at any moment goes on with what is missing,
+    and one that is complete is not run again. Works inside a running event loop too, as in a
+    notebook. Raises any `PocError`; whatever rounds were finished by then are saved in a report
+    marked incomplete, and every request in the run's journal.
     """
     if parameters.strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise ParameterError(f"strategy: no {parameters.strategy!r}; there are: {known}.")
-    with open_pool(parameters, pool) as providers:
-        run = Run(parameters, providers, progress)
-        return _saving(run, folder)
+    path = journal_path(parameters, folder)
+    with journals.only_one(path.parent):
+        kept = None
+        if resume or parameters.resume:
+            if (finished := _finished(parameters, folder)) is not None:
+                return finished
+            kept = _kept(parameters, path)
+        with open_pool(parameters, pool) as providers:
+            return _saving(Run(parameters, providers, progress, kept), path, folder)
+
+
+def journal_path(parameters: Parameters, folder: Path | None = None) -> Path:
+    """Where the journal of such a run is, while it goes on and after it was stopped."""
+    name = f"{parameters.experiment}-{parameters.strategy}"
+    return (folder or report.root() / "data" / "runs") / f"{name}.jsonl"
 
 
 def obtain(parameters: Parameters, live: bool, progress: Progress = quiet) -> Report:
@@ -100,24 +124,75 @@ def obtain(parameters: Parameters, live: bool, progress: Progress = quiet) -> Re
     return measure(parameters, progress)
 
 
-def _saving(run: Run, folder: Path | None) -> Report:
-    path = (folder or report.root() / "data" / "runs") / f"{run.name}.jsonl"
-    if path.exists():  # left by a run that was cut: keep what it measured
+def _saving(run: Run, path: Path, folder: Path | None) -> Report:
+    if run.kept is None and path.exists():  # left by a run that was cut: keep what it measured
         path.rename(path.with_suffix(f".{int(path.stat().st_mtime)}.jsonl"))
     journal = Journal(path)
     problem: BaseException | None = None
-    with journal.open({"format": "poclib-journal", "version": 1, "run": run.name}):
+    with journal.open(_asked(run.parameters, run.texts) | run.header, again=run.kept is not None):
         try:
             on_own_loop(lambda: run.whole(journal))
         except BaseException as error:
-            if not run.rounds:
-                raise
             problem = error
+    if problem is not None and not run.rounds:
+        raise problem
     saved = report.save(run.as_report(complete=problem is None), folder)
     if problem is not None:
         raise problem
+    loaded = report.load(str(saved))
     path.unlink()  # every row of it is in the report now
-    return report.load(str(saved))
+    return loaded
+
+
+def _asked(parameters: Parameters, prompts: Sequence[str]) -> dict[str, Any]:
+    """What decides whether two runs are one: the parameters and the prompts' digests.
+
+    A run that was ended by its time limit may go on with a longer one.
+    """
+    counted = parameters.model_copy(update={"prompts": len(prompts)})
+    asked = counted.model_dump(mode="json", exclude={"run_limit_s"})
+    return {"asked": asked, "prompt_sha256": [_sha256(text) for text in prompts]}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _finished(parameters: Parameters, folder: Path | None) -> Report | None:
+    """The complete report of a run that was asked for just this; None where there is none."""
+    try:
+        saved = report.load(f"{parameters.experiment}-{parameters.strategy}", folder)
+    except ReportError:
+        return None
+    if not saved.complete or saved.parameters is None:
+        return None
+    asked = saved.parameters.model_dump(mode="json", exclude={"run_limit_s"})
+    mine = {"asked": asked, "prompt_sha256": saved.prompt_sha256}
+    return saved if mine == _asked(parameters, texts(parameters.prompts)) else None
+
+
+def _kept(parameters: Parameters, path: Path) -> Kept | None:
+    """What an unfinished run of these parameters has left; None where there is none.
+
+    Raises `ReportError` where its journal is damaged, `ParameterError` where it was another.
+    """
+    if not path.exists():
+        return None
+    try:
+        kept = journals.read(path)
+    except ReportError:
+        if path.stat().st_size and path.read_bytes().count(b"\n"):
+            raise
+        return None  # stopped before its first line was whole
+    found, wanted = kept.header, _asked(parameters, texts(parameters.prompts))
+    if any(found.get(key) != wanted[key] for key in wanted):
+        was, now = found.get("asked"), wanted["asked"]
+        differ = sorted(k for k in now if not isinstance(was, dict) or was.get(k) != now[k])
+        raise ParameterError(
+            f"{path.name} is of a run with other parameters ({', '.join(differ) or 'prompts'}); "
+            "run without --resume to start over (it is kept aside), or with those it had."
+        )
+    return kept
 
 
 class Run:
@@ -128,8 +203,10 @@ class Run:
         parameters: Parameters,
         providers: Sequence[tuple[Measurable, dict[str, Any]]],
         progress: Progress = quiet,
+        kept: Kept | None = None,
     ) -> None:
         self.parameters = parameters
+        self.kept = kept
         self.name = f"{parameters.experiment}-{parameters.strategy}"
         self.senders = {provider.name: provider for provider, _ in providers}
         self.known = {provider.name: dict(facts) for provider, facts in providers}
@@ -137,16 +214,26 @@ class Run:
         self.texts = texts(parameters.prompts)
         self.strategy = STRATEGIES[parameters.strategy]
         self.environment = environment()
-        self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        now = datetime.datetime.now(datetime.UTC)
+        self.created = now.isoformat(timespec="milliseconds")
+        # Where a stopped run goes on, its clock goes on too, past the time it stood still.
+        self._begun_ms = 0.0
+        if kept is not None:
+            self.environment, self.created = kept.header["environment"], kept.header["created"]
+            still_ms = (now - datetime.datetime.fromisoformat(self.created)).total_seconds() * 1000
+            self._begun_ms = max(still_ms, kept.last_ms)
         self._anchor_s = time.perf_counter()
+        self.monitor = Monitor(
+            lambda: self._begun_ms + (time.perf_counter() - self._anchor_s) * 1000
+        )
         self.facts: list[ProviderFacts] = []
         self.expected_ms: dict[str, float] = {}
-        self.preparation: list[Arm] = []
-        self.probes: list[Probe] = []
-        self.rounds: list[Round] = []
+        self.notes: list[str] = []
+        self._journal = Journal()
+        # Of each session its own: what a stopped one has sent may be in a server's cache.
         self._salt = secrets.token_hex(2)
         self._progress = progress
-        self._done = 0
+        self._done = kept.requests if kept else 0
         self._expected = len(self.senders) * (
             parameters.warm_up_prompts + parameters.calibration_prompts
         ) + parameters.rounds * (2 * len(self.texts) + len(self.senders))
@@ -155,26 +242,103 @@ class Run:
         """Milliseconds since the anchor, on the loop's own clock where it is a fake one."""
         loop = asyncio.get_running_loop()
         fake: Clock | None = getattr(loop, "clock_ms", None)
-        return fake() if fake else (time.perf_counter() - self._anchor_s) * 1000
+        since_ms = fake() if fake else (time.perf_counter() - self._anchor_s) * 1000
+        return self._begun_ms + since_ms
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the first line of its journal says of the run, beside what was asked for."""
+        return {"run": self.name, "created": self.created, "environment": self.environment}
+
+    def _watched(self) -> contextlib.AbstractContextManager[object]:
+        """The monitor at work; not on a fake clock, which has no machine to watch."""
+        loop = asyncio.get_running_loop()
+        if hasattr(loop, "clock_ms"):
+            return contextlib.nullcontext()
+        return self.monitor.watching(loop)
 
     @property
     def rules(self) -> Rules:
         p = self.parameters
-        return Rules(p.retries, p.request_timeout_s, p.run_limit_s * 1000, p.store_text)
+        whole_s = p.request_timeout_s
+        return Rules(
+            retries=p.retries,
+            request_timeout_s=whole_s,
+            first_token_timeout_s=p.first_token_timeout_s if p.stream else whole_s,
+            between_tokens_timeout_s=p.between_tokens_timeout_s if p.stream else whole_s,
+            deadline_ms=self._begun_ms + p.run_limit_s * 1000,
+            store_text=p.store_text,
+            policy=Policy(
+                backoff_s=p.backoff_s,
+                breaker_failures=p.breaker_failures,
+                breaker_pause_s=p.breaker_pause_s,
+                hedge_after=p.hedge_after if p.hedge else None,
+            ),
+        )
+
+    # Rows are not kept in memory while the run goes on: they are read from its journal.
+
+    @property
+    def preparation(self) -> list[Arm]:
+        return self._journal.kept().preparation
+
+    @property
+    def probes(self) -> list[Probe]:
+        return self._journal.kept().probes
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The whole rounds so far."""
+        return self._journal.kept().rounds
 
     async def whole(self, journal: Journal) -> None:
-        """All steps: who is there, is it equal work, warm up, calibrate, then the rounds."""
+        """All steps: who is there, is it equal work, warm up, calibrate, then the rounds.
+
+        What a stopped run had finished is not done again. Ends by its time limit whatever the
+        providers do.
+        """
+        self._journal = journal
+        self._fits()
+        limit_s = self.parameters.run_limit_s
         try:
-            await self.describe()
-            await self.prepare(journal)
-            for index in range(self.parameters.rounds):
-                self.rounds.append(await self._round(index, journal))
-                # Machines drift: one more request alone on each tells how fast it is by now.
-                for sender in self.senders.values():
-                    await self._alone("calibration", sender, 1, journal, f"{sender.name} {index}")
+            # Each arm ends itself by then; this holds where a provider answers no question.
+            async with asyncio.timeout(limit_s + LIMIT_SLACK_S) as limit:
+                with self._watched():
+                    await self._whole()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s).") from None
         finally:
             for sender in self.senders.values():
                 await sender.aclose()
+
+    async def _whole(self) -> None:
+        if self.kept is not None:
+            self._journal.write({"resumed_ms": self.clock()})
+        await self.describe()
+        self._journal.write({"facts": [one.model_dump(mode="json") for one in self.facts]})
+        await self.prepare()
+        done = {one.index for one in self.kept.rounds} if self.kept else set()
+        for index in range(self.parameters.rounds):
+            if index not in done:
+                await self._round(index)
+            # Machines drift: one more request alone on each tells how fast it is by now.
+            for sender in self.senders.values():
+                await self._alone("calibration", sender, 1, f"{sender.name} {index}")
+        await self._same_at_the_end()
+
+    def _fits(self) -> None:
+        """Raise `ParameterError` where the report would be larger than one that is read."""
+        p = self.parameters
+        row = ROW_BYTES + (TOKEN_BYTES * p.max_tokens if p.stream or p.store_text else 0)
+        if self._expected * row > report.MAX_BYTES:
+            raise ParameterError(
+                f"{self._expected:,} requests make a report of about "
+                f"{self._expected * row / 2**20:,.0f} MiB, and one of over "
+                f"{report.MAX_BYTES // 2**20} MiB is not read; use fewer rounds or prompts, or "
+                "stream: false."
+            )
 
     async def describe(self) -> list[ProviderFacts]:
         """Ask every provider who it is, and refuse unlike models.
@@ -189,18 +353,47 @@ class Run:
             self.facts.append(answer.model_copy(update=self.known[answer.name]))
         if not self.parameters.allow_unlike_models:
             check_alike(self.facts)
+        before = {one.name: one for one in self.kept.facts} if self.kept else {}
+        for fact in self.facts:
+            if (was := before.get(fact.name)) and _who(was) != _who(fact):
+                raise UnlikeProviders(
+                    f"provider {fact.name} is not what it was before the stop "
+                    f"({_differs(was, fact)}), so its times cannot be mixed; run without --resume "
+                    "to start over."
+                )
         return self.facts
 
-    async def prepare(self, journal: Journal | None = None) -> None:
+    async def _same_at_the_end(self) -> None:
+        """Note it where a provider is no longer what it was: its answers may be another's."""
+        asked = (sender.describe() for sender in self.senders.values())
+        for was, answer in zip(
+            self.facts, await asyncio.gather(*asked, return_exceptions=True), strict=True
+        ):
+            if isinstance(answer, ProviderFacts):
+                now = answer.model_copy(update=self.known[answer.name])
+                if _who(was) != _who(now):
+                    self.notes.append(
+                        f"provider {was.name} was changed during the run ({_differs(was, now)}): "
+                        "its answers are of two kinds; run again."
+                    )
+            elif not isinstance(answer, Exception):
+                raise answer
+            else:
+                self.notes.append(f"at the end of the run: {answer}")
+
+    async def prepare(self) -> None:
         """Warm every provider up, then time each alone: `expected_ms` is its mean wall.
 
         What strategies decide by; the baseline's provider is chosen here, once for all rounds.
+        Where a stopped run goes on, its calibration is kept, and its engines are warmed anew.
         Raises `RunFailed` where a provider answers nothing.
         """
         p = self.parameters
+        session = f" s{len(self.kept.resumed_ms) + 1}" if self.kept else ""
         for arm, count in (("warm-up", p.warm_up_prompts), ("calibration", p.calibration_prompts)):
             for sender in self.senders.values():
-                rows = await self._alone(arm, sender, count, journal)  # type: ignore[arg-type]
+                turn = sender.name + (session if arm == "warm-up" else "")
+                rows = await self._alone(arm, sender, count, turn)  # type: ignore[arg-type]
                 walls = [r.wall_ms for r in rows if r.outcome == "ok" and r.wall_ms is not None]
                 if not walls and count:
                     raise RunFailed(rows[0].error or f"provider {sender.name} does not answer.")
@@ -208,65 +401,91 @@ class Run:
                     self.expected_ms[sender.name] = sum(walls) / len(walls)
 
     async def _alone(
-        self,
-        arm: ArmName,
-        sender: Measurable,
-        count: int,
-        journal: Journal | None,
-        turn: str = "",
+        self, arm: ArmName, sender: Measurable, count: int, turn: str
     ) -> list[Request]:
+        """`count` requests, one at a time; those that a stopped run has answered are kept."""
+        rows = list(self.kept.turns.get((arm, turn), [])) if self.kept else []
+        rows = [row for row in rows if row.outcome == "ok"]
+        if count and len(rows) >= count:
+            return rows
         await self._probe([sender])
-        rows = []
-        for prompt in self._prompts(arm, turn or sender.name, count):
-            rows.append(await attempt(sender, prompt, self.clock, self.rules))
-            self._count(f"{arm} of {sender.name}", arm, -1, rows[-1], journal)
-        self.preparation.append(
-            Arm(arm=arm, strategy="sequential", limits={sender.name: 1}, requests=rows)
-        )
+        with self._written(arm, NO_ROUND, "sequential", {sender.name: 1}, turn):
+            for prompt in self._prompts(arm, turn, count)[len(rows) :]:
+                rows.append(await attempt(sender, prompt, self.clock, self.rules))
+                self._count(f"{arm} of {sender.name}", arm, NO_ROUND, rows[-1])
         return rows
 
-    async def _round(self, index: int, journal: Journal) -> Round:
+    async def _round(self, index: int) -> None:
         """Baseline and strategy once each, the order alternating from round to round."""
         baseline, strategy = ("baseline", STRATEGIES["sequential"]), ("strategy", self.strategy)
         order = [baseline, strategy] if index % 2 == 0 else [strategy, baseline]
-        arms = []
         for arm, chosen in order:
-            arms.append(await self._arm(index, arm, chosen, journal))  # type: ignore[arg-type]
-        return Round(index=index, arms=arms)
+            await self._arm(index, arm, chosen)  # type: ignore[arg-type]
 
-    async def _arm(self, index: int, arm: ArmName, chosen: Strategy, journal: Journal) -> Arm:
+    async def _arm(self, index: int, arm: ArmName, chosen: Strategy) -> None:
         senders = list(self.senders.values())
         if arm == "baseline":
             senders = [self.senders[self.fastest]]
         await self._probe(list(self.senders.values()))
         stage = f"round {index + 1} of {self.parameters.rounds}, {arm}"
+        limits = self._limits(chosen.limit, [s.name for s in senders])
         limit_ms = self.clock() + 1000 * (self.parameters.arm_limit_s or float("inf"))
         rules = replace(self.rules, deadline_ms=min(self.rules.deadline_ms, limit_ms))
-        with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
-            done = await run_arm(
-                arm,
-                chosen,
-                self._prompts(f"{arm}", str(index), len(self.texts)),
-                senders,
-                self._limits(chosen.limit, [s.name for s in senders]),
-                self.expected_ms,
-                self.clock,
-                rules,
-                lambda request: self._count(stage, arm, index, request, journal),
-                self._live(chosen.limit, [s.name for s in senders]),
-            )
-        found = {
-            "engines": sampler.used,
-            "cut_ms": self.clock() if self.clock() >= limit_ms else None,
-        }
-        done = done.model_copy(update=found)
-        answered = {r.prompt for r in done.requests if r.outcome == "ok"}
-        if self.clock() >= self.rules.deadline_ms:
-            limit_s = self.parameters.run_limit_s
-            raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
-        if not answered and done.cut_ms is None:
-            raise RunFailed(f"{stage}: {done.requests[-1].error or 'no prompt was answered.'}")
-        return done
+        answered, last_error = 0, None
+
+        def done(request: Request) -> None:
+            nonlocal answered, last_error
+            answered += request.outcome == "ok"
+            last_error = request.error or last_error
+            self._count(stage, arm, index, request)
+
+        with self._written(arm, index, chosen.name, limits) as seen:
+            with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
+                ran = await run_arm(
+                    arm,
+                    chosen,
+                    self._prompts(f"{arm}", str(index), len(self.texts)),
+                    senders,
+                    limits,
+                    self.expected_ms,
+                    self.clock,
+                    rules,
+                    done,
+                    keep_rows=False,
+                    live=self._live(chosen.limit, [s.name for s in senders]),
+                )
+            if self.clock() >= self.rules.deadline_ms:
+                limit_s = self.parameters.run_limit_s
+                raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
+            cut = self.clock() >= limit_ms
+            if not answered and not cut:
+                raise RunFailed(f"{stage}: {last_error or 'no prompt was answered.'}")
+            seen |= ran.model_dump(mode="json", include={"limit_changes"})
+            seen |= {
+                "engines": [one.model_dump() for one in sampler.used],
+                "cut_ms": self.clock() if cut else None,
+            }
+
+    @contextlib.contextmanager
+    def _written(
+        self,
+        arm: str,
+        index: int,
+        strategy: str,
+        limits: dict[str, int] | None,
+        turn: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Note in the journal that an arm begins, and, where nothing is raised, that it ended.
+
+        What is put into the dictionary, fields of `Arm`, is noted with its end.
+        """
+        place = {"arm": arm, "round": index}
+        begin = {"strategy": strategy, "limits": limits}
+        self._journal.write({**place, "turn": turn, "begin": begin})
+        seen: dict[str, Any] = {}
+        yield seen
+        self._journal.write({**place, "end": True, **({"seen": seen} if seen else {})})
+        self._journal.sync()
 
     @property
     def fastest(self) -> str:
@@ -329,19 +548,15 @@ class Run:
             for _ in range(PROBES):
                 try:
                     async with asyncio.timeout(self.parameters.connect_timeout_s):
-                        trip_ms = await sender.probe(self.clock)
+                        trip = await sender.probe(self.clock)
                 except (ProviderError, TimeoutError):
                     break  # whether it can answer prompts is for the requests to show
-                if trip_ms is not None:
-                    self.probes.append(
-                        Probe(provider=sender.name, at_ms=self.clock(), round_trip_ms=trip_ms)
-                    )
+                if trip is not None:
+                    self._journal.write({"probe": trip.model_dump()})
 
-    def _count(
-        self, stage: str, arm: str, index: int, request: Request, journal: Journal | None
-    ) -> None:
-        if journal:
-            journal.write({"arm": arm, "round": index, "request": request.model_dump()})
+    def _count(self, stage: str, arm: str, index: int, request: Request) -> None:
+        row = request.model_dump(exclude_none=True)
+        self._journal.write({"arm": arm, "round": index, "request": row})
         self._done += 1
         self._expected = max(self._expected, self._done)
         self._progress(stage, self._done, self._expected)
@@ -349,6 +564,7 @@ class Run:
     def as_report(self, complete: bool = True) -> Report:
         """What was found so far, as facts."""
         p = self.parameters
+        kept = self._journal.kept()
         return Report(
             experiment=p.experiment,
             strategy=p.strategy,
@@ -357,17 +573,33 @@ class Run:
             # A number only: the texts are in `prompts` if wanted, a file's name nowhere.
             parameters=p.model_copy(update={"prompts": len(self.texts)}),
             environment=self.environment,
-            providers=self.facts,
-            prompt_sha256=[hashlib.sha256(text.encode()).hexdigest() for text in self.texts],
+            providers=self.facts or kept.facts,
+            prompt_sha256=[_sha256(text) for text in self.texts],
             prompts=self.texts if p.store_text else None,
             fastest=self.fastest if self.expected_ms else None,
             gate_max_ratio=p.gate_max_ratio,
             band=p.band,
-            preparation=self.preparation,
-            probes=self.probes,
-            rounds=self.rounds,
+            preparation=kept.preparation,
+            probes=kept.probes,
+            rounds=sorted(kept.rounds, key=lambda one: one.index),
+            cut=kept.cut,
+            resumed_ms=kept.resumed_ms,
+            lags=self.monitor.lags,
+            moments=self.monitor.moments,
+            notes=self.notes,
             complete=complete,
         )
+
+
+def _who(facts: ProviderFacts) -> dict[str, Any]:
+    """What must stay the same of a provider for its times to be of one kind."""
+    return facts.model_dump(include={"model", "digest", "server", "engine", "context_tokens"})
+
+
+def _differs(was: ProviderFacts, now: ProviderFacts) -> str:
+    mine = _who(now)
+    return ", ".join(f"{key} {old}, now {mine[key]}" for key, old in _who(was).items()
+                     if old != mine[key])  # fmt: skip
 
 
 def environment() -> dict[str, Any]:
@@ -378,9 +610,15 @@ def environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
+        "own_cores": _own_cores(),
         "memory_gib": round(memory_gib, 1),
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
+
+
+def _own_cores() -> list[int] | None:
+    """The cores that the coordinator may run on, where the system says."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 def on_own_loop(work: Callable[[], Any]) -> Any:

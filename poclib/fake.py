@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, TypeVar
 
 from .errors import ProviderError
-from .records import Exchange, Prompt, ProviderFacts, ServerTimings
+from .records import Exchange, Probe, Prompt, ProviderFacts, ServerTimings
 
 T = TypeVar("T")
 
@@ -66,10 +66,11 @@ class Provider:
             cache_defeated=self.cache_defeated,
         )
 
-    async def probe(self, clock: Callable[[], float]) -> float | None:
+    async def probe(self, clock: Callable[[], float]) -> Probe | None:
         start_ms = clock()
         await asyncio.sleep(self.overhead_ms / 1000)
-        return clock() - start_ms
+        took_ms = clock() - start_ms
+        return Probe(provider=self.name, at_ms=start_ms, round_trip_ms=took_ms, wire_ms=took_ms)
 
     async def send(self, prompt: Prompt, exchange: Exchange) -> None:
         self.seen.append(prompt)

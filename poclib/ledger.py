@@ -53,7 +53,12 @@ def _nearest(own: Sequence[Probe], at_ms: float | None) -> float | None:
         place = bisect.bisect(own, at_ms, key=_at_ms)
         around = own[max(0, place - NEAREST) : place + NEAREST]
         own = sorted(around, key=lambda probe: abs(probe.at_ms - at_ms))[:NEAREST]
-    return median([probe.round_trip_ms for probe in own])
+    return median([_wire_ms(probe) for probe in own])
+
+
+def _wire_ms(probe: Probe) -> float:
+    """Without our own work in it, where the probe's marks tell."""
+    return probe.round_trip_ms if probe.wire_ms is None else probe.wire_ms
 
 
 def _at_ms(probe: Probe) -> float:
@@ -78,11 +83,12 @@ def parts(request: Request, trip: float | None, handshake_hidden: bool) -> dict[
     if fresh and handshake_hidden and opened is not None:
         opened += trip or 0.0
     whole = None if request.token_ms else marks.first_byte_ms
+    there = marks.connected_ms if fresh else marks.ready_ms
     # Without a mark of when the connection was there, sending holds all before the wire.
     found = {
-        "before_ms": _between(marks.start_ms, marks.connect_start_ms),
+        "before_ms": _between(marks.start_ms, marks.connect_start_ms or marks.ready_ms),
         "connect_ms": opened,
-        "send_ms": _between(marks.connected_ms if fresh else marks.start_ms, marks.sent_ms),
+        "send_ms": _between(there if there is not None else marks.start_ms, marks.sent_ms),
         "network_ms": trip,
         "load_ms": server.load_ms,
         "server_queue_ms": server.queue_ms,

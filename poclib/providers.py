@@ -14,7 +14,15 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from .errors import BadAnswer, ModelMissing, ProviderError, Rejected
-from .records import Exchange, Parameters, Prompt, ProviderFacts, ProviderSettings, ServerTimings
+from .records import (
+    Exchange,
+    Parameters,
+    Probe,
+    Prompt,
+    ProviderFacts,
+    ProviderSettings,
+    ServerTimings,
+)
 from .transport import Response, TimedClient
 
 Json = dict[str, Any]
@@ -57,8 +65,8 @@ class Provider:
         except SURPRISES as error:
             raise self._surprise(error) from None
 
-    async def probe(self, clock: Callable[[], float]) -> float | None:
-        """Milliseconds that a tiny request takes on a warm connection.
+    async def probe(self, clock: Callable[[], float]) -> Probe | None:
+        """How long a tiny request takes on a warm connection.
 
         A first request warms the connection where none is open, and is not counted; None
         where the server keeps no connection.
@@ -69,7 +77,13 @@ class Provider:
             async with self.client.request("GET", self.probe_path, exchange=trip) as response:
                 await response.body()
             if "connected_ms" not in trip.marks:
-                return trip.marks["last_byte_ms"] - trip.marks["start_ms"]
+                marks = trip.marks
+                return Probe(
+                    provider=self.name,
+                    at_ms=marks["start_ms"],
+                    round_trip_ms=marks["last_byte_ms"] - marks["start_ms"],
+                    wire_ms=marks["first_byte_ms"] - marks["sent_ms"],
+                )
         return None
 
     async def send(self, prompt: Prompt, exchange: Exchange) -> None:

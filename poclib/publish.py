@@ -6,6 +6,7 @@ first: addresses, this machine's paths and names, progress bars and run times.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import getpass
 import html
@@ -13,10 +14,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from typing import Any
 import bleach
 import nbformat
 import papermill
+import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
@@ -106,17 +110,20 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
     kept = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(target),
-            dict(values),
-            cwd=str(report.root()),
-            progress_bar=False,
-            stderr_file=sys.stderr,
-            # The kernel is spoken to through files of this user, not over a network port.
-            config=Config({"KernelManager": {"transport": "ipc"}}),
-        )
+        with _interrupting_kernel():
+            papermill.execute_notebook(
+                str(notebook),
+                str(target),
+                dict(values),
+                cwd=str(report.root()),
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                # The kernel is spoken to through files of this user, not over a network port.
+                config=Config({"KernelManager": {"transport": "ipc"}}),
+            )
     except PapermillExecutionError as error:
+        if error.ename == "KeyboardInterrupt":
+            raise KeyboardInterrupt from None
         raise RunFailed(f"{notebook.stem}: {error.evalue}") from None
     except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -129,6 +136,37 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
                 os.environ[name] = value
         if target.exists():
             scrub_file(target, secrets(values))
+
+
+@contextlib.contextmanager
+def _interrupting_kernel() -> Iterator[None]:
+    """Ctrl-C goes to the kernel first, where the run stops its engines and saves what it has.
+
+    Left alone, papermill would have the kernel killed. A second one ends this process too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    me = psutil.Process()
+    before = set(me.children())
+    pressed = 0
+
+    def pass_on(*_: object) -> None:
+        nonlocal pressed
+        pressed += 1
+        kernels = [child for child in me.children() if child not in before]
+        if pressed > 1 or not kernels:
+            raise KeyboardInterrupt
+        for kernel in kernels:
+            kernel.send_signal(signal.SIGINT)
+
+    usual = signal.signal(signal.SIGINT, pass_on)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def secrets(values: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,8 @@ Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ArmName = Literal["warm-up", "calibration", "capacity", "baseline", "strategy"]
 Outcome = Literal["ok", "failed", "cancelled"]
+# Of an attempt: the first of its prompt, one after a failure, or a second copy of one under way.
+Role = Literal["first", "retry", "hedge"]
 EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
 
 
@@ -108,13 +110,22 @@ class Parameters(Record):
     gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
     band: Annotated[float, Field(ge=0, lt=1)] = 0.05
     retries: Annotated[int, Field(ge=0, le=10)] = 1
+    backoff_s: Annotated[float, Field(ge=0, le=60)] = 0.5
+    breaker_failures: Annotated[int, Field(ge=0, le=1000)] = 3
+    breaker_pause_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+    hedge: bool = False
+    hedge_after: Annotated[float, Field(ge=1, le=100)] = 1.5
     connect_timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    first_token_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
+    between_tokens_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     arm_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
     allow_public: bool = False
     allow_unlike_models: bool = False
     store_text: bool = False
+    # What to do about an unfinished run, no part of what is measured: it is not saved.
+    resume: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Parameters:
@@ -188,13 +199,15 @@ class ServerTimings(Record):
 class RequestMarks(Record):
     """Offsets of transport events from the report's anchor; None where none was seen.
 
-    `connected_ms` is None on a warm connection: no connect took place.
+    `connected_ms` is None on a warm connection: no connect took place. `ready_ms` is when the
+    connection was there, new or warm: what came before was our own work.
     """
 
     assigned_ms: Milliseconds | None = None
     start_ms: Milliseconds | None = None
     connect_start_ms: Milliseconds | None = None
     connected_ms: Milliseconds | None = None
+    ready_ms: Milliseconds | None = None
     sent_ms: Milliseconds | None = None
     first_byte_ms: Milliseconds | None = None
     first_token_ms: Milliseconds | None = None
@@ -240,6 +253,7 @@ class Request(Record):
     prompt: Annotated[int, Field(ge=0)]
     provider: Name
     attempt: Annotated[int, Field(ge=1)] = 1
+    role: Role = "first"
     outcome: Outcome = "ok"
     error: str | None = None
     error_kind: str | None = None
@@ -318,11 +332,40 @@ class Round(Record):
 
 
 class Probe(Record):
-    """One tiny request on a warm connection: the round trip to a provider at a moment."""
+    """One tiny request on a warm connection: the round trip to a provider at a moment.
+
+    `wire_ms` is its part from the request's last byte sent to the answer's first byte: the
+    network and the server, without our own work.
+    """
 
     provider: Name
     at_ms: Milliseconds
     round_trip_ms: Milliseconds
+    wire_ms: Milliseconds | None = None
+
+
+class Lags(Record):
+    """How late the coordinator's event loop was when asked, `lag_ms`, at `at_ms` each."""
+
+    at_ms: list[float] = []
+    lag_ms: list[float] = []
+
+
+class Moment(Record):
+    """The coordinator's machine at a moment: shares (0 to 1) of all cores since the one before.
+
+    `own` is this process and the engines it started, `others` everybody else, `steal` what the
+    host of a virtual machine took. `throttled` counts slowings for heat so far. `wall_ahead_ms`
+    is how far the clock on the wall has moved against the monotonic one since the start.
+    """
+
+    at_ms: Milliseconds
+    own: float | None = None
+    others: float | None = None
+    steal: float | None = None
+    load_1min: float | None = None
+    throttled: int | None = None
+    wall_ahead_ms: float | None = None
 
 
 class Report(Record):
@@ -346,6 +389,12 @@ class Report(Record):
     preparation: list[Arm] = []
     probes: list[Probe] = []
     rounds: list[Round] = []
+    # Rounds that a stop cut short, repeated whole in `rounds`: kept, and counted nowhere.
+    cut: list[Round] = []
+    # When the run went on after a stop.
+    resumed_ms: list[Milliseconds] = []
+    lags: Lags = Lags()
+    moments: list[Moment] = []
     notes: list[str] = []
     complete: bool = True
 

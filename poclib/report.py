@@ -191,13 +191,14 @@ def _contradiction(report: Report) -> str | None:
         return "two rounds have one index"
     if any(len({arm.arm for arm in one.arms}) < len(one.arms) for one in report.rounds):
         return "a round has the same arm twice"
-    arms = [*report.preparation, *(arm for one in report.rounds for arm in one.arms)]
+    all_rounds = (*report.rounds, *report.cut)
+    arms = [*report.preparation, *(arm for one in all_rounds for arm in one.arms)]
     rows = [row for arm in arms for row in arm.requests]
     used = {row.provider for row in rows} | {probe.provider for probe in report.probes}
     if strangers := sorted(used - set(known)):
         return f"providers does not list {strangers[0]}, which answered requests"
     if report.prompt_sha256:
-        measured = [row for one in report.rounds for arm in one.arms for row in arm.requests]
+        measured = [row for one in all_rounds for arm in one.arms for row in arm.requests]
         if any(row.prompt >= len(report.prompt_sha256) for row in measured):
             return f"a request has a prompt beyond the {len(report.prompt_sha256)} listed"
     return None

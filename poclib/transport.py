@@ -133,6 +133,8 @@ class TimedClient:
         for event, signal in (
             ("connect_start", trace.on_connection_create_start),
             ("connected", trace.on_connection_create_end),
+            ("ready", trace.on_connection_create_end),
+            ("ready", trace.on_connection_reuseconn),
             ("sent", trace.on_request_headers_sent),
             ("sent", trace.on_request_chunk_sent),
         ):

@@ -6,6 +6,7 @@ Long because all of the wording lives here: each function is one kind of sentenc
 
 from __future__ import annotations
 
+import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -330,6 +331,8 @@ def warnings(report: Report, headline: Headline) -> list[str]:
     rounds = headline.overhead_ratio.rounds
     if not report.complete:
         found.append("The run did not finish: it was stopped or failed; run it again.")
+    found += [inline(note, 300) for note in report.notes]
+    found += _stops(report)
     if rounds < 2:
         found.append(
             f"There is no interval: the report has {many(rounds, 'complete round')}, and drift "
@@ -345,7 +348,20 @@ def warnings(report: Report, headline: Headline) -> list[str]:
         causes = ", ".join(f"{kind} {count} times" for kind, count in kinds.most_common())
         found.append(
             f"{many(headline.failed_requests, 'request')} of {headline.requests:,} failed "
-            f"({causes}): a server was overloaded or away; read its log, lower its capacity."
+            f"({causes}; {_blame(report)}): a server was overloaded or away; read its log, lower "
+            "its capacity. Their time is part of the makespan, and none of a request's time."
+        )
+    empty = sum(row.answer_sha256 == _EMPTY_SHA256 for row in good)
+    if empty:
+        found.append(
+            f"{many(empty, 'answer')} of {len(good):,} empty: the server ended them at once, so "
+            "their times are of no work; look at its log and at the prompts."
+        )
+    if hedges := [row for row in rows if row.role == "hedge"]:
+        won = sum(row.outcome == "ok" for row in hedges)
+        found.append(
+            f"{many(len(hedges), 'late prompt')} went to a second provider too, whose answer came "
+            f"first {won} times; the other copy was cancelled there and counts as no answer."
         )
     if headline.answers_equal.different:
         found.append(
@@ -418,6 +434,29 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             "server; look at the timeline."
         )
     return found
+
+
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+
+def _blame(report: Report) -> str:
+    """Each provider's share of the failures: slow 3 of 12."""
+    failed = Counter(row.provider for row in report.requests if row.outcome == "failed")
+    asked = Counter(row.provider for row in report.requests)
+    return ", ".join(f"{name} {count} of {asked[name]}" for name, count in failed.most_common())
+
+
+def _stops(report: Report) -> list[str]:
+    """That the run was stopped and went on, and what of it is kept but not counted."""
+    rows = sum(len(arm.requests) for one in report.cut for arm in one.arms)
+    cut = ", ".join(str(index + 1) for index in sorted({one.index for one in report.cut}))
+    kept = f"{many(rows, 'request')} of round {cut}" if rows else ""
+    if not report.resumed_ms:
+        return [f"{kept}, which was cut, are kept in the report and counted nowhere."] * bool(rows)
+    said = f"The run was stopped and went on {many(len(report.resumed_ms), 'time')}"
+    if rows:
+        said += f"; round {cut} was repeated whole: {kept} are kept and counted nowhere"
+    return [f"{said}. Engines were warmed anew: compare the rounds before and after."]
 
 
 def _outliers(report: Report) -> int:

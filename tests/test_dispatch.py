@@ -1,17 +1,15 @@
 """Strategies carried out, on a clock that costs no time: limits, retries, ends of every kind."""
 
 import asyncio
-import json
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poclib import fake
-from poclib.dispatch import Journal, Rules, attempt, run_arm
+from poclib.dispatch import Rules, attempt, run_arm
 from poclib.errors import (
     Forbidden,
     ModelMissing,
@@ -220,10 +218,20 @@ def test_a_temporary_failure_is_tried_elsewhere_as_a_new_row(error: ProviderErro
     [
         Forbidden("public", "a"),
         ModelMissing("gone", "a", status=404),
-        Rejected("bad request", "a", status=400),
+        Rejected("no key", "a", status=401),
     ],
 )
-def test_a_lasting_failure_is_not_tried_again(error: ProviderError) -> None:
+def test_what_one_provider_lacks_is_tried_elsewhere_never_there_again(error: ProviderError) -> None:
+    pool = [fake.Provider("a", 100, script=[error]), fake.Provider("b", 130)]
+    arm = run("serial-per-provider", 2, pool, {"a": 100, "b": 130})
+    assert brief(arm) == [(0, "a", 1, "failed"), (1, "b", 1, "ok"), (0, "b", 2, "ok")]
+    lone = run("sequential", 1, [fake.Provider("a", 100, script=[error])], {"a": 100})
+    assert brief(lone) == [(0, "a", 1, "failed")]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_is_wrong_with_the_request_itself_is_not_tried_again(status: int) -> None:
+    error = Rejected("bad request", "a", status=status)
     pool = [fake.Provider("a", 100, script=[error]), fake.Provider("b", 130)]
     arm = run("serial-per-provider", 2, pool, {"a": 100, "b": 130})
     assert brief(arm) == [(0, "a", 1, "failed"), (1, "b", 1, "ok")]
@@ -439,53 +447,3 @@ def test_answers_are_kept_as_text_only_where_that_is_asked_for() -> None:
     (hashed,) = run("sequential", 1, pool, {"a": 100}).requests
     assert kept.answer == "answer to question 0" and hashed.answer is None
     assert kept.answer_sha256 == hashed.answer_sha256 is not None
-
-
-# ── the journal ─────────────────────────────────────────────────────────────────────────────
-
-
-def test_each_line_of_the_journal_can_be_read_at_once(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "runs" / "x.jsonl")
-
-    def lines() -> list[Any]:
-        return [json.loads(line) for line in journal.path.read_text().splitlines()]
-
-    with journal.open({"format": "poclib-journal"}):
-        assert lines() == [{"format": "poclib-journal"}]
-        journal.write({"prompt": 1, "text": "ünïcode\nline"})
-        assert lines()[1:] == [{"prompt": 1, "text": "ünïcode\nline"}]
-        journal.write({"prompt": 2})
-        assert len(lines()) == 3
-
-
-def test_the_journal_holds_every_row_of_a_run_that_dies(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "x.jsonl")
-    pool = [Broken("broken"), fake.Provider("a", 20)]
-    with journal.open({}):
-        failing(
-            KeyError,
-            pool,
-            STRATEGIES["serial-per-provider"],
-            on_done=lambda r: journal.write(r.model_dump()),
-        )
-    _, *rows = [json.loads(line) for line in journal.path.read_text().splitlines()]
-    assert [Request.model_validate(r).outcome for r in rows] == ["ok", "ok", "cancelled"]
-
-
-def test_a_journal_that_cannot_be_written_says_so_in_a_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    journal = Journal(tmp_path / "file" / "x.jsonl")
-    sentence = r"^x\.jsonl: the journal cannot be written .*; free"
-    with pytest.raises(ReportError, match=sentence), journal.open({}):
-        pytest.fail("it cannot have been opened")
-
-
-def test_a_disk_that_fills_up_is_told_from_other_trouble(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "x.jsonl")
-    with pytest.raises(ConnectionResetError), journal.open({}):
-        raise ConnectionResetError("not the journal's")
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
-    with pytest.raises(ReportError, match="No space left"), Journal(full).open({}):
-        pytest.fail("the first line cannot have been written")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from poclib import experiment, fake, report, tables
-from poclib.dispatch import Journal
 from poclib.errors import Rejected, RunFailed, UnlikeProviders, Unreachable
+from poclib.journal import Journal
 from poclib.records import Exchange, Parameters, Prompt, Report, Request
 
 Clock = Callable[[], float]
@@ -47,7 +47,7 @@ class Trial:
         self.journal = Journal(folder / "trial.jsonl")
 
     def whole(self) -> experiment.Run:
-        with self.journal.open({}):
+        with self.journal.open(self.run.header):
             fake.run(lambda clock: self.run.whole(self.journal))
         return self.run
 
@@ -63,13 +63,15 @@ class Trial:
             assert asyncio.all_tasks() == {asyncio.current_task()}
             assert clock() == moment_ms  # at once, not after one more request
 
-        with self.journal.open({}):
+        with self.journal.open(self.run.header):
             fake.run(story)
         return self.run
 
     def journalled(self) -> list[dict[str, Any]]:
-        _, *rows = [json.loads(line) for line in self.journal.path.read_text().splitlines()]
-        return rows
+        """Its lines of requests."""
+        assert self.journal.path is not None
+        lines = [json.loads(line) for line in self.journal.path.read_text().splitlines()]
+        return [line for line in lines if "request" in line]
 
 
 def walls(rows: Sequence[Request]) -> list[float | None]:

@@ -63,7 +63,8 @@ def test_an_answer_takes_the_service_time_and_the_overhead() -> None:
     }
     assert (exchange.server.total_ms, exchange.server.queue_ms) == (100, 0)
     assert "".join(exchange.pieces) == "answer to why?"
-    assert fake.run(provider.probe) == 20
+    trip = fake.run(provider.probe)
+    assert trip is not None and (trip.at_ms, trip.round_trip_ms, trip.wire_ms) == (0, 20, 20)
 
 
 def test_a_prompt_may_decide_how_long_it_takes() -> None:

@@ -12,9 +12,10 @@ from replay import SAMPLES, Answer, Asked, Replay, ask, clock, provider, recorde
 
 from poclib.errors import BadAnswer, ModelMissing, ProviderError, Rejected, TimedOut
 from poclib.providers import KINDS
-from poclib.records import Exchange, Prompt, ProviderFacts, Request, RequestMarks
+from poclib.records import Exchange, Probe, Prompt, ProviderFacts, Request, RequestMarks
 
-ORDER = ("start", "connect_start", "connected", "sent", "first_byte", "first_token", "last_byte")
+ORDER = ("start", "connect_start", "connected", "ready", "sent", "first_byte", "first_token")
+ORDER += ("last_byte",)
 # Recorded bodies that are no answer to a prompt: facts about a server.
 FACTS = {"health", "metrics", "models", "props", "slots", "tags", "version", "root", "v1_models"}
 FACTS |= {"ps_loaded", "ps_nothing_loaded", "ps_np4"}
@@ -710,23 +711,25 @@ def test_what_is_loaded_is_read_like_what_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
 def test_probe_is_a_round_trip_on_a_warm_connection(kind: str) -> None:
-    async def talk(server: Replay) -> tuple[float | None, float | None, int, int]:
+    async def talk(server: Replay) -> tuple[Probe | None, Probe | None, int, int]:
         sender = provider(kind, server.url)
         first, second = await sender.probe(clock), await sender.probe(clock)
         await sender.aclose()
         return first, second, len(server.asked), server.connections
 
     first, second, requests, connections = replay(Answer(b"{}"), talk)
-    assert first is not None and first > 0 and second is not None and second > 0
+    for trip in (first, second):
+        assert trip is not None and trip.wire_ms is not None
+        assert 0 < trip.wire_ms < trip.round_trip_ms  # the rest is our own work
     assert (requests, connections) == (3, 1)
 
 
 def test_probe_of_a_server_that_keeps_no_connection() -> None:
-    async def talk(server: Replay) -> float | None:
+    async def talk(server: Replay) -> Probe | None:
         sender = provider("ollama", server.url)
-        trip_ms = await sender.probe(clock)
+        trip = await sender.probe(clock)
         await sender.aclose()
-        return trip_ms
+        return trip
 
     assert replay(Answer(b"{}", headers={"connection": "close"}), talk) is None
 

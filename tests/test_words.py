@@ -190,7 +190,7 @@ def test_warnings_are_chosen_from_the_data() -> None:
     cases = {
         "no interval": pool_report(rounds=1),
         "did not finish": pool_report(complete=False),
-        "1 request of 80 failed (TimedOut 1 times)": changed(
+        "1 request of 80 failed (TimedOut 1 times; ": changed(
             pool_report(), "strategy", outcome="failed", error_kind="TimedOut"
         ),
         "1 round left out": changed(pool_report(), "strategy", outcome="failed"),

@@ -1,0 +1,380 @@
+"""A run stopped at any moment goes on with exactly what is missing, and nothing is lost."""
+
+import asyncio
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poclib import experiment, fake, journal, report, tables, words
+from poclib.errors import (
+    NewerReport,
+    ParameterError,
+    ReportError,
+    RunFailed,
+    UnlikeProviders,
+    Unreachable,
+)
+from poclib.journal import Journal
+from poclib.records import Parameters, Report, Request
+
+Clock = Callable[[], float]
+
+
+def parameters(**values: Any) -> Parameters:
+    common = {"kind": "llama-server", "url": "http://10.6.7.8:1"}
+    named = [{"name": name, **common} for name in ("fast", "slow")]
+    few = {"strategy": "shared-queue", "prompts": 4, "rounds": 3, "calibration_prompts": 2}
+    return Parameters.read({"experiment": "trial", "providers": named, **few, **values})
+
+
+def two(digest: str = "fake:1", **more: Any) -> list[fake.Provider]:
+    return [fake.Provider("fast", 100, digest=digest), fake.Provider("slow", 160, **more)]
+
+
+@pytest.fixture(autouse=True)
+def on_a_fake_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "on_own_loop", lambda work: fake.run(lambda clock: work()))
+
+
+def measured(folder: Path, pool: list[fake.Provider] | None = None, **values: Any) -> Report:
+    return experiment.measure(parameters(**values), folder=folder, pool=pool or two())
+
+
+def stopped(
+    folder: Path,
+    moment_ms: float,
+    monkeypatch: pytest.MonkeyPatch,
+    pool: list[fake.Provider] | None = None,
+) -> None:
+    """A run that is interrupted at that moment, as Ctrl-C does."""
+
+    def work(whole: Callable[[], Any]) -> None:
+        async def story(clock: Clock) -> None:
+            task = asyncio.create_task(whole())
+            await asyncio.sleep(moment_ms / 1000)
+            task.cancel()
+            await task
+
+        fake.run(story)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "on_own_loop", work)
+        with pytest.raises(asyncio.CancelledError):
+            measured(folder, pool)
+
+
+def every_row(found: Report) -> list[Request]:
+    arms = [arm for one in (*found.rounds, *found.cut) for arm in one.arms]
+    return [row for arm in (*found.preparation, *arms) for row in arm.requests]
+
+
+def key(row: Request) -> str:
+    """The row with its times to the microsecond, as a report holds them."""
+    return json.dumps(report._rounded(row.model_dump(mode="json")), sort_keys=True)
+
+
+def once_each(found: Report, prompts: int) -> None:
+    assert found.complete and [one.index for one in found.rounds] == [*range(len(found.rounds))]
+    for one in found.rounds:
+        assert sorted(arm.arm for arm in one.arms) == ["baseline", "strategy"]
+        for arm in one.arms:
+            answered = [row.prompt for row in arm.requests if row.outcome == "ok"]
+            assert sorted(answered) == [*range(prompts)]
+
+
+# ── going on ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_cut_at_any_byte_goes_on_and_keeps_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill leaves any beginning of the file: tried at 33 places, and again where it went on."""
+    whole = tmp_path / "whole"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # let a finished run leave its journal
+        measured(whole)
+    text = (whole / "trial-shared-queue.jsonl").read_bytes()
+    draw = random.Random(6)
+    for place in [0, 1, len(text), *(draw.randrange(len(text)) for _ in range(30))]:
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        path = folder / "trial-shared-queue.jsonl"
+        path.write_bytes(text[:place])
+        lines = [json.loads(line) for line in text[:place].split(b"\n")[:-1]]
+        before = [Request.model_validate(x["request"]) for x in lines if "request" in x]
+        pool = two()
+        found = measured(folder, pool, resume=True)
+        once_each(found, 4)
+        rows = Counter(map(key, every_row(found)))
+        assert set(rows.values()) == {1}
+        assert {key(row) for row in before} <= rows.keys(), "a row that was on disk is lost"
+        # Work is done again only where a round was cut, or the engines are to be warmed.
+        sent = sum(len(provider.seen) for provider in pool)
+        needed = 2 * (1 + 2) + 3 * (2 * 4 + 2)
+        cut = sum(len(arm.requests) for one in found.cut for arm in one.arms)
+        warmed = sum(len(a.requests) for a in found.preparation if a.arm == "warm-up") - 2
+        assert sent == needed - len(before) + cut + warmed
+        assert not path.exists() and report.load("trial-shared-queue", folder) == found
+
+
+def test_a_cut_round_is_repeated_whole_and_its_rows_are_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Prepared after 260 + 520 ms; a round is 400 + 260 and 260 for calibration.
+    stopped(tmp_path, 780 + 920 + 500, monkeypatch)
+    partial = report.load("trial-shared-queue", tmp_path)
+    assert not partial.complete and [one.index for one in partial.rounds] == [0]
+    found = measured(tmp_path, resume=True)
+    once_each(found, 4)
+    assert found.rounds[0] == partial.rounds[0]
+    assert found.cut == partial.cut and [one.index for one in found.cut] == [1]
+    outcomes = [row.outcome for arm in found.cut[0].arms for row in arm.requests]
+    assert Counter(outcomes)["ok"] >= 1 and Counter(outcomes)["cancelled"] >= 1
+    assert found.created == partial.created and len(found.resumed_ms) == 1
+    # Its clock went on: nothing of the second session lies before the stop.
+    last_ms = max(row.marks.end_ms or 0 for row in every_row(partial))
+    later = [row for one in found.rounds[1:] for arm in one.arms for row in arm.requests]
+    assert min(row.marks.start_ms or 0 for row in later) >= last_ms
+    headline = tables.headline(found)
+    assert headline.requests == 3 * 2 * 4  # the cut round counts nowhere
+    (said,) = [one for one in words.warnings(found, headline) if "stopped" in one]
+    assert "round 2 was repeated whole" in said and f"{len(outcomes)} requests" in said
+
+
+def test_what_was_sent_before_a_stop_is_not_sent_with_the_same_mark_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server's prompt cache may hold it."""
+    first, second = two(), two()
+    stopped(tmp_path, 2000, monkeypatch, first)
+    measured(tmp_path, second, resume=True)
+    before = {p.text for provider in first for p in provider.seen}
+    assert not before & {p.text for provider in second for p in provider.seen}
+
+
+def test_a_finished_run_is_not_run_again_unless_it_was_another(tmp_path: Path) -> None:
+    done = measured(tmp_path)
+    pool = two()
+    assert measured(tmp_path, pool, resume=True) == done
+    assert measured(tmp_path, pool, resume=True, run_limit_s=9.0) == done
+    assert not any(provider.seen for provider in pool)
+    again = measured(tmp_path, pool, resume=True, prompts=3)
+    assert any(provider.seen for provider in pool) and len(again.prompt_sha256) == 3
+    assert measured(tmp_path, prompts=3).created != again.created  # without resume: anew
+
+
+def test_other_parameters_are_refused_in_a_sentence_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path, 2000, monkeypatch)
+    with pytest.raises(ParameterError, match=r"other parameters \(max_tokens, rounds\)"):
+        measured(tmp_path, resume=True, rounds=4, max_tokens=5)
+    with pytest.raises(ParameterError, match="prompts"):
+        measured(tmp_path, resume=True, prompts=["one", "two", "three", "four"])
+    once_each(measured(tmp_path, resume=True, run_limit_s=60.0), 4)
+
+
+def test_a_provider_that_changed_meanwhile_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path, 2000, monkeypatch)
+    with pytest.raises(UnlikeProviders, match="fast is not what it was before the stop"):
+        measured(tmp_path, [fake.Provider("fast", 100, digest="fake:2")], resume=True)
+
+
+def test_without_resume_what_a_stopped_run_left_is_kept_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped(tmp_path, 1500, monkeypatch)
+    left = (tmp_path / "trial-shared-queue.jsonl").read_bytes()
+    once_each(measured(tmp_path), 4)
+    (aside,) = tmp_path.glob("trial-shared-queue.*.jsonl")
+    assert aside.read_bytes() == left
+
+
+class Restarted(fake.Provider):
+    """Somebody loads another model into it after its n-th request."""
+
+    async def describe(self) -> Any:
+        if len(self.seen) > 6:
+            self.digest = "fake:9"
+        return await super().describe()
+
+
+def test_a_model_that_was_changed_during_the_run_is_noted(tmp_path: Path) -> None:
+    found = measured(tmp_path, [fake.Provider("fast", 100), Restarted("slow", 160)])
+    assert "provider slow was changed during the run (digest fake:1, now fake:9)" in found.notes[0]
+    said = words.warnings(found, tables.headline(found))
+    assert any("was changed during the run" in one for one in said)
+
+
+def test_a_run_that_no_report_could_hold_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    pool = two()
+    with pytest.raises(ParameterError, match="MiB is not read; use fewer rounds or prompts"):
+        measured(tmp_path, pool, prompts=50_000, rounds=10)
+    assert not any(provider.seen for provider in pool)
+
+
+# ── the lock ────────────────────────────────────────────────────────────────────────────────
+
+HOLD = """
+import sys
+from pathlib import Path
+from poclib import journal
+with journal.only_one(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_run_on_a_folder_refuses_until_the_first_is_gone_however(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(journal.__file__).parents[1])},
+    ) as first:
+        assert first.stdout and first.stdout.readline() == b"held\n"
+        pool = two()
+        with pytest.raises(ReportError, match=rf"another run \(process {first.pid}\)"):
+            measured(tmp_path, pool)
+        assert not any(provider.seen for provider in pool)
+        first.kill()  # it cannot clean anything up
+    assert measured(tmp_path).complete
+
+
+# ── the file ────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "x.jsonl"
+    log = Journal(path)
+
+    def lines() -> list[Any]:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    with log.open({"run": "x"}):
+        assert lines() == [{"format": "poclib-journal", "version": 1, "run": "x"}]
+        log.write({"prompt": 1, "text": "ünïcode\nline"})
+        assert lines()[1:] == [{"prompt": 1, "text": "ünïcode\nline"}]
+        log.write({"prompt": 2})
+        assert len(lines()) == 3 and log.bytes == path.stat().st_size
+
+
+def test_what_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    log = Journal(tmp_path / "file" / "x.jsonl")
+    sentence = r"^x\.jsonl: the journal cannot be written .*; free"
+    with pytest.raises(ReportError, match=sentence), log.open({}):
+        pytest.fail("it cannot have been opened")
+    with pytest.raises(ReportError, match="cannot be written"):
+        measured(tmp_path / "file")
+
+
+def test_a_disk_that_fills_up_is_told_from_other_trouble(tmp_path: Path) -> None:
+    with pytest.raises(ConnectionResetError), Journal(tmp_path / "x.jsonl").open({}):
+        raise ConnectionResetError("not the journal's")
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    with pytest.raises(ReportError, match="No space left"), Journal(Path("/dev/full")).open({}):
+        pytest.fail("the first line cannot have been written")
+
+
+class Full:
+    """A file on a disk that has room for so many bytes more."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self._file, self._room = file, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: memoryview) -> int:
+        if not self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written: int = self._file.write(data[: self._room])
+        self._room -= written
+        return written
+
+
+@pytest.mark.parametrize("room", [0, 1, 400, 5000])
+def test_a_disk_that_fills_up_in_a_run_loses_nothing_earlier_and_the_run_goes_on_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    write, path = Journal.write, tmp_path / "trial-shared-queue.jsonl"
+
+    def on_a_small_disk(self: Journal, row: Any) -> None:
+        if self._file is not None and self.bytes > 2000 and not isinstance(self._file, Full):
+            self._file = Full(self._file, room)  # type: ignore[assignment]
+        write(self, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", on_a_small_disk)
+        with pytest.raises(ReportError, match="No space left on device"):
+            measured(tmp_path)
+    text = path.read_bytes()
+    assert text.endswith(b"\n") and 2000 < len(text) <= 2000 + room + 1500
+    once_each(measured(tmp_path, resume=True), 4)
+
+
+DAMAGED = [
+    (b"", "empty or no journal"),
+    (b"{}\n", "no journal of a run"),
+    (b"[]\n", "no journal of a run"),
+    (b'{"format": "poclib-journal", "version": 0}\n', "not a positive whole number"),
+    (b'{"format": "poclib-journal", "version": true}\n', "not a positive whole number"),
+    (b"\x00\xff\n", "line 1 is damaged"),
+    (b"[" * 100_000 + b"\n", "line 1 is damaged"),
+    (b'{"format": "poclib-journal", "version": 1}\n{"end": 1}\n{}\n', "line 2 is damaged"),
+    (
+        b'{"format": "poclib-journal", "version": 1}\n{"probe": {"provider": "../x", "at_ms": 1, '
+        b'"round_trip_ms": 1}}\n',
+        "line 2 is damaged",
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), DAMAGED, ids=[s for _, s in DAMAGED])
+def test_a_damaged_journal_is_one_sentence(tmp_path: Path, text: bytes, sentence: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(text)
+    with pytest.raises(ReportError, match=sentence) as caught:
+        journal.read(path)
+    assert str(caught.value).startswith("x.jsonl") and "\n" not in str(caught.value)
+
+
+def test_a_newer_journal_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"format": "poclib-journal", "version": 99}\n')
+    with pytest.raises(NewerReport, match="version 99"):
+        journal.read(path)
+
+
+def test_a_huge_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"format": "poclib-journal", "version": 1}\n' * 2)
+    monkeypatch.setattr(journal, "MAX_BYTES", 60)
+    with pytest.raises(ReportError, match="larger than"):
+        journal.read(path)
+    monkeypatch.setattr(journal, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(journal, "MAX_LINE_BYTES", 20)
+    with pytest.raises(ReportError, match="damaged"):
+        journal.read(path)
+
+
+def test_a_run_that_fails_leaves_every_row_in_its_journal(tmp_path: Path) -> None:
+    down = Unreachable("provider slow: no connection", "slow")
+    with pytest.raises(RunFailed):
+        measured(tmp_path, two(script=[None, down, down, down]))
+    kept = journal.read(tmp_path / "trial-shared-queue.jsonl")
+    assert [row.outcome for row in kept.turns["calibration", "slow"]] == ["failed"] * 2
+    assert kept.facts[0].name == "fast" and kept.rounds == []

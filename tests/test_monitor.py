@@ -1,0 +1,75 @@
+"""The monitor against a loop that is blocked on purpose, and counters set by hand."""
+
+import asyncio
+import time
+
+import pytest
+
+from poclib import monitor
+from poclib.monitor import Monitor
+
+
+def clock() -> float:
+    return time.perf_counter() * 1000
+
+
+def test_a_blocked_loop_is_late() -> None:
+    watch = Monitor(clock)
+
+    def block() -> None:
+        while watch._answered.is_set():
+            time.sleep(0.001)
+        time.sleep(0.1)
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        with watch.watching(loop):
+            await asyncio.to_thread(watch._answered.wait)  # a loop that is free answers
+            block()
+            await asyncio.sleep(0)
+
+    asyncio.run(work())
+    assert max(watch.lags.lag_ms) >= 50
+    assert len(watch.lags.at_ms) == len(watch.lags.lag_ms)
+    assert watch.moments, "the machine is looked at, at the latest at the end"
+
+
+def test_shares_come_from_counters(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter(
+        [
+            {"all": 100.0, "busy": 50.0, "steal": 1.0, "own": 10.0},
+            {"all": 110.0, "busy": 57.0, "steal": 3.0, "own": 14.0},
+        ]
+    )
+    monkeypatch.setattr(Monitor, "_counters", lambda self: next(counted))
+    watch = Monitor(clock)
+    watch.look()
+    found = watch.moments[0]
+    # By hand: of 10 s of all cores 7 were busy, 4 of them ours, and 2 were stolen.
+    assert (found.own, found.others, found.steal) == (0.4, 0.3, 0.2)
+
+
+def test_a_clock_that_is_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Monitor(clock)
+    real = time.time
+    monkeypatch.setattr(monitor.time, "time", lambda: real() + 3)
+    watch.look()
+    assert watch.moments[0].wall_ahead_ms == pytest.approx(3000, abs=100)
+
+
+def test_what_is_kept_is_bounded_and_keeps_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor, "MOST_LAGS", 10)
+    now = iter(float(t) for t in range(1000))
+    watch = Monitor(lambda: next(now))
+    for turn in range(40):
+        watch._note(-500.0 if turn == 7 else next(now))
+    assert len(watch.lags.lag_ms) <= 10
+    assert max(watch.lags.lag_ms) > 500
+
+
+def test_our_own_work_is_counted_as_ours() -> None:
+    watch = Monitor(clock)
+    before = watch._counters()["own"]
+    while (after := watch._counters()["own"]) == before:
+        pass  # spends what it waits for
+    assert after > before
