@@ -58,7 +58,7 @@ def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
         refused=sum(row.status in REFUSALS for row in rows),
         tokens_per_s=1000 * tokens(rows) / lasted_ms if lasted_ms else None,
         request_ms=_mean([row.wall_ms for row in good]),
-        server_ms=_mean([row.server.total_ms for row in good]),
+        server_ms=_mean([_work_ms(row) for row in good]),
         ttft_ms=_mean(
             [
                 m.first_token_ms - m.start_ms
@@ -74,8 +74,14 @@ def alone(rows: Sequence[Request]) -> Level:
     good = [row for row in rows if row.outcome == "ok"]
     wall_ms = _median([row.wall_ms for row in good])
     rate = 1000 * tokens(good) / len(good) / wall_ms if wall_ms else None
-    server_ms = _median([row.server.total_ms for row in good])
+    server_ms = _median([_work_ms(row) for row in good])
     return Level(1, len(good), 0, rate, wall_ms, server_ms, level(good).ttft_ms)
+
+
+def _work_ms(row: Request) -> float | None:
+    """The server's own time without the queue that some servers report in it."""
+    total_ms = row.server.total_ms
+    return None if total_ms is None else total_ms - (row.server.queue_ms or 0.0)
 
 
 def tokens(rows: Sequence[Request]) -> int:

@@ -415,6 +415,33 @@ class Run:
                 self._count(f"{arm} of {sender.name}", arm, NO_ROUND, rows[-1])
         return rows
 
+    async def level(self, name: str, in_flight: int, count: int, limit_ms: float) -> Arm:
+        """`count` requests to one provider, `in_flight` at once; stopped after `limit_ms`.
+
+        None is sent again: what is refused is what is to be seen.
+        """
+        until_ms = self.clock() + limit_ms
+        rules = replace(self.rules, retries=0, policy=Policy(breaker_failures=count + 1))
+        rules = replace(rules, deadline_ms=min(self.rules.deadline_ms, until_ms))
+        limits, turn = {name: in_flight}, f"{name} {in_flight}"
+        await self._probe([self.senders[name]])
+        with self._written("capacity", NO_ROUND, "shared-queue", limits, turn) as seen:
+            with Sampler({name: self._pids[name]}) as sampler:
+                arm = await run_arm(
+                    "capacity",
+                    STRATEGIES["shared-queue"],
+                    self._prompts("capacity", turn, count),
+                    [self.senders[name]],
+                    limits,
+                    self.expected_ms,
+                    self.clock,
+                    rules,
+                    lambda row: self._count(f"capacity of {turn}", "capacity", NO_ROUND, row),
+                )
+            cut_ms = self.clock() if self.clock() >= until_ms else None
+            seen |= {"engines": [one.model_dump() for one in sampler.used], "cut_ms": cut_ms}
+        return arm
+
     async def _round(self, index: int) -> None:
         """Baseline and strategy once each, the order alternating from round to round."""
         baseline, strategy = ("baseline", STRATEGIES["sequential"]), ("strategy", self.strategy)

@@ -75,6 +75,8 @@ class Journal:
         self.path = path
         self.bytes = 0
         self._file: io.RawIOBase | None = None if path else io.BytesIO()  # type: ignore[assignment]
+        if path is None:
+            self.write({"format": FORMAT, "version": VERSION})
 
     @contextlib.contextmanager
     def open(self, header: Mapping[str, Any], again: bool = False) -> Iterator[Journal]:

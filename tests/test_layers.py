@@ -59,6 +59,8 @@ ALLOWED = {
         "strategies",
         "usage",
     },
+    "finder": {"capacity", "experiment"},
+    "parameterfile": {"errors"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
@@ -66,6 +68,7 @@ ALLOWED = {
     "words": {"errors", "records", "stats"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "causes": {"capacity", "records", "stats", "words"},
+    "concurrency": {"canvas", "capacity", "causes", "records", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
@@ -77,7 +80,7 @@ ALLOWED = {
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"canvas", "timelines", "plots"},
+    "matplotlib": {"concurrency", "canvas", "timelines", "plots"},
     "pandas": {"tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"publish"},
