@@ -102,7 +102,7 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
         if silent:
             error = TimedOut(f"provider {sender.name}: {silent[0]}", sender.name)
         elif left_s <= allowed_s:
-            outcome, problem = "cancelled", "cut by the time limit of the whole run (run_limit_s)"
+            outcome, problem = "cancelled", "cut by a time limit (run_limit_s or arm_limit_s)"
         else:
             error = TimedOut(
                 f"provider {sender.name}: not finished within {rules.request_timeout_s:g} s; "

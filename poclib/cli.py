@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -20,9 +21,13 @@ import yaml
 
 from . import (
     __version__,
+    causes,
+    concurrency,
     documents,
     experiment,
+    finder,
     journal,
+    parameterfile,
     plots,
     pool,
     publish,
@@ -30,12 +35,14 @@ from . import (
     tables,
     words,
 )
+from .capacity import Found
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .records import Parameters, Report
 from .stats import Headline
 from .strategies import STRATEGIES
 
 MAX_PARAMETER_BYTES = 1 << 20
+VARIANTS = "(bare|adaptive|batched)"  # what such a notebook adds to its experiment's name
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -76,24 +83,38 @@ _set = click.option(
 @poc.command()
 @_params
 @_set
-def doctor(params: Path, changes: tuple[str, ...]) -> None:
+@click.option(
+    "--capacity", is_flag=True, help="Find how many requests each should hold at once, too."
+)
+def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     """Say of each provider whether it answers, how fast, and what gain to expect.
 
-    PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved.
+    PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
+    its measurements as a report, and a copy of PARAMS with what was found.
     """
     parameters = Parameters.read(read_yaml(params, changes), params.name)
     with pool.open_pool(parameters) as providers:
         run = experiment.Run(parameters, providers)
-        problems = experiment.on_own_loop(lambda: _examine(run))
+        found: dict[str, Found] | None = {} if capacity else None
+        problems = experiment.on_own_loop(lambda: _examine(run, found))
     click.echo(
         words.doctor_table(run.facts, run.probes, run.expected_ms, run.tokens_per_s(), problems)
     )
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(experiment.predicted_ratios(run), run.expected_ms))
+    if found:
+        saved = report.save(run.as_report().model_copy(update={"strategy": "capacity"}))
+        click.echo(concurrency.capacity_text(report.load(saved.stem)))
+        copy = params.with_suffix(f".capacity{params.suffix}")
+        wanted = {name: one.capacity for name, one in found.items()}
+        copy.write_text(parameterfile.with_capacities(params.read_text("utf-8"), wanted), "utf-8")
+        click.echo(f"Written: {copy.name}, with these capacities; the levels: {saved.name}.")
 
 
-async def _examine(run: experiment.Run) -> dict[str, str]:
+async def _examine(
+    run: experiment.Run, capacities: dict[str, Found] | None = None
+) -> dict[str, str]:
     """Describe every provider alone, so that one failure does not hide the others."""
     names = list(run.senders)
     try:
@@ -112,6 +133,8 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
             if not run.parameters.allow_unlike_models:
                 pool.check_alike(run.facts)
             await run.prepare()
+            if capacities is not None:
+                capacities.update(await finder.find(run))
         return problems
     finally:
         for sender in run.senders.values():
@@ -128,7 +151,8 @@ async def _examine(run: experiment.Run) -> dict[str, str]:
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
-    found = [n for n in publish.notebooks() if _wanted(n, only)]
+    pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
+    found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
     # Those that only read reports come last: on the first run there is nothing to read yet.
     found.sort(key=lambda notebook: "live" not in publish.declared(notebook))
     everything = {key for n in found for key in publish.declared(n)}
@@ -276,7 +300,9 @@ def _all_headlines() -> dict[str, Headline]:
     found = {}
     for name in report.names():
         try:
-            found[name] = tables.headline(report.load(name))
+            loaded = report.load(name)
+            if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
+                found[name] = tables.headline(loaded)
         except PocError as error:
             click.echo(f"poc: passed over: {words.safe(str(error))}", err=True)
     return found
@@ -285,7 +311,11 @@ def _all_headlines() -> dict[str, Headline]:
 def _headlines(experiment_name: str) -> list[Headline]:
     """The headlines of one experiment, in the strategies' order."""
     order = list(STRATEGIES)
-    mine = [h for n, h in _all_headlines().items() if n == f"{experiment_name}-{h.strategy}"]
+    mine = [
+        causes.labelled(report.load(n), h) if n != f"{experiment_name}-{h.strategy}" else h
+        for n, h in _all_headlines().items()
+        if n == f"{experiment_name}-{h.strategy}" or re.match(f"{experiment_name}-{VARIANTS}-", n)
+    ]
     return sorted(mine, key=lambda h: order.index(h.strategy) if h.strategy in order else 99)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from .adaptive import AdaptiveLimit, pause_after
 from .attempts import Ended, Job, Rules, Sender, attempted
 from .errors import ProviderError, RunFailed
 from .policy import LONGEST_S, Breaker, Policy, hedge_due_ms, most_overdue
@@ -45,6 +46,7 @@ class _Lane:
     limit: int | None
     expected_ms: float
     breaker: Breaker
+    live: AdaptiveLimit | None = None
     queue: deque[Job] = field(default_factory=deque)
     running: dict[asyncio.Task[Ended], float] = field(default_factory=dict)  # started at, ms
     lent: bool = False  # whether prompts of its own are queued elsewhere
@@ -54,15 +56,34 @@ class _Lane:
         return len(self.queue) + len(self.running)
 
     def has_room(self) -> bool:
-        return bool(self.queue) and (self.limit is None or len(self.running) < self.limit)
+        return bool(self.queue) and (self.allowed is None or len(self.running) < self.allowed)
+
+    @property
+    def allowed(self) -> int | None:
+        """What it may hold now: its limit, or what trouble has left of it."""
+        return self.live.limit if self.live else self.limit
 
     def admits(self, now_ms: float) -> bool:
         return self.breaker.admits(now_ms, self.busy)
 
     def view(self) -> ProviderView:
         started_ms = tuple(self.running.values())
-        limit = self.limit if self.breaker.closed else 1
+        limit = self.allowed if self.breaker.closed else 1
         return ProviderView(self.sender.name, limit, self.expected_ms, started_ms, len(self.queue))
+
+    def refused(
+        self, task: asyncio.Task[Ended], error: ProviderError | None, now_ms: float
+    ) -> bool:
+        """Tell the live limit how a request ended; True where it was one too many at once."""
+        if self.live is None:
+            return False
+        if error is not None and error.status in (429, 503):
+            return self.live.refused(id(task), now_ms)
+        if error is None:
+            self.live.answered(id(task), now_ms)
+        else:
+            self.live.failed(id(task))
+        return False
 
     def learn(self, request: Request) -> None:
         if request.outcome == "ok" and request.wall_ms is not None:
@@ -80,13 +101,15 @@ async def run_arm(
     rules: Rules,
     on_done: Done = lambda request: None,
     keep_rows: bool = True,
+    live: Mapping[str, AdaptiveLimit] | None = None,
 ) -> Arm:
     """Have every prompt answered once, and return the arm with each attempt as a row.
 
     `limits` maps provider name to requests in flight, None sets them aside; `expected_ms`
     maps it to the time of one request alone. `on_done` gets each row before the next
-    request is sent to its slot; without `keep_rows` it is the only one to get them. An arm
-    cut by the deadline lacks answers: its rows tell.
+    request is sent to its slot; without `keep_rows` it is the only one to get them. `live`
+    maps providers to limits that move, in place of theirs in `limits`. An arm cut by the
+    deadline lacks answers: its rows tell.
     Raises `RunFailed` where a strategy stalls or names a provider that is not there.
     """
     policy = rules.policy
@@ -96,6 +119,7 @@ async def run_arm(
             limits[s.name] if limits is not None else None,
             expected_ms[s.name],
             Breaker(policy.breaker_failures, policy.breaker_pause_s),
+            (live or {}).get(s.name),
         )
         for s in senders
     }
@@ -140,6 +164,8 @@ async def run_arm(
                     task = asyncio.create_task(attempted(lane.sender, job, clock, rules))
                     task.add_done_callback(ended.put_nowait)
                     lane.running[task] = now_ms
+                    if lane.live:
+                        lane.live.begun(id(task), now_ms)
                     in_flight[task] = (lane, job)
             if not in_flight:
                 raise RunFailed(f"strategy {strategy.name}: {waiting} prompts wait, none is sent.")
@@ -154,6 +180,11 @@ async def run_arm(
                 request, error = task.result()
                 keep(request)
                 lane.learn(request)
+                if lane.refused(task, error, clock()):  # too much at once: no failure of its own
+                    wait_s = pause_after(job.attempt, error.retry_after_s if error else None)
+                    later = replace(job, assigned_ms=clock(), pause_s=wait_s, role="retry")
+                    lane.queue.append(replace(later, attempt=job.attempt + 1))
+                    continue
                 if request.outcome != "cancelled":
                     lane.breaker.record(error is None or not error.elsewhere, clock())
                 if job.prompt.index in hedged and (beaten := copies(job)):
@@ -166,14 +197,20 @@ async def run_arm(
                     for late in await _cancelled(beaten):
                         keep(_beaten(late))
                     for task in beaten:
-                        in_flight.pop(task)[0].running.pop(task)
+                        where = in_flight.pop(task)[0]
+                        where.running.pop(task)
+                        if where.live:
+                            where.live.failed(id(task))
                 elif error and (again := _again(job, error, lane, lanes, rules, clock())):
                     again[0].queue.append(again[1])
     finally:
         for request in await _cancelled(list(in_flight)):
             keep(request)
     enforced = dict(limits) if limits is not None else None
-    return Arm(arm=arm, strategy=strategy.name, limits=enforced, requests=rows)
+    changes = [change for lane in lanes.values() if lane.live for change in lane.live.changes]
+    return Arm(
+        arm=arm, strategy=strategy.name, limits=enforced, requests=rows, limit_changes=changes
+    )
 
 
 def _again(

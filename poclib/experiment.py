@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ import psutil
 from . import __version__, forecast, report
 from . import journal as journals
 from . import resume as going_on
+from .adaptive import AdaptiveLimit
 from .attempts import Rules, attempt
 from .dispatch import run_arm
 from .errors import ParameterError, ProviderError, RunFailed, UnlikeProviders
@@ -45,6 +47,7 @@ from .records import (
     Round,
 )
 from .strategies import STRATEGIES, Limit, Strategy
+from .usage import Sampler
 
 T = TypeVar("T")
 # Round trips taken of each provider before every arm.
@@ -162,7 +165,8 @@ class Run:
         self.kept = kept
         self.name = f"{parameters.experiment}-{parameters.strategy}"
         self.senders = {provider.name: provider for provider, _ in providers}
-        self.known = {provider.name: facts for provider, facts in providers}
+        self.known = {provider.name: dict(facts) for provider, facts in providers}
+        self._pids = {name: facts.pop("pids", ()) for name, facts in self.known.items()}
         self.texts = texts(parameters.prompts)
         self.strategy = STRATEGIES[parameters.strategy]
         self.environment = environment()
@@ -370,6 +374,33 @@ class Run:
                 self._count(f"{arm} of {sender.name}", arm, NO_ROUND, rows[-1])
         return rows
 
+    async def level(self, name: str, in_flight: int, count: int, limit_ms: float) -> Arm:
+        """`count` requests to one provider, `in_flight` at once; stopped after `limit_ms`.
+
+        None is sent again: what is refused is what is to be seen.
+        """
+        until_ms = self.clock() + limit_ms
+        rules = replace(self.rules, retries=0, policy=Policy(breaker_failures=count + 1))
+        rules = replace(rules, deadline_ms=min(self.rules.deadline_ms, until_ms))
+        limits, turn = {name: in_flight}, f"{name} {in_flight}"
+        await self._probe([self.senders[name]])
+        with self._written("capacity", NO_ROUND, "shared-queue", limits, turn) as seen:
+            with Sampler({name: self._pids[name]}) as sampler:
+                arm = await run_arm(
+                    "capacity",
+                    STRATEGIES["shared-queue"],
+                    self._prompts("capacity", turn, count),
+                    [self.senders[name]],
+                    limits,
+                    self.expected_ms,
+                    self.clock,
+                    rules,
+                    lambda row: self._count(f"capacity of {turn}", "capacity", NO_ROUND, row),
+                )
+            cut_ms = self.clock() if self.clock() >= until_ms else None
+            seen |= {"engines": [one.model_dump() for one in sampler.used], "cut_ms": cut_ms}
+        return arm
+
     async def _round(self, index: int) -> None:
         """Baseline and strategy once each, the order alternating from round to round."""
         baseline, strategy = ("baseline", STRATEGIES["sequential"]), ("strategy", self.strategy)
@@ -384,6 +415,8 @@ class Run:
         await self._probe(list(self.senders.values()))
         stage = f"round {index + 1} of {self.parameters.rounds}, {arm}"
         limits = self._limits(chosen.limit, [s.name for s in senders])
+        limit_ms = self.clock() + 1000 * (self.parameters.arm_limit_s or float("inf"))
+        rules = replace(self.rules, deadline_ms=min(self.rules.deadline_ms, limit_ms))
         answered, last_error = 0, None
 
         def done(request: Request) -> None:
@@ -392,24 +425,32 @@ class Run:
             last_error = request.error or last_error
             self._count(stage, arm, index, request)
 
-        with self._written(arm, index, chosen.name, limits):
-            await run_arm(
-                arm,
-                chosen,
-                self._prompts(f"{arm}", str(index), len(self.texts)),
-                senders,
-                limits,
-                self.expected_ms,
-                self.clock,
-                self.rules,
-                done,
-                keep_rows=False,
-            )
+        with self._written(arm, index, chosen.name, limits) as seen:
+            with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
+                ran = await run_arm(
+                    arm,
+                    chosen,
+                    self._prompts(f"{arm}", str(index), len(self.texts)),
+                    senders,
+                    limits,
+                    self.expected_ms,
+                    self.clock,
+                    rules,
+                    done,
+                    keep_rows=False,
+                    live=self._live(chosen.limit, [s.name for s in senders]),
+                )
             if self.clock() >= self.rules.deadline_ms:
                 limit_s = self.parameters.run_limit_s
                 raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
-            if not answered:
+            cut = self.clock() >= limit_ms
+            if not answered and not cut:
                 raise RunFailed(f"{stage}: {last_error or 'no prompt was answered.'}")
+            seen |= ran.model_dump(mode="json", include={"limit_changes"})
+            seen |= {
+                "engines": [one.model_dump() for one in sampler.used],
+                "cut_ms": self.clock() if cut else None,
+            }
 
     @contextlib.contextmanager
     def _written(
@@ -419,13 +460,17 @@ class Run:
         strategy: str,
         limits: dict[str, int] | None,
         turn: str | None = None,
-    ) -> Iterator[None]:
-        """Note in the journal that an arm begins, and, where nothing is raised, that it ended."""
+    ) -> Iterator[dict[str, Any]]:
+        """Note in the journal that an arm begins, and, where nothing is raised, that it ended.
+
+        What is put into the dictionary, fields of `Arm`, is noted with its end.
+        """
         place = {"arm": arm, "round": index}
         begin = {"strategy": strategy, "limits": limits}
         self._journal.write({**place, "turn": turn, "begin": begin})
-        yield
-        self._journal.write({**place, "end": True})
+        seen: dict[str, Any] = {}
+        yield seen
+        self._journal.write({**place, "end": True, **({"seen": seen} if seen else {})})
         self._journal.sync()
 
     @property
@@ -467,6 +512,21 @@ class Run:
         slots = {n: f.slots or f.capacity for n, f in facts.items()}
         capacity = {n: f.capacity for n, f in facts.items()}
         return {n: {"one": 1, "capacity": capacity[n], "slots": slots[n]}[limit] for n in names}
+
+    def _live(self, limit: Limit, names: Sequence[str]) -> dict[str, AdaptiveLimit]:
+        """The limits that move: from the strategy's down, or without one from 1 up if forced."""
+        fixed = self._limits(limit, names)
+        wanted = {s.name: s.adaptive for s in self.parameters.providers}
+        found = {}
+        for name in names:
+            if fixed is not None and wanted.get(name, "off") != "off":
+                ends = fixed[name], fixed[name]
+            elif fixed is None and wanted.get(name) == "forced":
+                ends = 1, len(self.texts)
+            else:
+                continue
+            found[name] = AdaptiveLimit(name, self.expected_ms[name], *ends)
+        return found
 
     async def _probe(self, senders: Sequence[Measurable]) -> None:
         """Round trips on a warm connection; as a side effect each connection is warm."""

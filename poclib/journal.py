@@ -8,7 +8,7 @@ object a line:
     {"probe": {…}}                                      one round trip
     {"arm": …, "round": …, "turn": …, "begin": {…}}     an arm begins: its strategy and limits
     {"arm": …, "round": …, "request": {…}}              one attempt has ended
-    {"arm": …, "round": …, "end": true}                 the arm is whole
+    {"arm": …, "round": …, "end": true, "seen": {…}}    the arm is whole
     {"resumed_ms": …}                                   the run goes on after a stop
 """
 
@@ -242,6 +242,7 @@ def _take(row: dict[str, Any], found: Kept, arms: list[_Begun]) -> None:
             found.last_ms = max(found.last_ms, now.rows[-1].marks.end_ms or 0.0)
         else:
             now.ended = bool(row["end"])
+            now.first = Arm.model_validate({**now.first.model_dump(), **row.get("seen", {})})
 
 
 def _header(row: Any, name: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from .link import Link
 _CYCLE_S = 0.020
 # One turn of an engine that shares its cores in time: shorter ones would break up, by the very
 # suspending, the contention that is to be seen.
-_TURN_S = 0.050
+_TURN_S = 0.100
 _POLL_S = 0.010
 _END_S = 2.0
 _TRIES = 3
@@ -231,7 +231,7 @@ class Slower(threading.Thread):
     What was suspended too long or too short in one cycle is made up for in the next ones, so
     that the share holds over any longer time although no single sleep is exact.
 
-    With `turn` (which, of how many) the cycles are of 50 ms for each turn, begin at the same
+    With `turn` (which, of how many) the cycles are of 100 ms for each turn, begin at the same
     moments in every process of this machine, and it runs only in its own turn: engines that share
     their cores in time, as machines that each have the cores to themselves but stand still between.
     """
@@ -389,6 +389,9 @@ def _serve_xllamacpp() -> None:
     wanted.n_ctx, wanted.n_parallel = told["context_tokens"], told["slots"]
     wanted.cont_batching, wanted.endpoint_metrics = told["batching"], True
     wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = told["threads"]
+    wanted.warmup = told["warm_up"]
+    if not told["warm_up"]:
+        wanted.n_threads_http = 3
     wanted.cache_ram_mib, wanted.n_gpu_layers, wanted.ui = 0, 0, False
     server = xllamacpp.Server(wanted)
     sys.stdin.read()  # blocks without a thread that runs, until the keeper is gone

@@ -35,6 +35,8 @@ def open_pool(
 ) -> Iterator[list[tuple[Measurable, dict[str, Any]]]]:
     """The providers, ready to be asked, each with what is known of its embedded engine.
 
+    That are fields of `ProviderFacts`, and `pids`, its processes, which no report holds.
+
     Raises `EngineError` or `ParameterError` (a key's variable that is not set).
     """
     if pool is not None:
@@ -77,6 +79,7 @@ def _engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> 
         "turns": engine.turns,
         "threads": engine.threads,
         "pinned": engine.pinned,
+        "pids": engine.pids,
         "batching": settings.engine_kind == "batched",
         "speed": settings.speed,
         "link": settings.link,

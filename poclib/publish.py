@@ -75,10 +75,10 @@ class Row:
     ratio: str
 
 
-def notebooks(folder: Path | None = None) -> list[Path]:
+def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]:
     """The notebooks in reading order, by glob. Raises `ReportError` where there is none."""
     folder = folder or report.root() / "notebooks"
-    found = sorted(folder.glob("[0-9]*.ipynb"))
+    found = sorted(folder.glob(f"{pattern}.ipynb"))
     if not found:
         raise ReportError("no notebooks were found; run this inside the project's folder.")
     return found

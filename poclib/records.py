@@ -22,7 +22,7 @@ REPORT_VERSION = 1
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-ArmName = Literal["warm-up", "calibration", "baseline", "strategy"]
+ArmName = Literal["warm-up", "calibration", "capacity", "baseline", "strategy"]
 Outcome = Literal["ok", "failed", "cancelled"]
 # Of an attempt: the first of its prompt, one after a failure, or a second copy of one under way.
 Role = Literal["first", "retry", "hedge"]
@@ -53,6 +53,9 @@ class ProviderSettings(Record):
     role: Literal["local", "remote"] | None = None
     capacity: Annotated[int, Field(ge=1, le=4096)] = 1
     slots: Annotated[int, Field(ge=1, le=4096)] | None = None
+    # Whether trouble lowers the number of requests in flight: under strategies that have a limit
+    # (on), under all-parallel too (forced, from 1 upwards), or never (off).
+    adaptive: Literal["on", "off", "forced"] = "on"
     api: Literal["chat", "completion"] | None = None
     api_key_env: str | None = Field(default=None, exclude=True)
     ca_file: str | None = Field(default=None, exclude=True)
@@ -94,6 +97,7 @@ class Parameters(Record):
     """
 
     experiment: Name = "embedded"
+    notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
     strategy: Name = "serial-per-provider"
     providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
     prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = 8
@@ -117,6 +121,7 @@ class Parameters(Record):
     between_tokens_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
+    arm_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
     allow_public: bool = False
     allow_unlike_models: bool = False
     store_text: bool = False
@@ -281,8 +286,37 @@ class Request(Record):
         return self.wall_ms - self.server.total_ms
 
 
+class EngineUse(Record):
+    """What the processes of one embedded engine used of this machine during one arm.
+
+    `threads` is the most that existed at a time. Switches are summed over all threads:
+    voluntary where a thread waited, involuntary where the system took the core from it.
+    """
+
+    provider: Name
+    wall_ms: Milliseconds
+    cpu_ms: Milliseconds
+    processes: int
+    threads: int
+    cores: int | None = None
+    voluntary_switches: int | None = None
+    involuntary_switches: int | None = None
+
+
+class LimitChange(Record):
+    """A provider's live limit was set to `limit`, after trouble or success with `in_flight`."""
+
+    provider: Name
+    at_ms: Milliseconds
+    limit: Annotated[int, Field(ge=1)]
+    reason: Literal["good", "slower", "refused"]
+    in_flight: int
+
+
 class Arm(Record):
     """One strategy over all prompts, once. `limits` is what dispatch enforced, None = none.
+
+    `cut_ms` is the moment at which the arm reached `arm_limit_s` and was stopped.
 
     `makespan_ms` is a fact only of runs published without times of day (it cannot be
     derived from their rows); a measured arm leaves it None and is computed on reading.
@@ -294,7 +328,10 @@ class Arm(Record):
     # Providers that were killed on purpose while it ran, and when.
     struck_ms: dict[Name, Milliseconds] = {}
     makespan_ms: Milliseconds | None = None
+    cut_ms: Milliseconds | None = None
     requests: list[Request] = []
+    engines: list[EngineUse] = []
+    limit_changes: list[LimitChange] = []
 
 
 class Round(Record):

@@ -112,4 +112,4 @@ def test_every_example_reads_and_declares_its_keys(poc) -> None:  # type: ignore
     for path in examples:
         values = cli.read_yaml(path)
         Parameters.read(values, path.name)
-        publish.check_keys(values, declared, path.name)
+        publish.check_keys(values.keys() - {"notebooks"}, declared, path.name)

@@ -401,3 +401,33 @@ def test_preparation_alone_needs_no_file(tmp_path: Path) -> None:
     assert {probe.provider for probe in run.probes} == {"slow", "fast"}
     assert run.tokens_per_s() == {"slow": pytest.approx(20), "fast": pytest.approx(40)}
     assert len(run.preparation) == 4 and run.rounds == []
+
+
+def test_an_arm_that_reaches_its_limit_is_stopped_and_the_run_goes_on(tmp_path: Path) -> None:
+    # Everything at once on one slot each: 100 ms each alone: eight prompts take 0.4 s.
+    slow = [fake.Provider(name, 100, slots=1) for name in ("a", "b")]
+    run = Trial(
+        tmp_path, slow, strategy="all-parallel", prompts=8, rounds=2, arm_limit_s=0.25,
+        warm_up_prompts=0, calibration_prompts=1,
+    ).whole()  # fmt: skip
+    arms = [arm for one in run.rounds for arm in one.arms]
+    assert [arm.arm for arm in arms] == ["baseline", "strategy", "strategy", "baseline"]
+    for arm in arms:
+        starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
+        assert arm.cut_ms == min(starts) + 250
+        assert sum(row.outcome == "ok" for row in arm.requests) == (4 if arm.limits is None else 2)
+    assert run.as_report().complete
+
+
+@pytest.mark.parametrize(("mode", "most"), [("on", 8), ("off", 8), ("forced", 2)])
+def test_everything_at_once_heeds_a_limit_only_where_that_is_forced(
+    tmp_path: Path, mode: str, most: int
+) -> None:
+    provider = fake.Provider("a", 100, slots=8)
+    settings = [{"name": "a", "adaptive": mode}]
+    run = Trial(
+        tmp_path, [provider], strategy="all-parallel", prompts=8, rounds=1, providers=settings
+    ).whole()
+    assert provider.most_in_flight >= most and (provider.most_in_flight == 8) == (mode != "forced")
+    changes = [change for one in run.rounds for arm in one.arms for change in arm.limit_changes]
+    assert bool(changes) == (mode == "forced")

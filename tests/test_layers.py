@@ -28,8 +28,10 @@ ALLOWED = {
     "transport": {"errors", "records"},
     "providers": {"errors", "records", "transport"},
     "strategies": {"records"},
+    "adaptive": {"records"},
+    "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
-    "dispatch": {"attempts", "errors", "policy", "records", "strategies"},
+    "dispatch": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
     "forecast": {"records", "strategies"},  # both halves ask it: before a run and after
     "policy": set(),
     "journal": {"errors", "records"},
@@ -44,15 +46,19 @@ ALLOWED = {
     "progress": set(),
     "monitor": {"records"},
     "pool": {"engines", "errors", "providers", "records"},
+    "usage": {"records"},
+    "variants": {"records"},
     "experiment": {
-        *("attempts", "dispatch", "errors", "forecast", "journal", "monitor", "policy", "pool"),
-        *("progress", "records", "report", "resume", "strategies"),
+        *("adaptive", "attempts", "dispatch", "errors", "forecast", "journal", "monitor"),
+        *("policy", "pool", "progress", "records", "report", "resume", "strategies"),
+        "usage",
     },
     "outage": {
         *("dispatch", "engines", "errors", "experiment", "pool", "progress", "providers"),
-        *("records", "report"),
-        "strategies",
+        *("records", "report", "strategies"),
     },
+    "finder": {"capacity", "experiment"},
+    "parameterfile": {"errors"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
@@ -61,6 +67,8 @@ ALLOWED = {
     "cases": {"errors", "records", "report", "tables"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "exhibits": {"records", "stats", "titles", "words"},
+    "causes": {"capacity", "records", "stats", "words"},
+    "concurrency": {"canvas", "capacity", "causes", "records", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
@@ -72,7 +80,7 @@ ALLOWED = {
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"canvas", "timelines", "plots"},
+    "matplotlib": {"concurrency", "canvas", "timelines", "plots"},
     "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"publish"},

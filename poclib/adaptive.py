@@ -1,0 +1,111 @@
+"""How many requests a provider may hold, found while it works: additive up, halved in trouble.
+
+Knows times and counts; sends nothing. Imports `records`.
+
+The scheme of TCP (Jacobson 1988; Chiu and Jain 1989): where all went well, one request more;
+where the provider refused, or its requests took so much longer that several at once gave less than
+fewer had given, half as many, and that level is left alone for a while, longer each time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .records import LimitChange
+
+Reason = Literal["good", "slower", "refused"]
+# Throughput against the best at fewer requests in flight, under which a level is given up.
+LOSS = 0.8
+# Good answers for each request in flight before one more is tried, and before a level that was
+# given up is tried again (twice as many every time).
+GOOD, PATIENCE = 3, 12
+# The first wait after a refusal that names none, doubled with each attempt up to the last.
+FIRST_PAUSE_S, LAST_PAUSE_S = 0.1, 10.0
+
+
+@dataclass
+class _Running:
+    begun_ms: float
+    most: int  # in flight at once while it ran, itself among them
+
+
+class AdaptiveLimit:
+    """The limit of one provider in one arm; `limit` is what it may hold now.
+
+    `ceiling` is the most it may ever hold (None: no bound), `alone_ms` the wall time of one
+    request alone. It begins at `start`. `changes` has every change with its reason.
+    """
+
+    def __init__(self, provider: str, alone_ms: float, start: int, ceiling: int | None) -> None:
+        self.provider, self.limit, self.ceiling = provider, start, ceiling
+        self.changes: list[LimitChange] = []
+        self._rates = {1: 1 / alone_ms} if alone_ms > 0 else {}
+        self._running: dict[int, _Running] = {}
+        self._good = 0
+        self._changed_ms = float("-inf")
+        self._bad: int | None = None
+        self._patience = PATIENCE
+
+    def begun(self, key: int, now_ms: float) -> None:
+        """A request was sent; `key` names it until it ends."""
+        self._running[key] = _Running(now_ms, 0)
+        for one in self._running.values():
+            one.most = max(one.most, len(self._running))
+
+    def answered(self, key: int, now_ms: float) -> None:
+        """The request `key` was answered: learn from its time, and move the limit."""
+        one = self._running.pop(key)
+        rate = one.most / max(now_ms - one.begun_ms, 1e-6)
+        best = max((r for n, r in self._rates.items() if n < one.most), default=rate)
+        self._rates[one.most] = (self._rates.get(one.most, rate) + rate) / 2
+        if one.most > 1 and rate < LOSS * best:
+            if one.begun_ms >= self._changed_ms:  # else it tells of the time before
+                self._fall(one.most, now_ms, "slower")
+            return
+        self._good += 1
+        if self.limit == self._bad_below() and self._good < self._patience:
+            return
+        if self._good >= GOOD * self.limit and (self.ceiling is None or self.limit < self.ceiling):
+            if self._bad is not None and self.limit + 1 >= self._bad:
+                self._bad, self._patience = None, 2 * self._patience
+            self._change(self.limit + 1, now_ms, "good", one.most)
+
+    def refused(self, key: int, now_ms: float) -> bool:
+        """The request `key` was turned away; False where it was alone, so not one too many."""
+        one = self._running.pop(key)
+        if one.most > 1 and one.begun_ms >= self._changed_ms:
+            self._fall(one.most, now_ms, "refused")
+        return one.most > 1
+
+    def failed(self, key: int) -> None:
+        """The request `key` ended without an answer that would tell anything of load."""
+        self._running.pop(key, None)
+
+    def _bad_below(self) -> int | None:
+        return None if self._bad is None else self._bad - 1
+
+    def _fall(self, at: int, now_ms: float, reason: Reason) -> None:
+        self._bad = at if self._bad is None else min(self._bad, at)
+        self._change(max(1, min(self.limit, at) // 2), now_ms, reason, at)
+
+    def _change(self, limit: int, now_ms: float, reason: Reason, in_flight: int) -> None:
+        self._good, self._changed_ms = 0, now_ms
+        if limit != self.limit:
+            self.limit = limit
+            self.changes.append(
+                LimitChange(
+                    provider=self.provider,
+                    at_ms=now_ms,
+                    limit=limit,
+                    reason=reason,
+                    in_flight=in_flight,
+                )
+            )
+
+
+def pause_after(attempt: int, asked_s: float | None) -> float:
+    """How long to wait after the refusal of the n-th attempt: as asked, else ever longer."""
+    if asked_s is not None:
+        return asked_s
+    return float(min(LAST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt - 1, 16)))

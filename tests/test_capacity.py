@@ -1,0 +1,90 @@
+"""How a provider takes several requests at once: named from rows whose times are made up."""
+
+from __future__ import annotations
+
+import pytest
+
+from poclib import capacity
+from poclib.capacity import Level, alone, behaviour, conclude, level, levels, next_in_flight
+from poclib.records import Arm, Request, RequestMarks, ServerTimings
+
+
+def at(in_flight: int, rate: float, request_ms: float, server_ms: float, refused: int = 0) -> Level:
+    return Level(in_flight, 8, refused, rate, request_ms, server_ms, None)
+
+
+# What 1, 2, 4, … at once give on servers of each kind: tokens per second, a request's time, the
+# server's own time of it. The first three as measured on real engines (one core, 40 tokens).
+SERVERS = {
+    "batches": ({1: (50, 800, 800), 2: (80, 1000, 1000), 4: (120, 1300, 1300), 8: (122, 2600, 1310),
+                 16: (120, 5000, 1310)}, 4),
+    "queues": ({1: (50, 750, 750), 2: (50, 1500, 750), 4: (50, 2600, 760)}, 1),
+    "thrashes": ({1: (80, 400, 400), 2: (40, 1900, 1900)}, 1),
+    "shares": ({1: (50, 800, 800), 2: (49, 1600, 1600), 4: (51, 3200, 3200)}, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_each_kind_of_server_is_named_and_its_capacity_found(kind: str) -> None:
+    server, expected = SERVERS[kind]
+    found: list[Level] = []
+    while (n := next_in_flight(found, 64)) is not None:
+        found.append(at(n, *server[n]))
+    assert [one.in_flight for one in found] == list(server)  # it stopped where nothing was left
+    assert (conclude(found).behaviour, conclude(found).capacity) == (kind, expected)
+
+
+def test_a_server_that_refuses_is_named_so_whatever_it_gained_before() -> None:
+    found = [at(1, 50, 800, 800), at(2, 80, 1000, 1000), at(4, 82, 1000, 1000, refused=5)]
+    assert next_in_flight(found, 64) is None
+    assert (conclude(found).behaviour, conclude(found).capacity) == ("refuses", 2)
+
+
+def test_no_more_are_tried_than_allowed() -> None:
+    assert next_in_flight([at(1, 50, 1, 1), at(2, 100, 1, 1)], 3) == 3
+    assert next_in_flight([at(3, 50, 1, 1)], 3) is None
+
+
+def row(start_ms: float, end_ms: float, **fields: object) -> Request:
+    marks = RequestMarks(start_ms=start_ms, first_token_ms=start_ms + 10, end_ms=end_ms)
+    return Request.model_validate(
+        {"prompt": 0, "provider": "p", "wall_ms": end_ms - start_ms, "marks": marks} | fields
+    )
+
+
+def test_a_level_is_counted_from_rows() -> None:
+    rows = [
+        row(0, 1000, output_tokens=8, server=ServerTimings(total_ms=900)),
+        row(500, 1500, output_tokens=8),
+        row(600, 2000, outcome="cancelled", token_ms=[1900, 1950]),  # two tokens came
+        row(700, 710, outcome="failed", status=503),
+    ]
+    found = level(rows)
+    assert (found.in_flight, found.answered, found.refused) == (4, 2, 1)
+    assert found.tokens_per_s == pytest.approx(18 / 2)  # 8 + 8 + 2 tokens in 2 s
+    assert (found.request_ms, found.server_ms, found.ttft_ms) == (1000, 900, 10)
+    assert level([]).tokens_per_s is None
+
+
+def test_one_at_a_time_pauses_do_not_count_nor_does_one_slow_answer() -> None:
+    rows = [row(start, start + wall, output_tokens=8) for start, wall in
+            ((0, 100), (9000, 100), (20000, 5000))]  # fmt: skip
+    assert alone(rows).tokens_per_s == pytest.approx(80)
+    assert behaviour(at(1, 1, 9000, 9000), alone(rows)) == "undisturbed"
+
+
+def test_the_levels_of_one_provider_are_taken_from_its_own_arms() -> None:
+    def arm(name: str, provider: str, limit: int) -> Arm:
+        rows = [row(0, 100 * limit, output_tokens=1)]
+        return Arm.model_validate(
+            {"arm": name, "strategy": "shared-queue", "limits": {provider: limit}, "requests": rows}
+        )
+
+    arms = [arm("capacity", "p", 2), arm("capacity", "q", 4), arm("capacity", "p", 1)]
+    assert [one.in_flight for one in levels([*arms, arm("calibration", "p", 1)], "p")] == [1, 2]
+
+
+def test_every_behaviour_has_a_meaning() -> None:
+    from poclib.causes import MEANING
+
+    assert set(MEANING) == set(capacity.Behaviour.__args__)  # type: ignore[attr-defined]

@@ -1,0 +1,113 @@
+"""Finding a capacity: servers of every kind, scripted, none of them told to the finder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+import yaml
+
+from poclib import concurrency, experiment, fake, finder, report
+from poclib.capacity import Found
+from poclib.errors import ParameterError, Rejected
+from poclib.parameterfile import with_capacities
+from poclib.records import Exchange, Parameters, Prompt, Report
+
+
+class Crowded(fake.Provider):
+    """Takes ever longer the more requests it holds, or turns away those beyond `most`."""
+
+    def __init__(self, name: str, most: int | None = None) -> None:
+        slower = None if most else (lambda _: 100.0 * max(1, self._in_flight) ** 2)
+        super().__init__(name, slower or 100.0, slots=64)
+        self.most = most
+
+    async def send(self, prompt: Prompt, exchange: Exchange) -> None:
+        if self.most is not None and self._in_flight >= self.most:
+            exchange.mark("start")
+            exchange.mark("end")
+            raise Rejected("no room", self.name, 503)
+        await super().send(prompt, exchange)
+
+
+def found(*pool: fake.Provider) -> tuple[dict[str, Found], Report]:
+    asked: dict[str, Any] = {"providers": [{"name": p.name} for p in pool], "prompts": 4}
+    run = experiment.Run(Parameters.read(asked), [(p, {}) for p in pool])
+
+    async def story(clock: object) -> dict[str, Found]:
+        await run.describe()
+        await run.prepare()
+        return await finder.find(run)
+
+    seen = fake.run(story)
+    return seen, run.as_report().model_copy(update={"strategy": "capacity"})
+
+
+@pytest.mark.parametrize(
+    ("provider", "behaviour", "capacity"),
+    [
+        (fake.Provider("p", 100, slots=4), "batches", 4),
+        (fake.Provider("p", 100, slots=1), "queues", 1),
+        (Crowded("p"), "thrashes", 1),
+        (Crowded("p", most=2), "refuses", 2),
+        (fake.Provider("p", 100, slots=64), "batches", 64),
+    ],
+)
+def test_each_server_is_named_and_its_capacity_found(
+    provider: fake.Provider, behaviour: str, capacity: int
+) -> None:
+    seen, _ = found(provider)
+    assert (seen["p"].behaviour, seen["p"].capacity) == (behaviour, capacity)
+
+
+def test_where_it_thrashes_the_next_level_is_not_tried() -> None:
+    provider = Crowded("p")
+    found(provider)
+    assert provider.most_in_flight == 2
+
+
+def test_the_levels_are_a_report_that_tells_the_same(tmp_path: Path) -> None:
+    seen, made = found(fake.Provider("p", 100, slots=4), fake.Provider("q", 100, slots=1))
+    loaded = report.load(str(report.save(made, tmp_path)))
+    again = concurrency.found(loaded)
+    assert {n: (f.behaviour, f.capacity) for n, f in again.items()} == {
+        n: (f.behaviour, f.capacity) for n, f in seen.items()
+    }
+    text = concurrency.capacity_text(loaded, markdown=True)
+    assert "recommended capacity: 4" in text and "q queues" in text
+    # 4 tokens in 100 ms alone, four times that with four at once
+    assert "4.00 times" in text
+    figure, ax = plt.subplots()
+    concurrency.curve(ax, loaded)
+    assert {t.get_text() for t in ax.texts} >= {"p", "q"}
+    assert ax.get_ylim()[0] == 0
+    plt.close(figure)
+
+
+FILE = """# two machines
+providers:
+  - name: local        # the fast one
+    kind: embedded
+    capacity: 1        # to be found
+  - kind: embedded
+    name: "remote"     # the slow one
+  - {name: third, slots: 2}  # in one line
+rounds: 5
+"""
+
+
+def test_capacities_are_written_into_the_text_and_every_comment_stays() -> None:
+    text = with_capacities(FILE, {"local": 4, "remote": 2, "third": 1})
+    read = {p["name"]: p["capacity"] for p in yaml.safe_load(text)["providers"]}
+    assert read == {"local": 4, "remote": 2, "third": 1}
+    before = [line.partition("#")[2] for line in FILE.splitlines() if "#" in line]
+    assert [line.partition("#")[2] for line in text.splitlines() if "#" in line] == before
+    assert with_capacities(FILE, {}) == FILE
+
+
+@pytest.mark.parametrize("text", ["rounds: 5", "providers: []", "[1]", FILE])
+def test_a_provider_that_is_not_in_the_text_is_told(text: str) -> None:
+    with pytest.raises(ParameterError, match="nobody"):
+        with_capacities(text, {"nobody": 2})
