@@ -1,4 +1,4 @@
-"""The `poc` command: doctor, run, show, gate, publish. Thin: it only calls and prints.
+"""The `poc` command: doctor, run, show, gate, ruler, publish. Thin: it only calls and prints.
 
 Errors of ours come out as one line on standard error; exit codes: 0 done or PASS, 1 FAIL,
 2 INCONCLUSIVE, 3 an error that a person can mend, 130 interrupted.
@@ -32,6 +32,7 @@ from . import (
     pool,
     publish,
     report,
+    ruler,
     tables,
     words,
 )
@@ -236,6 +237,18 @@ def gate(name: str) -> None:
     headline = tables.headline(report.load(name))
     click.echo(words.gate_line(headline))
     sys.exit(GATE_EXIT[headline.verdict])
+
+
+@poc.command("ruler")
+def ruler_command() -> None:
+    """Check the instrument on itself: known delays in, what it measures of them out.
+
+    Takes about a minute on a machine that does nothing else; saved as data/ruler.json.
+    """
+    found = ruler.run()
+    ruler.save(found, report.root())
+    click.echo(words.ruler_table(found))
+    click.echo(words.ruler_finding(found))
 
 
 @poc.command("publish")

@@ -221,9 +221,8 @@ def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
     rounds = [headline.overhead_ratio.rounds for _, headline in pairs]
     if rounds and 2 <= min(rounds) < 6:
         found[
-            f"With {min(rounds)} rounds the interval can at most span their range, which holds the "
-            f"true median with {percent(1 - 2 * 0.5 ** min(rounds), 1)} certainty; 6 rounds are "
-            "the fewest for 95 %."
+            f"With {min(rounds)} rounds the interval supposes that their ratios' logarithms are "
+            "near normal; from 6 rounds on it supposes nothing of their law."
         ] = None
     found["Other models, prompt lengths, loads and networks than those of the provenance."] = None
     return list(found)

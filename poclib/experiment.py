@@ -22,19 +22,20 @@ from typing import Any, TypeVar
 
 import psutil
 
-from . import __version__, forecast, report
+from . import __version__, forecast, report, ruler
 from . import journal as journals
 from . import resume as going_on
 from .adaptive import AdaptiveLimit
 from .attempts import Rules, attempt
 from .dispatch import run_arm
-from .errors import ParameterError, ProviderError, RunFailed, UnlikeProviders
+from .errors import ParameterError, PocError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
 from .monitor import Monitor
 from .policy import Policy
 from .pool import Clock, Measurable, check_alike, open_pool
 from .progress import Progress, quiet
 from .progress import bar as bar  # notebooks take it from here
+from .providers import Provider
 from .records import (
     Arm,
     ArmName,
@@ -45,6 +46,7 @@ from .records import (
     Report,
     Request,
     Round,
+    Ruler,
 )
 from .strategies import STRATEGIES, Limit, Strategy
 from .usage import Sampler
@@ -184,6 +186,8 @@ class Run:
         self.monitor = Monitor(
             lambda: self._begun_ms + (time.perf_counter() - self._anchor_s) * 1000
         )
+        self.ruler: Ruler | None = None
+        self._real = all(isinstance(one, Provider) for one in self.senders.values())
         self.facts: list[ProviderFacts] = []
         self.expected_ms: dict[str, float] = {}
         self.notes: list[str] = []
@@ -262,6 +266,7 @@ class Run:
             # Each arm ends itself by then; this holds where a provider answers no question.
             async with asyncio.timeout(limit_s + LIMIT_SLACK_S) as limit:
                 with self._watched():
+                    await self._check_the_ruler()
                     await self._whole()
         except TimeoutError:
             if not limit.expired():
@@ -297,6 +302,12 @@ class Run:
                 f"{report.MAX_BYTES // 2**20} MiB is not read; use fewer rounds or prompts, or "
                 "stream: false."
             )
+
+    async def _check_the_ruler(self) -> None:
+        """The instrument's own error on this machine, now; none on a fake clock."""
+        if not hasattr(asyncio.get_running_loop(), "clock_ms") and self._real:
+            with contextlib.suppress(PocError):  # a run is worth having without it
+                self.ruler = await ruler.check(ruler.QUICK)
 
     async def describe(self) -> list[ProviderFacts]:
         """Ask every provider who it is, and refuse unlike models.
@@ -573,6 +584,7 @@ class Run:
             lags=self.monitor.lags,
             moments=self.monitor.moments,
             notes=self.notes,
+            ruler=self.ruler,
             complete=complete,
         )
 

@@ -320,3 +320,48 @@ def _dates(headlines: Sequence[Headline]) -> str:
         else f"{min(counts)} to {max(counts)} rounds"
     )
     return f"{n} each · {', '.join(providers)} · {span}"
+
+
+def drift(ax: Axes, requests: pd.DataFrame, title: str, headline: Headline) -> None:
+    """One request alone on each machine over the run: calibration, from start to end.
+
+    `requests` is `tables.requests(report)`, `title` is `words.title_drift(report)`.
+    """
+    put_titles(ax, title, words.subtitle(headline))
+    timed = requests[requests["arm"].eq("calibration") & requests["outcome"].eq("ok")]
+    timed = timed.dropna(subset=["start_ms", "wall_ms"])
+    if timed.empty:
+        instead(ax, "No calibration has times, so drift is unknown.")
+        return
+    dashes = ["-", "--", ":", "-."]
+    for place, (provider, rows) in enumerate(timed.groupby("provider", sort=False)):
+        rows = rows.sort_values("start_ms")
+        x, y = rows["start_ms"].to_numpy() / 1000, rows["wall_ms"].to_numpy()
+        ax.plot(x, y, "o", ls=dashes[place % 4], color=INK, markersize=6, lw=1.2)
+        ax.annotate(str(provider), (x[-1], y[-1]), (8, 0), textcoords="offset points", va="center")
+    ax.set_xlim(0, float(timed["start_ms"].max()) / 1000 * 1.15)
+    ax.set_ylim(0, float(timed["wall_ms"].max()) * 1.15)
+    ax.set_xlabel("time since the run began (s)")
+    ax.set_ylabel("one request alone (ms)")
+
+
+def ruler(ax: Axes, rows: pd.DataFrame, cases: Sequence[str], title: str, under: str) -> None:
+    """The instrument's bias for each known behaviour, and the range that 95 % stay within.
+
+    `rows` is `tables.ruler(found)`, `cases` its `words.ruler_cases`, `title` its finding.
+    """
+    put_titles(ax, title, under)
+    if rows.empty:
+        instead(ax, "Nothing was checked.")
+        return
+    for y, row in enumerate(rows.to_dict("records")):
+        if row["p95_ms"] == row["p95_ms"]:  # not NaN
+            ax.plot([0, row["p95_ms"]], [y, y], color=FAINT, linewidth=2.5)
+        ax.plot([row["bias_ms"]], [y], "D", color=INK, markersize=7)
+        text = f"{words.number(row['bias_ms'], 2)} ms"
+        ax.annotate(text, (row["bias_ms"], y), (0, 9), textcoords="offset points", ha="left")
+    ax.axvline(0, color=INK, linewidth=1)
+    ax.set_yticks(range(len(rows)), list(cases), fontsize=10)
+    ax.set_ylim(-0.5, len(rows) - 0.3)
+    ax.invert_yaxis()
+    ax.set_xlabel("measured minus true (ms): median, and what 95 % stay within")

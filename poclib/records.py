@@ -378,6 +378,32 @@ class Moment(Record):
     wall_ahead_ms: float | None = None
 
 
+class RulerRow(Record):
+    """The instrument's error of one quantity: measured minus true, against a known server.
+
+    `bias_ms` is the median error, `p95_ms` the 95th percentile of its size, None of too few.
+    The quantity "stub" is the known server's own: what it did minus what was asked of it.
+    """
+
+    quantity: str
+    in_flight: int
+    delay_ms: float
+    round_trip_ms: float
+    keep_alive: bool
+    n: int
+    bias_ms: float
+    p95_ms: float | None = None
+
+
+class Ruler(Record):
+    """One check of the instrument on itself."""
+
+    format: Literal["poclib-ruler"] = "poclib-ruler"
+    created: str
+    cores: int | None = None
+    rows: list[RulerRow] = []
+
+
 class Report(Record):
     """One experiment with one strategy, self-describing: facts only, no address, no key."""
 
@@ -405,6 +431,7 @@ class Report(Record):
     resumed_ms: list[Milliseconds] = []
     lags: Lags = Lags()
     moments: list[Moment] = []
+    ruler: Ruler | None = None
     notes: list[str] = []
     complete: bool = True
 

@@ -6,7 +6,6 @@ with its reason, never a guess.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,9 +17,9 @@ import numpy.typing as npt
 from .errors import StatisticsError
 
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
-RESAMPLES = 10_000
-_SEED = 20_261_123
-_EXACT_UP_TO = 6  # 6 ** 6 = 46,656 resamples: all of them, so no chance at all
+LEVEL = 0.95
+# Student's t at 97.5 % with n - 1 degrees of freedom, for the few ratios n that need it.
+_STUDENT = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764}
 _MOST_ROUNDS = 1_000_000
 
 # What a request's wall time is made of, in the order it passes. The last two stand in where
@@ -228,12 +227,9 @@ def median(values: Sequence[float]) -> float | None:
 
 
 def overhead_ratio(makespans_ms: Sequence[float], baselines_ms: Sequence[float]) -> Ratio:
-    """Median over rounds of makespan / baseline, with a paired bootstrap 95 % interval.
+    """Median over rounds of makespan / baseline, with its paired 95 % interval.
 
-    Rounds are resampled, so a round's two arms stay together (Efron & Tibshirani, An
-    Introduction to the Bootstrap, 13.3, percentile interval). Up to 6 rounds every resample
-    is counted, beyond that 10,000 with a fixed seed: the same rounds give the same interval.
-    At most 2.5 % of the resamples lie outside on each side. One round gives no interval.
+    A round's two arms stay together: only their ratio counts. One round gives no interval.
     Raises `StatisticsError` where the sequences do not pair or a time is not positive.
     """
     if len(makespans_ms) != len(baselines_ms):
@@ -245,25 +241,49 @@ def overhead_ratio(makespans_ms: Sequence[float], baselines_ms: Sequence[float])
     ratios = np.divide(makespans_ms, baselines_ms)
     if len(ratios) < 2:
         return Ratio(median(ratios.tolist()), None, None, len(ratios))
-    low, high = _interval(ratios)
+    low, high = interval(ratios)
     return Ratio(median(ratios.tolist()), low, high, len(ratios))
 
 
-def _interval(ratios: npt.NDArray[np.float64]) -> tuple[float, float]:
-    n = len(ratios)
-    if n <= _EXACT_UP_TO:
-        draws = np.asarray(list(itertools.product(ratios.tolist(), repeat=n)))
-        medians = np.median(draws, axis=1)
+def interval(ratios: npt.ArrayLike) -> tuple[float, float]:
+    """The 95 % interval of the median of 2 or more positive ratios, on their logarithms.
+
+    From 6 ratios on: between order statistics, which hold the median with a chance that is
+    binomial whatever the ratios' law, the two nearest such intervals interpolated to 95 %
+    (Hettmansperger & Sheather, Statistics & Probability Letters 4, 1986). Below 6 even their
+    range holds it with less than 95 %, so there at each end the farther of two: the range's,
+    and mean plus or minus Student's t times the standard error, for near normal logarithms.
+
+    Not the percentile bootstrap of the median: it is an interval between order statistics,
+    too, but holds the median with 93.8 % at 5 ratios, 87.5 % at 7 and 92 % at 8. This one
+    keeps 94 to 97 % at 2 to 20, normal, skewed, heavy-tailed or drifting
+    (`benchmarks/interval_coverage.py`), and is a tenth wider than the range at 5.
+    """
+    logs = np.sort(np.log(np.asarray(ratios, dtype=float)))
+    n = len(logs)
+    if n in _STUDENT:
+        middle, reach = logs.mean(), _STUDENT[n] * logs.std(ddof=1) / math.sqrt(n)
+        low, high = min(logs[0], middle - reach), max(logs[-1], middle + reach)
     else:
-        random = np.random.default_rng(_SEED)
-        step = max(1, 1_000_000 // n)  # bounds the memory, whatever the number of rounds
-        sizes = [min(step, RESAMPLES - done) for done in range(0, RESAMPLES, step)]
-        medians = np.concatenate(
-            [np.median(ratios[random.integers(0, n, (size, n))], axis=1) for size in sizes]
-        )
-    medians.sort()
-    outside = math.ceil(0.025 * len(medians)) - 1
-    return float(medians[outside]), float(medians[-1 - outside])
+        d, share = _depth(n)
+        low = (1 - share) * logs[d - 1] + share * logs[d]
+        high = (1 - share) * logs[n - d] + share * logs[n - d - 1]
+    return float(np.exp(low)), float(np.exp(high))
+
+
+def _depth(n: int) -> tuple[int, float]:
+    """How many of n sorted values from each end a 95 % interval of the median begins.
+
+    The d-th from each end still hold it with at least 95 %, and the next inner ones have
+    this share in the interpolation.
+    """
+    k = np.arange(1, n // 2 + 1)
+    chances = np.cumsum(np.log((n - k + 1) / k)) - n * math.log(2)
+    below = np.cumsum(np.exp(np.concatenate([[-n * math.log(2)], chances])))
+    holds = 1 - 2 * below  # holds[d - 1]: chance that the d-th from each end hold the median
+    d = int(np.sum(holds >= LEVEL))
+    inner = (holds[d - 1] - LEVEL) / (holds[d - 1] - holds[d])
+    return d, float((n - d) * inner / (d + (n - 2 * d) * inner))
 
 
 def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> Gate:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from . import ledger, stats
-from .records import Arm, Report, Request, Round
+from .records import Arm, Report, Request, Round, Ruler, RulerRow
 from .report import name
 
 _ROLES = ("remote", "local")
@@ -248,6 +248,12 @@ def lengths(report: Report) -> pd.DataFrame:
     return _frame(rows, names)
 
 
+def ruler(found: Ruler, quantity: str = "over_ms") -> pd.DataFrame:
+    """The instrument's check on itself, a row per case and quantity; see `records.RulerRow`."""
+    rows = [row.model_dump() for row in found.rows if row.quantity == quantity]
+    return _frame(rows, list(RulerRow.model_fields))
+
+
 def distribution(report: Report) -> pd.DataFrame:
     """Mean and quantiles of wall time per arm and provider; NaN where n is too small."""
     rows = []
@@ -466,9 +472,9 @@ def result(report: Report, round: int = 0) -> str | None:
 
 _FLOATS = {"ratio", "low", "high", "speedup", "efficiency", "speed", "ms_per_token"}
 _FLAGS = {"warm_up", "complete", "pinned", "batching", "refuses"}
-_FLAGS |= {"fixed_length", "cache_defeated", "reports_time"}
+_FLAGS |= {"keep_alive", "fixed_length", "cache_defeated", "reports_time"}
 _COUNTS = {"round", "rounds", "order", "prompt", "attempt", "n", "answered", "failed"}
-_COUNTS |= {"slots", "capacity", "core", "cores", "turns", "threads", "limit"}
+_COUNTS |= {"in_flight", "slots", "capacity", "core", "cores", "turns", "threads", "limit"}
 
 
 def _frame(rows: Sequence[dict[str, Any]], columns: list[str]) -> pd.DataFrame:

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from statistics import median
 
-from .records import Probe, ProviderFacts, Report
+from .cautions import calibrations, cautions
+from .records import Probe, ProviderFacts, Report, Ruler, RulerRow
 from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread, throughput
 
 SEGMENT_LABELS = {
@@ -438,7 +439,7 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             "(they are counted like all others): another load on the machine, or a queue in the "
             "server; look at the timeline."
         )
-    return found
+    return found + cautions(report, headline)
 
 
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
@@ -526,8 +527,8 @@ def bullets(lines: Sequence[str]) -> str:
 
 def opening(report: Report, headline: Headline) -> str:
     """What stands before any result: one line of provenance, then every warning."""
-    cautions = bullets([f"**Note:** {one}" for one in warnings(report, headline)])
-    return f"*{provenance(report, headline)}*\n\n{cautions}"
+    noted = bullets([f"**Note:** {one}" for one in warnings(report, headline)])
+    return f"*{provenance(report, headline)}*\n\n{noted}"
 
 
 def breakdown_text(headlines: Sequence[Headline]) -> str:
@@ -673,8 +674,8 @@ def report_text(report: Report, headline: Headline) -> str:
         ["requests, failed", f"{headline.requests:,}, {headline.failed_requests:,}"],
     ]  # fmt: skip
     reasons = [f"missing: {key}: {reason}" for key, reason in headline.missing.items()]
-    cautions = [f"warning: {one}" for one in warnings(report, headline)]
-    lines = [provenance(report, headline), *cautions, "", table(["", headline.report], rows), ""]
+    warned = [f"warning: {one}" for one in warnings(report, headline)]
+    lines = [provenance(report, headline), *warned, "", table(["", headline.report], rows), ""]
     return "\n".join([*lines, *reasons, gate_line(headline)])
 
 
@@ -739,3 +740,68 @@ def expected_gain(ratios: Mapping[str, float], alone_ms: Mapping[str, float]) ->
         f"{listing}\n{verdict}; batching, contention and the network under load are not in this, "
         "so run it to know."
     )
+
+
+def ruler_case(row: RulerRow) -> str:
+    """1 at a time, 25 ms to the first token, new connections."""
+    parts = [f"{row.in_flight} at a time, {row.delay_ms:g} ms to the first token"]
+    parts += [f"link {row.round_trip_ms:g} ms"] if row.round_trip_ms else []
+    parts += [] if row.keep_alive else ["new connections"]
+    return ", ".join(parts)
+
+
+def ruler_cases(found: Ruler, quantity: str = "over_ms") -> list[str]:
+    """The cases of one quantity, in the order of `tables.ruler`."""
+    return [ruler_case(row) for row in found.rows if row.quantity == quantity]
+
+
+def ruler_table(found: Ruler, markdown: bool = False) -> str:
+    """Bias and spread of every quantity in every case, in milliseconds."""
+    rows = [
+        [
+            ruler_case(row),
+            row.quantity,
+            str(row.n),
+            number(row.bias_ms, 3),
+            "-" if row.p95_ms is None else number(row.p95_ms, 3),
+        ]
+        for row in found.rows
+    ]
+    header = ["known behaviour", "quantity", "n", "bias (ms)", "95 % within (ms)"]
+    return table(header, rows, markdown)
+
+
+def ruler_finding(found: Ruler) -> str:
+    """How far the instrument can be trusted here, held against what it aims at."""
+    seen = [row for row in found.rows if row.quantity == "ttft_ms"]
+    alone = [row for row in seen if row.in_flight == 1]
+    many_at_once = [row for row in seen if row.in_flight == 64]
+    said = []
+    if alone:
+        bias = max(abs(row.bias_ms) for row in alone)
+        spread = max((row.p95_ms or 0.0 for row in alone), default=0.0)
+        met = "met" if bias <= 0.5 and spread <= 2 else "not met"
+        said.append(
+            f"One at a time a known delay is recovered within {number(bias, 2)} ms (median) and "
+            f"{number(spread, 2)} ms (95 %); the aim of 0.5 and 2 ms is {met}"
+        )
+    if many_at_once:
+        bias = max(abs(row.bias_ms) for row in many_at_once)
+        met = "met" if bias < 1 else "not met"
+        said.append(
+            f"with 64 at once the bias is {number(bias, 2)} ms; the aim of under 1 ms is {met}"
+        )
+    return "; ".join(said) + "." if said else "Nothing was checked."
+
+
+def title_drift(report: Report) -> str:
+    """By how much each machine's speed changed over the run."""
+    changes = []
+    for provider, rows in calibrations(report).items():
+        walls = [row.wall_ms for row in rows if row.wall_ms]
+        if len(walls) > 1:
+            span = max(walls) / min(walls)
+            changes.append(f"{provider} {number(span, 2)} times")
+    if not changes:
+        return "The machines were timed only once, so drift is unknown"
+    return f"One request alone, slowest over fastest of the run: {', '.join(changes)}"

@@ -15,7 +15,7 @@ from test_tables import PUBLISHED, changed, pool_report
 
 from poclib import canvas, cases, plots, stats, tables, timelines, titles, words
 from poclib import report as reports
-from poclib.records import Report
+from poclib.records import Report, Ruler, RulerRow
 from poclib.stats import Ratio, Spread
 
 REPORT = pool_report()
@@ -320,7 +320,8 @@ def test_every_round_is_a_point_beside_the_interval(ax: Axes) -> None:
     points = next(line for line in ax.lines if len(line.get_xdata()) == 5)
     assert list(points.get_xdata()) == [1, 2, 3, 4, 5]
     assert list(points.get_ydata()) == pytest.approx([0.75, 0.765, 0.78, 0.795, 0.81])
-    assert any(list(line.get_ydata()) == pytest.approx([0.75, 0.81]) for line in ax.lines)
+    ends = [HEADLINE.overhead_ratio.low, HEADLINE.overhead_ratio.high]
+    assert any(list(line.get_ydata()) == pytest.approx(ends) for line in ax.lines)
     assert ax.get_ylim()[0] == 0 and "median 0.78" in texts(ax)
 
 
@@ -357,3 +358,20 @@ def test_strange_text_cannot_break_a_chart(ax: Axes) -> None:
     plots.breakdown(ax, replace(HEADLINE, created="$\\frac{1}$ _^{", strategy="a_b$c$"))
     ax.figure.canvas.draw()
     assert "?" in texts(ax)
+
+
+def test_drift_and_the_rulers_error_are_drawn_or_said_to_be_unknown() -> None:
+    for report in (REPORT, reports.load(PUBLISHED)):
+        chart = Figure().subplots()
+        plots.drift(chart, tables.requests(report), words.title_drift(report), HEADLINE)
+        known = bool(report.preparation)
+        assert ("one request alone (ms)" in chart.get_ylabel()) == known
+        assert ("drift is unknown" in texts(chart)) != known
+    row = {"in_flight": 1, "delay_ms": 5, "round_trip_ms": 0, "keep_alive": False, "n": 80}
+    rows = [RulerRow(quantity="over_ms", bias_ms=0.4, p95_ms=p95, **row) for p95 in (1.5, None)]
+    for found in (Ruler(created="2026-11-24", rows=rows), Ruler(created="2026-11-24")):
+        chart = Figure().subplots()
+        cases = words.ruler_cases(found)
+        plots.ruler(chart, tables.ruler(found), cases, words.ruler_finding(found), "today")
+        assert ("0.40 ms" in texts(chart)) == bool(found.rows)
+        assert "new connections" in words.ruler_table(found) or not found.rows
