@@ -5,6 +5,7 @@ Whole pages of Markdown, every number from headlines; single sentences come from
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -215,9 +216,12 @@ def _conditions(pairs: Sequence[tuple[Report, Headline]]) -> str:
 
 
 def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
-    found = dict.fromkeys(
-        warning for report, headline in pairs for warning in warnings(report, headline)
-    )
+    alike: dict[str, list[tuple[str, str]]] = {}  # sentences that differ in numbers only
+    for report, headline in pairs:
+        for warning in warnings(report, headline):
+            kind = re.sub(r"[\d.,]*\d|slower|faster", "#", warning)
+            alike.setdefault(kind, []).append((headline.strategy, warning))
+    found = dict.fromkeys(_once(said, len(pairs)) for said in alike.values())
     rounds = [headline.overhead_ratio.rounds for _, headline in pairs]
     if rounds and 2 <= min(rounds) < 6:
         found[
@@ -226,6 +230,18 @@ def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
         ] = None
     found["Other models, prompt lengths, loads and networks than those of the provenance."] = None
     return list(found)
+
+
+def _once(said: Sequence[tuple[str, str]], reports: int) -> str:
+    """The first of some warnings alike, and whose it is where others' numbers differ."""
+    strategies = [strategy for strategy, _ in said]
+    warning = said[0][1]
+    if len({one for _, one in said}) > 1:
+        whose = f"the numbers are {strategies[0]}'s"
+        return f"{warning} (So in {len(said)} of {many(reports, 'report')}; {whose}.)"
+    if len(said) < reports:
+        return f"{warning} (So in {', '.join(strategies)}.)"
+    return warning
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,17 @@ def test_the_phase_0_result_has_its_sections_and_computed_numbers() -> None:
         assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS and "met" in text
 
 
+def test_warnings_that_differ_in_numbers_only_stand_once_in_the_phase_0_result() -> None:
+    cold = [pool_report(environment={"load_1min": load, "cores": 2}) for load in (1.7, 1.9)]
+    calm = pool_report()
+    every = [*cold, calm]
+    text = documents.phase_0_result(every, [tables.headline(one) for one in every])
+    said = [line for line in text.splitlines() if "load average" in line]
+    assert len(said) == 1 and "load average was 1.7" in said[0]
+    everywhere = next(line for line in text.splitlines() if "All engines ran" in line)
+    assert everywhere.endswith("on two machines.")  # in all of them and word for word: no more
+
+
 def test_comparison_puts_the_best_first_in_both_forms() -> None:
     worse = with_ratio(6.47, 6.0, 7.0, strategy="all-parallel", verdict="FAIL", efficiency=None)
     plain = words.comparison_text([worse, PASSED]).splitlines()
