@@ -77,6 +77,7 @@ code { font-size: .9em; overflow-wrap: anywhere; } pre code { overflow-wrap: nor
 table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; }
 td { font-variant-numeric: tabular-nums; } td:first-child { white-space: nowrap; }
+.index td:nth-child(n+4) { white-space: nowrap; }
 .highlight { background: none; } .input_area pre { border-left: 3px solid var(--line); }
 .anchor-link { display: none; }
 .PASS { color: #00734d; font-weight: 600; } .FAIL { color: #b3261e; font-weight: 600; }

@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill
+from papermill.parameterize import parameterize_notebook
 
 from poclib import cli, publish, report, tables
 from poclib.records import Parameters
@@ -161,3 +162,32 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     assert tables.headline(measured).answers_equal.compared == 6
     text = target.read_text()
     assert "req/s" not in text and str(tmp_path) not in text
+
+
+@pytest.mark.slow
+def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
+    """What it measures differs from run to run, so only that each cell runs is asked for."""
+    (tmp_path / "data" / "reports").mkdir(parents=True)
+    notebook = nbformat.read(ROOT / "notebooks" / "04_serial_per_provider.ipynb", as_version=4)
+    values = {"live": True, "rounds": 1, "prompts": 2, "max_tokens": 4, "calibration_prompts": 1}
+    nbformat.write(parameterize_notebook(notebook, values), tmp_path / "live.ipynb")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval-lax"),
+            str(tmp_path / "live.ipynb"),
+        ],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "POCLIB_HOME": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
+    assert f"{len(cells) + 1} passed" in done.stdout, "the injected parameters are one more"
+    assert report.load(tmp_path / "data" / "reports" / "live-serial-per-provider.json").complete
