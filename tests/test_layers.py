@@ -68,6 +68,7 @@ ALLOWED = {
     "cautions": {"records", "stats"},
     "words": {"cautions", "errors", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
+    "casualties": {"cautions", "records", "stats", "tables", "words"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "exhibits": {"records", "stats", "titles", "words"},
     "causes": {"capacity", "records", "stats", "words"},
