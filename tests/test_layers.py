@@ -31,7 +31,8 @@ ALLOWED = {
     "adaptive": {"records"},
     "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
-    "dispatch": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
+    "lanes": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
+    "dispatch": {"adaptive", "attempts", "errors", "lanes", "policy", "records", "strategies"},
     "forecast": {"records", "strategies"},  # both halves ask it: before a run and after
     "policy": set(),
     "journal": {"errors", "records"},
