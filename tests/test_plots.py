@@ -189,7 +189,7 @@ def test_shares_stand_against_speeds_and_the_binding_leg_is_filled(ax: Axes) -> 
     assert set(points) == {(0.6, 0.5), (0.4, 0.5)}
     assert points[0.4, 0.5].get_markerfacecolor() == canvas.INK
     assert points[0.6, 0.5].get_markerfacecolor() == "white"
-    assert "local: 50 % of the prompts,\nbusy 67 % of the time" in texts(ax)
+    assert "local:\n50 % of the prompts,\nbusy 67 % of the time" in texts(ax)
     assert ax.get_xlim() == (0, 1) and ax.get_ylim()[0] == 0
     title = ax.get_title(loc="left").replace("\n", " ")
     assert title == (

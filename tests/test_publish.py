@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from poclib import publish, report
+from poclib import pages, publish, report
 from poclib.errors import ParameterError, ReportError
 
 ADDRESS = "http://192.168.77.20:11434"
@@ -50,9 +50,9 @@ def test_planted_secrets_are_gone_from_an_executed_notebook(tmp_path: Path) -> N
 def test_a_bare_papermill_run_leaks_no_address_either(tmp_path: Path) -> None:
     """Published without its parameters at hand: anything that looks like an address goes."""
     path = _saved(_notebook(source=f"providers = [dict(url='{ADDRESS}')]"), tmp_path / "n")
-    publish.site(tmp_path / "site", {"mine": [path]}, [])
-    pages = "".join(p.read_text() for p in (tmp_path / "site").rglob("*.html"))
-    assert "192.168.77.20" not in pages and "providers" in pages
+    pages.site(tmp_path / "site", {"mine": [path]}, [])
+    shown = "".join(p.read_text() for p in (tmp_path / "site").rglob("*.html"))
+    assert "192.168.77.20" not in shown and "providers" in shown
 
 
 def test_progress_and_run_times_are_dropped() -> None:
@@ -67,7 +67,7 @@ def test_progress_and_run_times_are_dropped() -> None:
 def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)><p>fine</p>"
     path = _saved(_notebook(nbformat.v4.new_output("display_data", {"text/html": evil})), tmp_path)
-    page = publish.site(tmp_path / "site", {"g": [path]}, [])
+    page = pages.site(tmp_path / "site", {"g": [path]}, [])
     shown = (tmp_path / "site" / "g" / "02_it.html").read_text()
     assert "fine" in shown and "<script" not in shown and "<img" not in shown
     for html in (shown, page.read_text()):
@@ -77,8 +77,8 @@ def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path
 
 def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
     path = _saved(_notebook(), tmp_path)
-    row = publish.Row("published-phase-0", "2026-04-20", "<i>pool</i>", "PASS", "0.866")
-    page = publish.site(tmp_path / "site", {"g": [path]}, [row])
+    row = pages.Row("published-phase-0", "2026-04-20", "<i>pool</i>", "PASS", "0.866")
+    page = pages.site(tmp_path / "site", {"g": [path]}, [row])
     text = page.read_text()
     assert "href='g/02_it.html'>What is gained?<" in text
     assert "&lt;i&gt;pool&lt;/i&gt;" in text and "<i>pool" not in text
@@ -88,10 +88,10 @@ def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
 
 def test_an_old_site_survives_a_failed_rendering(tmp_path: Path) -> None:
     good = _saved(_notebook(), tmp_path)
-    page = publish.site(tmp_path / "site", {"g": [good]}, [])
+    page = pages.site(tmp_path / "site", {"g": [good]}, [])
     before = page.read_text()
     with pytest.raises(ReportError):
-        publish.site(tmp_path / "site", {"g": [good]}, [publish.Row("no-such", "", "", "PASS", "")])
+        pages.site(tmp_path / "site", {"g": [good]}, [pages.Row("no-such", "", "", "PASS", "")])
     assert page.read_text() == before
 
 
