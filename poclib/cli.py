@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from . import (
     __version__,
@@ -425,33 +424,22 @@ def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises `ParameterError` naming the file, and the line where the YAML is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_PARAMETER_BYTES + 1)
     except (OSError, UnicodeDecodeError):
         there = ", ".join(sorted(p.name for p in Path("params").glob("*.yaml"))) or "none"
         raise ParameterError(f"{path}: cannot be read; in params/ there is: {there}.") from None
     if len(text) > MAX_PARAMETER_BYTES:
         raise ParameterError(f"{path.name}: larger than 1 MiB; this is not a parameter file.")
-    values = _yaml(text, path.name)
+    values = parameterfile.values(text, path.name)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ParameterError(f"{path.name}: must hold `key: value` lines (see params/).")
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise ParameterError(f"--set {change}: write it as KEY=VALUE.")
-        values[key.strip()] = _yaml(value, f"--set {key}")
+        values[key.strip()] = parameterfile.values(value, f"--set {key}")
     return values
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ParameterError(f"{where}{line}: not valid YAML: {problem}.") from None
-    except RecursionError:
-        raise ParameterError(f"{where}: nested too deeply.") from None
 
 
 if __name__ == "__main__":

@@ -70,54 +70,6 @@ def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> 
     return f"# Phase 0 result\n\n{body}\n"
 
 
-def outage(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
-    """What each strategy lost when providers died, as Markdown: the sentence, then the table.
-
-    `reports` are those of `outage.measure`: their baseline is the strategy with all alive.
-    """
-    rows, ratios = [], []
-    arms = prompts = unanswered = 0
-    for report, headline in zip(reports, headlines, strict=True):
-        lost = casualties(report)
-        arms, prompts = arms + lost["arms"], prompts + lost["prompts"]
-        unanswered += lost["unanswered"]
-        ratios += [headline.overhead_ratio.median or 0.0]
-        rows.append(
-            [
-                headline.strategy,
-                milliseconds(headline.baseline_ms),
-                milliseconds(headline.makespan_ms),
-                ratio(headline),
-                f"{lost['prompts'] - lost['unanswered']} of {lost['prompts']}",
-                str(lost["retries"]),
-            ]
-        )
-    header = ["strategy", "all alive", "with a death", "ratio (95 % interval)", "answered"]
-    header += ["tried again"]
-    kept = "none was lost" if not unanswered else f"{unanswered} were lost"
-    spread = f"{number(min(ratios), 2)} to {number(max(ratios), 2)}" if ratios else "unknown"
-    said = (
-        f"**In {arms} of {many(sum(len(one.rounds) for one in reports), 'arm')} a provider was "
-        "killed at a random moment before the end; of "
-        f"{many(prompts, 'answer')} {kept}, and the strategies took {spread} times as long as "
-        "with all alive.**"
-    )
-    return f"{said}\n\n{table(header, rows, markdown=True)}"
-
-
-def casualties(report: Report) -> dict[str, int]:
-    """Of the arms in which somebody died: arms, prompts, prompts without an answer, retries."""
-    arms = [arm for one in report.rounds for arm in one.arms if arm.struck_ms]
-    prompts = len(report.prompt_sha256)
-    answered = [{row.prompt for row in arm.requests if row.outcome == "ok"} for arm in arms]
-    return {
-        "arms": len(arms),
-        "prompts": prompts * len(arms),
-        "unanswered": sum(prompts - len(one) for one in answered),
-        "retries": sum(row.role == "retry" for arm in arms for row in arm.requests),
-    }
-
-
 def write(text: str) -> Path:
     """Save the Phase 0 result as PHASE-0-RESULT.md in the project's folder."""
     path = root() / "PHASE-0-RESULT.md"

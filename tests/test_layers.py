@@ -31,7 +31,8 @@ ALLOWED = {
     "adaptive": {"records"},
     "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
-    "dispatch": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
+    "lanes": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
+    "dispatch": {"adaptive", "attempts", "errors", "lanes", "policy", "records", "strategies"},
     "forecast": {"records", "strategies"},  # both halves ask it: before a run and after
     "policy": set(),
     "journal": {"errors", "records"},
@@ -68,6 +69,7 @@ ALLOWED = {
     "cautions": {"records", "stats"},
     "words": {"cautions", "errors", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
+    "casualties": {"cautions", "records", "stats", "tables", "words"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "exhibits": {"records", "stats", "titles", "words"},
     "causes": {"capacity", "records", "stats", "words"},

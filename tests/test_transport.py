@@ -26,7 +26,8 @@ from poclib.errors import (
     TimedOut,
     Unreachable,
 )
-from poclib.records import Exchange
+from poclib.providers import KINDS
+from poclib.records import Exchange, Parameters, ProviderSettings
 from poclib.transport import Response, TimedClient, is_private
 
 
@@ -251,6 +252,28 @@ def test_public_address_is_tried_where_allowed(url: str, no_sockets: list[Any]) 
     error = failure(url, allow_public=True)
     assert type(error) is Unreachable
     assert len(no_sockets) == 1
+
+
+def test_an_address_is_allowed_by_its_providers_name(no_sockets: list[Any]) -> None:
+    settings = [
+        ProviderSettings(name=name, kind="llama-server", url=PUBLIC[0]) for name in ("a", "b")
+    ]
+    asked = Parameters(providers=settings, allow_public=["b"])
+
+    async def outcome(one: ProviderSettings) -> str:
+        sender = KINDS["llama-server"](one, asked, PUBLIC[0])
+        try:
+            await sender.describe()
+        except ProviderError as error:
+            return type(error).__name__
+        finally:
+            await sender.aclose()
+        return "answered"
+
+    assert [asyncio.run(outcome(one)) for one in settings] == ["Forbidden", "Unreachable"]
+    assert len(no_sockets) == 1
+    with pytest.raises(ParameterError, match="allow_public names no provider: c"):
+        Parameters.read({"providers": [{"name": "a"}], "allow_public": ["c"]})
 
 
 @pytest.mark.parametrize("order", [1, -1])
