@@ -293,7 +293,7 @@ def show(name: str | None, as_json: bool) -> None:
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
     headline = tables.headline(report.load(name))
-    click.echo(words.gate_line(headline))
+    click.echo(words.failures([headline]) + words.gate_line(headline))
     sys.exit(GATE_EXIT[headline.verdict])
 
 
