@@ -381,7 +381,13 @@ def _row(
 ) -> pages.Row:
     name, date, pool, strategy, ratio, verdict = one.cells
     page = pages.page_of(groups, group or one.report.experiment, strategy)
+    page = page or next((f"sample/{n.stem}.html" for n in groups["sample"] if _shows(n, name)), "")
     return pages.Row(name, date, pool, verdict, ratio, what, page, source)
+
+
+def _shows(notebook: Path, name: str) -> bool:
+    """Whether `notebook` is about the one report of that name."""
+    return str(publish.declared(notebook).get("name", {}).get("default", "")).strip("'\"") == name
 
 
 def _all_headlines() -> dict[str, Headline]:

@@ -38,7 +38,7 @@ OWN = ("#", "data:image/png;base64,")  # what an SVG may refer to
 POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'"
 
 # Pictures stand as files beside the page; all else is as nbconvert's plainest template has it.
-TEMPLATE = """
+TEMPLATE = r"""
 {%- extends 'basic/index.html.j2' -%}
 {%- macro picture(output) -%}
 {%- set files = output.metadata.get('filenames', {}) -%}
@@ -50,6 +50,12 @@ TEMPLATE = """
 {%- if png %}<a href="{{ png | posix_path | escape_html }}" download>PNG</a>{% endif -%}
 </figcaption></figure>
 {%- endmacro -%}
+{%- block input_group -%}
+{%- set name = 'Parameters' if 'parameters' in cell.metadata.get('tags', []) else 'Code' -%}
+{%- if name == 'Parameters' or cell.source.count('\n') > 3 -%}
+<details><summary>{{ name }}</summary>{{ super() }}</details>
+{%- else -%}{{ super() }}{%- endif -%}
+{%- endblock -%}
 {%- block data_svg -%}{{ picture(output) }}{%- endblock -%}
 {%- block data_png -%}{{ picture(output) }}{%- endblock -%}
 """
@@ -66,16 +72,18 @@ h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top:
 figure { margin: 1rem 0; } figcaption { font-size: .8rem; }
 figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
 pre { overflow-x: auto; padding: .6rem .8rem; background: var(--soft); font-size: .85rem; }
+summary { cursor: pointer; font-size: .85rem; opacity: .8; }
 code { font-size: .9em; overflow-wrap: anywhere; } pre code { overflow-wrap: normal; }
 table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; }
 td { font-variant-numeric: tabular-nums; } td:first-child { white-space: nowrap; }
+.index td:nth-child(n+4) { white-space: nowrap; }
 .highlight { background: none; } .input_area pre { border-left: 3px solid var(--line); }
 .anchor-link { display: none; }
 .PASS { color: #00734d; font-weight: 600; } .FAIL { color: #b3261e; font-weight: 600; }
 @media (prefers-color-scheme: dark) { .PASS { color: #5fd3a8; } .FAIL { color: #ff8a80; } }
 @media (max-width: 44rem) { /* a phone: a row of the index becomes a card */
-  .index thead { position: absolute; clip-path: inset(50%); height: 1px; overflow: hidden; }
+  .index thead { display: none; }
   .index, .index tbody, .index tr, .index td { display: block; overflow: visible; }
   .index tr { border-bottom: 1px solid var(--line); padding: .6rem 0; }
   .index td { border: 0; padding: .1rem 0; white-space: normal; }
