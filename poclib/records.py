@@ -7,11 +7,19 @@ anchor (`Report.created`), taken from a monotonic clock. Absent is None, never 0
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ParameterError
 
@@ -249,10 +257,27 @@ class Exchange:
     finished: bool = False
     pieces: list[str] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
+    # When bytes were last taken from the network, by `time.perf_counter`, where that is known.
+    arrived_s: Callable[[], float] | None = None
 
     def mark(self, event: str) -> None:
         """Note the time of `event`, a field of `RequestMarks` without its `_ms`."""
         self.marks[f"{event}_ms"] = self.clock()
+
+    def mark_arrival(self, event: str) -> None:
+        """Note as the time of `event` when the bytes that tell it were here."""
+        self.marks[f"{event}_ms"] = self.arrival_ms()
+
+    def arrival_ms(self) -> float:
+        """When what has just been read arrived: before the event loop came round to it.
+
+        Where more has arrived since, the later moment; never before what was marked last.
+        """
+        now_ms = self.clock()
+        if self.arrived_s is None:
+            return now_ms
+        waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
+        return max(now_ms - waited_ms, *self.marks.values(), *self.token_ms[-1:])
 
 
 class Request(Record):
