@@ -68,14 +68,17 @@ def measure(
         raise ParameterError(
             f"deaths: {deaths} of {len(parameters.providers)} providers leave no survivor."
         )
-    total = len(strategies) * parameters.rounds
+    if parameters.rounds == "auto":
+        raise ParameterError("rounds: auto is not for deaths; give a number of rounds.")
+    count = parameters.rounds
+    total = len(strategies) * count
     saved = []
     for number, name in enumerate(strategies):
         wanted = parameters.model_copy(update={"strategy": name})
         run: Run | None = None
         rounds: list[Round] = []
-        for index in range(parameters.rounds):
-            progress(f"{name}, round {index + 1}", number * parameters.rounds + index, total)
+        for index in range(count):
+            progress(f"{name}, round {index + 1}", number * count + index, total)
             with (opened or (lambda: _engines(parameters)))() as (senders, kill):
                 if run is None:
                     run = Run(wanted, [(sender, {}) for sender in senders])

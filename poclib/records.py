@@ -113,7 +113,8 @@ class Parameters(Record):
     context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
     seed: int = 7
     stream: bool = True
-    rounds: Count = 5
+    # auto: until the interval is narrow enough for the band, or run_limit_s would be passed.
+    rounds: Count | Literal["auto"] = 5
     warm_up_prompts: Annotated[int, Field(ge=0, le=100)] = 1
     calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 4
     gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
@@ -135,6 +136,14 @@ class Parameters(Record):
     store_text: bool = False
     # What to do about an unfinished run, no part of what is measured: it is not saved.
     resume: bool = Field(default=False, exclude=True)
+
+    @field_validator("rounds", mode="wrap")
+    @classmethod
+    def _rounds_are_a_number_or_auto(cls, given: Any, check: Any) -> Any:
+        try:
+            return check(given)
+        except ValidationError:
+            raise ValueError(f"needs a number from 1, or auto (given {given!r:.60})") from None
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Parameters:
@@ -450,6 +459,8 @@ class Report(Record):
     preparation: list[Arm] = []
     probes: list[Probe] = []
     rounds: list[Round] = []
+    # What ended `rounds: auto`: an interval narrow enough, the time, or the most rounds there are.
+    ended: Literal["narrow", "time", "most"] | None = None
     # Rounds that a stop cut short, repeated whole in `rounds`: kept, and counted nowhere.
     cut: list[Round] = []
     # When the run went on after a stop.

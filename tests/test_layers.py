@@ -32,7 +32,9 @@ ALLOWED = {
     "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
     "dispatch": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
-    "forecast": {"records", "strategies"},  # both halves ask it: before a run and after
+    # Both halves ask these two: before or during a run, and after.
+    "forecast": {"pacing", "records", "strategies"},
+    "pacing": {"records", "stats"},
     "policy": set(),
     "journal": {"errors", "records"},
     "resume": {"errors", "journal", "records", "report"},
@@ -52,7 +54,17 @@ ALLOWED = {
     "variants": {"records"},
     "experiment": {
         *("adaptive", "attempts", "dispatch", "errors", "forecast", "journal", "monitor"),
-        *("policy", "pool", "progress", "providers", "records", "report", "resume", "ruler"),
+        *(
+            "pacing",
+            "policy",
+            "pool",
+            "progress",
+            "providers",
+            "records",
+            "report",
+            "resume",
+            "ruler",
+        ),
         *("strategies", "usage"),
     },
     "outage": {
@@ -64,9 +76,9 @@ ALLOWED = {
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
-    "tables": {"errors", "ledger", "records", "report", "stats"},
+    "tables": {"errors", "ledger", "pacing", "records", "report", "stats"},
     "cautions": {"records", "stats"},
-    "words": {"cautions", "errors", "records", "stats"},
+    "words": {"cautions", "errors", "pacing", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "exhibits": {"records", "stats", "titles", "words"},
