@@ -73,6 +73,7 @@ ALLOWED = {
     },
     "finder": {"capacity", "experiment"},
     "parameterfile": {"errors"},
+    "repeat": {"errors", "experiment", "records", "report", "resume", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
@@ -80,6 +81,8 @@ ALLOWED = {
     "cautions": {"records", "stats"},
     "words": {"cautions", "errors", "pacing", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
+    "agreement": {"records", "stats"},
+    "comparisons": {"agreement", "records", "stats", "words"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "exhibits": {"records", "stats", "titles", "words"},
     "causes": {"capacity", "records", "stats", "words"},
