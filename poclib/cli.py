@@ -1,4 +1,4 @@
-"""The `poc` command: doctor, run, sweep, show, gate, publish. Thin: it only calls and prints.
+"""The `poc` command: doctor, run, sweep, show, rerun and more. Thin: it calls and prints.
 
 Errors of ours come out as one line on standard error; exit codes: 0 done or PASS, 1 FAIL,
 2 INCONCLUSIVE, 3 an error that a person can mend, 130 interrupted.
@@ -20,8 +20,10 @@ import click
 
 from . import (
     __version__,
+    agreement,
     catalogue,
     causes,
+    comparisons,
     concurrency,
     documents,
     experiment,
@@ -32,6 +34,7 @@ from . import (
     plots,
     pool,
     publish,
+    repeat,
     report,
     ruler,
     sweeps,
@@ -105,7 +108,8 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     )
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
-    click.echo(words.expected_gain(experiment.predicted_ratios(run), run.expected_ms))
+    expected, powers = experiment.predicted_ratios(run), experiment.foretold_rounds(run)
+    click.echo(words.expected_gain(expected, run.expected_ms, powers))
     if found:
         saved = report.save(run.as_report().model_copy(update={"strategy": "capacity"}))
         click.echo(concurrency.capacity_text(report.load(saved.stem)))
@@ -293,8 +297,50 @@ def show(name: str | None, as_json: bool) -> None:
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
     headline = tables.headline(report.load(name))
-    click.echo(words.gate_line(headline))
+    click.echo(words.failures([headline]) + words.gate_line(headline))
     sys.exit(GATE_EXIT[headline.verdict])
+
+
+@poc.command()
+@click.argument("name", metavar="REPORT")
+@click.option("--params", type=click.Path(path_type=Path), help="A file that has the addresses.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one parameter, or one of a provider: remote.url=http://… (repeat).",
+)
+def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
+    """Measure the experiment of REPORT again, from its report alone: do the two agree?
+
+    The same parameters, prompts, seed and order. A report holds no address, so servers of your
+    own need --params or --set. Saved beside REPORT under its name with "rerun-" before it. Exits
+    with 0 where verdict and ratio agree, 1 where they do not.
+    """
+    first = report.load(name)
+    given = read_yaml(params) if params else {}
+    parameters = repeat.parameters(first, given, _changed({}, changes))
+    second = experiment.measure(parameters, experiment.bar(report.name(first)))
+    headlines = tables.headline(first), tables.headline(second)
+    found = agreement.between((first, headlines[0]), (second, headlines[1]))
+    click.echo(comparisons.agreement(found, *headlines, agreement.unlike([first, second])))
+    sys.exit(0 if found.agrees else 1)
+
+
+@poc.command()
+@click.argument("names", metavar="REPORT...", nargs=-1, required=True)
+@click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
+def compare(names: tuple[str, ...], anyway: bool) -> None:
+    """Show several reports side by side, the others over the first; unlike ones only --anyway."""
+    reports = [report.load(name) for name in names]
+    unlike = agreement.unlike(reports)
+    if unlike and not anyway:
+        raise ReportError(comparisons.refusal(unlike))
+    headlines = [tables.headline(one) for one in reports]
+    changes = agreement.over_the_first(headlines)
+    click.echo(comparisons.side_by_side(reports, headlines, changes))
+    click.echo(f"\n{comparisons.differences(unlike, [one.report for one in headlines])}")
 
 
 @poc.command("ruler")
@@ -434,6 +480,10 @@ def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     values = parameterfile.values(text, path.name)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ParameterError(f"{path.name}: must hold `key: value` lines (see params/).")
+    return _changed(values, changes)
+
+
+def _changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:

@@ -26,6 +26,7 @@ from .words import (
     crowded,
     crowding,
     effect,
+    failures,
     finding,
     inline,
     many,
@@ -49,7 +50,7 @@ def sections(reports: Sequence[Report], headlines: Sequence[Headline]) -> dict[s
     if own:
         lowest = min(own, key=lambda one: one.overhead_ratio.median or float("inf"))
         report = next(report for report, headline in measured if headline is lowest)
-        top = f"{best(own)}\n\n{bottom_line(report, lowest, suite_gate(own))}\n\n"
+        top = f"{failures(own)}{best(own)}\n\n{bottom_line(report, lowest, suite_gate(own))}\n\n"
         top += f"*{provenance(report, lowest)}*"
     else:
         top = "No report of a run was given, so nothing was measured."

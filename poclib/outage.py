@@ -67,6 +67,8 @@ def measure(
     says who was killed when. `opened` replaces the embedded engines (for fakes). Raises
     `ParameterError` where more are to die than leave a survivor.
     """
+    if parameters.rounds == "auto":
+        raise ParameterError("rounds: auto is not for deaths; give a number of rounds.")
     for count in deaths:
         if not 0 < count < len(parameters.providers):
             raise ParameterError(

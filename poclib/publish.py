@@ -37,7 +37,16 @@ ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/", "http://w
 
 
 def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]:
-    """The notebooks in reading order, by glob. Raises `ReportError` where there is none."""
+    """The notebooks in reading order, by glob. Raises `ReportError` where there is none.
+
+    Parameters may choose among them, so that `pattern` must not lead to code elsewhere: raises
+    `ParameterError`.
+    """
+    if not re.fullmatch(r"(?:\*(?!\*)|[\w?!\[\]-])+", pattern):
+        raise ParameterError(
+            f"notebooks: {pattern[:60]!r} is no choice among the project's own; write letters, "
+            'digits, "_", "-" and the signs *, ?, [ and ], such as "0[2-8]*".'
+        )
     folder = folder or report.root() / "notebooks"
     found = sorted(folder.glob(f"{pattern}.ipynb"))
     if not found:

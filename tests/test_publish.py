@@ -185,3 +185,13 @@ def test_an_old_site_survives_a_failed_rendering(tmp_path: Path) -> None:
 def test_a_misspelled_key_is_named_with_its_neighbour() -> None:
     with pytest.raises(ParameterError, match="round is not a parameter; did you mean rounds"):
         publish.check_keys(["round"], ["rounds", "prompts"], "my.yaml")
+
+
+@pytest.mark.parametrize("pattern", ["../*", "/tmp/*", "a/b", "**", "..", "", "*/*", "a.b", "x\n"])
+def test_parameters_choose_among_the_projects_notebooks_only(tmp_path: Path, pattern: str) -> None:
+    for folder in ("notebooks", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        _saved(_notebook(), tmp_path / folder)
+    assert len(publish.notebooks(tmp_path / "notebooks", "0[1-3]_*")) == 1
+    with pytest.raises(ParameterError, match="no choice among the project's own"):
+        publish.notebooks(tmp_path / "notebooks", pattern)

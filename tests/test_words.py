@@ -334,3 +334,21 @@ def test_the_ruler_is_held_against_its_aims() -> None:
     said = words.ruler_finding(Ruler(created="2026-11-24", rows=[alone, at_once]))
     assert "the aim of 0.5 and 2 ms is met" in said and "under 1 ms is not met" in said
     assert "within 0.50 ms (median) and 2.00 ms (95 %)" in said
+
+
+def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
+    data = pool_report().model_dump()
+    arm = next(arm for arm in data["rounds"][0]["arms"] if arm["arm"] == "strategy")
+    failed = {"outcome": "failed", "error": "gone", "error_kind": "Unreachable"}
+    arm["requests"].insert(0, {**arm["requests"][0], **failed, "answer_sha256": None})
+    report = Report.model_validate(data)
+    headline = tables.headline(report)
+    assert headline.failed_requests == 1
+    number = words.number(headline.overhead_ratio.median or 0.0, 2)
+    for text in (
+        words.comparison_text([headline]),
+        words.report_text(report, headline),
+        documents.phase_0_result([report], [headline]),
+        words.opening(report, headline) + words.bottom_line(report, headline),
+    ):
+        assert 0 <= text.index(" failed ") < text.index(number), text
