@@ -1,4 +1,4 @@
-"""The `poc` command: doctor, run, show, gate, ruler, publish. Thin: it only calls and prints.
+"""The `poc` command: doctor, run, sweep, show, gate, publish. Thin: it only calls and prints.
 
 Errors of ours come out as one line on standard error; exit codes: 0 done or PASS, 1 FAIL,
 2 INCONCLUSIVE, 3 an error that a person can mend, 130 interrupted.
@@ -20,18 +20,21 @@ import click
 
 from . import (
     __version__,
+    catalogue,
     causes,
     concurrency,
     documents,
     experiment,
     finder,
     journal,
+    pages,
     parameterfile,
     plots,
     pool,
     publish,
     report,
     ruler,
+    sweeps,
     tables,
     words,
 )
@@ -151,6 +154,8 @@ async def _examine(
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
+    if "sweep" in given:
+        raise ParameterError(f"{params.name} is a sweep: run it with `poc sweep {params.name}`.")
     pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
     found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
     # Those that only read reports come last: on the first run there is nothing to read yet.
@@ -186,6 +191,60 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
         raise RunFailed(f"{len(failures)} of {len(found)} notebooks failed: {failures[0]}")
 
 
+@poc.command()
+@click.argument("file", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
+@_set
+def sweep(file: Path, changes: tuple[str, ...]) -> None:
+    """Run a grid of points, each with a notebook and a report in data/runs/NAME/POINT/.
+
+    The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it.
+    Interrupted or run again, it goes on where it stopped and measures no finished point twice.
+    """
+    found = sweeps.points(read_yaml(file, changes), file.name)
+    notebooks = {}
+    for strategy in dict.fromkeys(one.strategy for one in found):
+        notebooks[strategy] = publish.notebook_of(strategy)
+        declared = publish.declared(notebooks[strategy])
+        keys = {key for one in found if one.strategy == strategy for key in one.values}
+        publish.check_keys(sorted(keys), declared, file.name)
+    folder = report.root() / "data" / "runs" / found[0].sweep
+    numbers = {one.name: f"[{n}/{len(found)}]" for n, one in enumerate(found, start=1)}
+
+    def execute(one: sweeps.Point, target: Path) -> None:
+        click.echo(f"{numbers[one.name]} {one.label}", err=True)
+        notebook = notebooks[one.strategy]
+        # A point that was stopped in the middle goes on from its own journal.
+        publish.execute(
+            notebook, target / notebook.name, {**one.values, "live": True, "resume": True}
+        )
+
+    done: list[sweeps.Outcome] = []
+    with journal.only_one(folder):
+        sweeps.write_summary(found, folder)
+        try:
+            for outcome in sweeps.run(found, folder, execute):
+                done.append(outcome)
+                _tell(outcome, numbers[outcome.point.name])
+        except KeyboardInterrupt:
+            left = words.many(len(found) - len(done), "point")
+            click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
+            raise
+    page = _publish()
+    click.echo(sweeps.table(done))
+    click.echo(f"Open {page.relative_to(report.root())}")
+    if failed := [one for one in done if one.problem]:
+        raise RunFailed(
+            f"{len(failed)} of {len(found)} points failed; the same command tries only those again."
+        )
+
+
+def _tell(outcome: sweeps.Outcome, number: str) -> None:
+    if outcome.before:
+        click.echo(f"{number} {outcome.point.label}: done before", err=True)
+    elif outcome.problem:
+        click.echo(f"    failed: {outcome.problem}", err=True)
+
+
 def _wanted(notebook: Path, only: Sequence[str]) -> bool:
     slug = notebook.stem.partition("_")[2].replace("_", "-")
     return not only or slug in only or "live" not in publish.declared(notebook)
@@ -216,10 +275,10 @@ def _answering(parameters: Parameters) -> None:
 def show(name: str | None, as_json: bool) -> None:
     """Print the derived numbers of REPORT: a name in data/reports, or a file.
 
-    Without REPORT, list the saved ones.
+    Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
     if name is None:
-        click.echo(words.comparison_text(list(_all_headlines().values())))
+        click.echo(catalogue.text(catalogue.entries(passed_over=_pass_over)))
         return
     loaded = report.load(name)
     headline = tables.headline(loaded)
@@ -292,19 +351,43 @@ def keep(source: str, target: str) -> None:
 
 def _publish() -> Path:
     root = report.root()
+    runs = root / "data" / "runs"
+    folders = [*sorted(runs.glob("*/")), *sorted(runs.glob("*/*/"))]
     groups = {
-        folder.name: sorted(folder.glob("[0-9]*.ipynb"))
-        for folder in sorted((root / "data" / "runs").glob("*/"))
+        folder.relative_to(runs).as_posix(): found
+        for folder in folders
+        if (found := sorted(folder.glob("[0-9]*.ipynb")))
     }
-    groups = {name: found for name, found in groups.items() if found}
-    rows = [
-        publish.Row(
-            name, words.date(saved), words.pool(saved), headline.verdict, words.ratio(headline)
-        )
-        for name, headline in _all_headlines().items()
-        for saved in [report.load(name)]
-    ]
-    return publish.site(root / "site", {**groups, "sample": publish.notebooks()}, rows)
+    groups["sample"] = publish.notebooks()
+    rows = [_row(one, groups) for one in catalogue.entries(passed_over=_pass_over)]
+    swept = {}
+    for folder in (one for one in folders if sweeps.summary(one)):
+        labels = sweeps.summary(folder)
+        swept[folder.name] = [
+            _row(one, groups, f"{folder.name}/{name}", label, path)
+            for name, label in labels.items()
+            for path in sorted((folder / name).glob("*.json"))
+            for one in catalogue.entries([path], _pass_over)
+        ]
+    return pages.site(root / "site", groups, rows, swept)
+
+
+def _row(
+    one: catalogue.Entry,
+    groups: dict[str, list[Path]],
+    group: str = "",
+    what: str = "",
+    source: str | Path = "",
+) -> pages.Row:
+    name, date, pool, strategy, ratio, verdict = one.cells
+    page = pages.page_of(groups, group or one.report.experiment, strategy)
+    page = page or next((f"sample/{n.stem}.html" for n in groups["sample"] if _shows(n, name)), "")
+    return pages.Row(name, date, pool, verdict, ratio, what, page, source)
+
+
+def _shows(notebook: Path, name: str) -> bool:
+    """Whether `notebook` is about the one report of that name."""
+    return str(publish.declared(notebook).get("name", {}).get("default", "")).strip("'\"") == name
 
 
 def _all_headlines() -> dict[str, Headline]:
@@ -316,8 +399,12 @@ def _all_headlines() -> dict[str, Headline]:
             if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
                 found[name] = tables.headline(loaded)
         except PocError as error:
-            click.echo(f"poc: passed over: {words.safe(str(error))}", err=True)
+            _pass_over(words.safe(str(error)))
     return found
+
+
+def _pass_over(problem: str) -> None:
+    click.echo(f"poc: passed over: {problem}", err=True)
 
 
 def _headlines(experiment_name: str) -> list[Headline]:
