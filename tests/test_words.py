@@ -1,10 +1,12 @@
 """Sentences say what the numbers say, carry no markup of strangers, and choose by the data."""
 
+import hashlib
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from test_cautions import checked
 from test_tables import PUBLISHED, changed, pool_report
 
 from poclib import documents, tables, titles, words
@@ -182,6 +184,16 @@ def providers(**changes: Any) -> list[dict[str, Any]]:
     return [first, {**second, **changes}]
 
 
+def reconnected(report: Report) -> Report:
+    """Every request opened its connection."""
+    data = report.model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for row in arm["requests"]:
+                row["marks"]["connected_ms"] = row["marks"]["start_ms"]
+    return Report.model_validate(data)
+
+
 def test_warnings_are_chosen_from_the_data() -> None:
     # All that is left: one machine is not two, and 20 requests have no tail.
     assert warned(pool_report()).count("\n") == 1
@@ -205,6 +217,19 @@ def test_warnings_are_chosen_from_the_data() -> None:
         "remote did not report server time": changed(
             pool_report(), "strategy", server={}, provider="remote"
         ),
+        "1 answer of 80 empty": changed(
+            pool_report(), "strategy", answer_sha256=hashlib.sha256(b"").hexdigest()
+        ),
+        "1 late prompt went to a second provider too, whose answer came first 1 times": changed(
+            pool_report(), "strategy", role="hedge"
+        ),
+        "80 requests of 80 opened a new connection": reconnected(pool_report()),
+        "Below what this instrument can see (2.5 ms": pool_report(ruler=checked(2.5).model_dump()),
+        "went on 1 time; round 2 was repeated whole: 16 requests of round 2 are kept": pool_report(
+            resumed_ms=[9.0], cut=[pool_report().model_dump()["rounds"][1]]
+        ),
+        "because one more would have passed run_limit_s": pool_report(ended="time"),
+        "server was changed": pool_report(notes=["server was changed during the run"]),
         "over 3 times the median": changed(pool_report(), "baseline", wall_ms=9000.0),
         "not mostly the network": reports.load(PUBLISHED),
     }
