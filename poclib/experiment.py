@@ -101,6 +101,7 @@ def measure(
         known = ", ".join(STRATEGIES)
         raise ParameterError(f"strategy: no {parameters.strategy!r}; there are: {known}.")
     path = journal_path(parameters, folder)
+    begun_s = time.monotonic()
     with journals.only_one(path.parent):
         kept = None
         if resume or parameters.resume:
@@ -109,7 +110,9 @@ def measure(
                 return done
             kept = going_on.kept(parameters, prompts, path)
         with open_pool(parameters, pool) as providers:
-            return _saving(Run(parameters, providers, progress, kept), path, folder)
+            # Engines take their time to start; a fake pool has none on its own clock.
+            spent_s = time.monotonic() - begun_s if pool is None else 0.0
+            return _saving(Run(parameters, providers, progress, kept, spent_s), path, folder)
 
 
 def journal_path(parameters: Parameters, folder: Path | None = None) -> Path:
@@ -165,9 +168,12 @@ class Run:
         providers: Sequence[tuple[Measurable, dict[str, Any]]],
         progress: Progress = quiet,
         kept: Kept | None = None,
+        spent_s: float = 0.0,
     ) -> None:
+        """`spent_s` is what of its time limit went before it begins."""
         self.parameters = parameters
         self.kept = kept
+        self._limit_s = max(0.0, parameters.run_limit_s - spent_s)
         self.name = f"{parameters.experiment}-{parameters.strategy}"
         self.senders = {provider.name: provider for provider, _ in providers}
         self.known = {provider.name: dict(facts) for provider, facts in providers}
@@ -239,7 +245,7 @@ class Run:
             request_timeout_s=whole_s,
             first_token_timeout_s=p.first_token_timeout_s if p.stream else whole_s,
             between_tokens_timeout_s=p.between_tokens_timeout_s if p.stream else whole_s,
-            deadline_ms=self._begun_ms + p.run_limit_s * 1000,
+            deadline_ms=self._begun_ms + self._limit_s * 1000,
             store_text=p.store_text,
             policy=Policy(
                 backoff_s=p.backoff_s,
@@ -272,17 +278,17 @@ class Run:
         """
         self._journal = journal
         self._fits()
-        limit_s = self.parameters.run_limit_s
         try:
             # Each arm ends itself by then; this holds where a provider answers no question.
-            async with asyncio.timeout(limit_s + LIMIT_SLACK_S) as limit:
+            async with asyncio.timeout(self._limit_s + LIMIT_SLACK_S) as limit:
                 with self._watched():
                     await self._check_the_ruler()
                     await self._whole()
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s).") from None
+            asked_s = self.parameters.run_limit_s
+            raise RunFailed(f"the run reached run_limit_s ({asked_s:g} s).") from None
         finally:
             for sender in self.senders.values():
                 await sender.aclose()

@@ -54,7 +54,7 @@ class Provider:
             key,
             parameters.connect_timeout_s,
             parameters.request_timeout_s,
-            parameters.allow_public,
+            parameters.may_be_public(settings.name),
             settings.ca_file,
         )
         self.role: Literal["local", "remote"] = settings.role or _role(url)

@@ -131,7 +131,8 @@ class Parameters(Record):
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     arm_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
-    allow_public: bool = False
+    # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
+    allow_public: bool | list[Name] = False
     allow_unlike_models: bool = False
     store_text: bool = False
     # What to do about an unfinished run, no part of what is measured: it is not saved.
@@ -146,11 +147,19 @@ class Parameters(Record):
             raise ValueError(f"needs a number from 1, or auto (given {given!r:.60})") from None
 
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Parameters:
+    def _names_are_sound(self) -> Parameters:
         names = [p.name for p in self.providers]
         if len(set(names)) < len(names):
             raise ValueError(f"provider names must differ, found {', '.join(names)}")
+        if isinstance(self.allow_public, list) and (new := set(self.allow_public) - set(names)):
+            raise ValueError(f"allow_public names no provider: {', '.join(sorted(new))}")
         return self
+
+    def may_be_public(self, provider: str) -> bool:
+        """Whether that provider's address may lie outside loopback and private ranges."""
+        if isinstance(self.allow_public, bool):
+            return self.allow_public
+        return provider in self.allow_public
 
     @classmethod
     def read(cls, values: dict[str, Any], where: str = "parameters") -> Parameters:

@@ -281,7 +281,7 @@ class TimedClient:
                 known = Forbidden
                 what = (
                     "its address is neither loopback nor private; "
-                    "set allow_public: true in the parameters if that is meant."
+                    f"set allow_public: [{self.provider}] in the parameters if that is meant."
                 )
             case aiohttp.ConnectionTimeoutError():
                 what = f"no connection within {self._connect_timeout_s:g} s; is it on?"

@@ -78,7 +78,7 @@ def safe(text: object, limit: int = 500) -> str:
 
 def inline(text: object, limit: int = 80) -> str:
     """`text` from a server fit for a terminal, Markdown, HTML and a chart alike."""
-    kept = "".join(c if c.isalnum() or c in " ._:/@+,=()-" else "?" for c in safe(text, limit))
+    kept = "".join(c if c.isalnum() or c in " ._:;/@+,='%()-" else "?" for c in safe(text, limit))
     return kept.replace("//", "/ /")
 
 

@@ -31,7 +31,8 @@ ALLOWED = {
     "adaptive": {"records"},
     "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
-    "dispatch": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
+    "lanes": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
+    "dispatch": {"adaptive", "attempts", "errors", "lanes", "policy", "records", "strategies"},
     # Both halves ask these two: before or during a run, and after.
     "forecast": {"pacing", "records", "strategies"},
     "pacing": {"records", "stats"},
@@ -81,6 +82,7 @@ ALLOWED = {
     "cautions": {"records", "stats"},
     "words": {"cautions", "errors", "pacing", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
+    "casualties": {"cautions", "records", "stats", "tables", "words"},
     "agreement": {"records", "stats"},
     "comparisons": {"agreement", "records", "stats", "words"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
@@ -92,7 +94,10 @@ ALLOWED = {
     "timelines": {"canvas", "stats", "titles", "words"},
     "plots": {"canvas", "stats", "timelines", "titles", "words"},
     "publish": {"errors", "progress", "report"},
+    "pages": {"errors", "publish", "report"},
+    "catalogue": {"errors", "records", "report", "stats", "tables", "words"},
     # Above both.
+    "sweeps": {"errors", "experiment", "records", "report", "resume", "tables", "words"},
     "cli": None,
     "__main__": {"cli"},
 }
@@ -101,7 +106,7 @@ ONLY_IN = {
     "matplotlib": {"concurrency", "canvas", "timelines", "plots"},
     "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
-    "nbconvert": {"publish"},
+    "nbconvert": {"pages"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -27,7 +29,8 @@ from poclib.errors import (
     TimedOut,
     Unreachable,
 )
-from poclib.records import Exchange
+from poclib.providers import KINDS
+from poclib.records import Exchange, Parameters, ProviderSettings
 from poclib.transport import Response, TimedClient, is_private
 
 
@@ -126,6 +129,34 @@ def test_refused() -> None:
     error = failure(f"http://127.0.0.1:{port}")
     assert type(error) is Unreachable and error.temporary
     assert str(error) == "provider there: no connection (connection refused); is it running?"
+
+
+ROUTES = {
+    "unreachable 10.66.77.88": "no connection (no route to host); is it running?",
+    "": "no connection (network is unreachable); is it running?",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_host_to_which_no_way_leads(route: str) -> None:
+    """In a network of its own, in which the system itself refuses: no packet leaves."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("making a network namespace needs root, unshare and iproute2 on Linux")
+    asked = "print(test_transport.failure('http://10.66.77.88:1'))"
+    added = f"ip route add {route} && " if route else ""
+    python = f'{sys.executable} -c "import test_transport; {asked}"'
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", f"ip link set lo up && {added}{python}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    if "unshare" in done.stderr or "RTNETLINK" in done.stderr:
+        pytest.skip("network namespaces cannot be made here")
+    assert done.stdout.strip() == f"provider there: {ROUTES[route]}", done.stderr
 
 
 def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +277,28 @@ def test_public_address_is_tried_where_allowed(url: str, no_sockets: list[Any]) 
     error = failure(url, allow_public=True)
     assert type(error) is Unreachable
     assert len(no_sockets) == 1
+
+
+def test_an_address_is_allowed_by_its_providers_name(no_sockets: list[Any]) -> None:
+    settings = [
+        ProviderSettings(name=name, kind="llama-server", url=PUBLIC[0]) for name in ("a", "b")
+    ]
+    asked = Parameters(providers=settings, allow_public=["b"])
+
+    async def outcome(one: ProviderSettings) -> str:
+        sender = KINDS["llama-server"](one, asked, PUBLIC[0])
+        try:
+            await sender.describe()
+        except ProviderError as error:
+            return type(error).__name__
+        finally:
+            await sender.aclose()
+        return "answered"
+
+    assert [asyncio.run(outcome(one)) for one in settings] == ["Forbidden", "Unreachable"]
+    assert len(no_sockets) == 1
+    with pytest.raises(ParameterError, match="allow_public names no provider: c"):
+        Parameters.read({"providers": [{"name": "a"}], "allow_public": ["c"]})
 
 
 @pytest.mark.parametrize("order", [1, -1])
