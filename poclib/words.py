@@ -84,7 +84,8 @@ def inline(text: object, limit: int = 80) -> str:
 
 def number(value: float, decimals: int) -> str:
     """`value` with thousands separated; exact halves of the decimal number round up."""
-    return f"{round(value, 6) + 1e-9:,.{decimals}f}"
+    text = f"{round(value, 6) + 1e-9:,.{decimals}f}"
+    return text if text.strip("-0.,") else text.lstrip("-")  # no minus before a zero
 
 
 def milliseconds(value: float | None) -> str:
@@ -903,7 +904,7 @@ def title_ruler(found: Ruler, quantity: str = "ttft_ms") -> str:
         return f"{RULER_LABELS.get(quantity, quantity)}: not checked"
     low, high = min(row.bias_ms for row in rows), max(row.bias_ms for row in rows)
     label = RULER_LABELS.get(quantity, quantity)
-    return f"{label}: off by {number(low, 2)} to {number(high, 2)} ms (medians)"
+    return f"{label.capitalize()}: off by {number(low, 2)} to {number(high, 2)} ms (medians)"
 
 
 def checks_before_runs(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:

@@ -377,3 +377,32 @@ def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
         words.opening(report, headline) + words.bottom_line(report, headline),
     ):
         assert 0 <= text.index(" failed ") < text.index(number), text
+
+
+def test_a_zero_has_no_minus() -> None:
+    assert [words.number(value, 2) for value in (-0.001, -0.0, -0.01)] == ["0.00", "0.00", "-0.01"]
+
+
+def test_the_check_of_the_instrument_in_words() -> None:
+    rows = [
+        RulerRow(
+            quantity=quantity, in_flight=at_once, delay_ms=25, round_trip_ms=0, keep_alive=True,
+            n=80, bias_ms=bias, p95_ms=p95,
+        )
+        for quantity, at_once, bias, p95 in (
+            ("ttft_ms", 1, 0.4, 1.5), ("ttft_ms", 64, 0.7, 9.0), ("over_ms", 1, 0.6, 2.0),
+        )
+    ]  # fmt: skip
+    found = Ruler(created="2026-11-24T00:00:00Z", cores=2, rows=rows)
+    said = words.ruler_finding(found)
+    assert "within 0.40 ms (median) and 1.50 ms (95 %); the aim of 0.5 and 2 ms is met" in said
+    assert "with 64 at once the bias is 0.70 ms; the aim of under 1 ms is met" in said
+    late = found.model_copy(update={"rows": [rows[0].model_copy(update={"bias_ms": 0.6})]})
+    assert "is not met" in words.ruler_finding(late)
+    grid = words.ruler_grid(found).splitlines()
+    assert [cell.strip() for cell in grid[2].split("|")[2:4]] == ["0.40 (1.50)", "0.60 (2.00)"]
+    assert grid[3].split("|")[3].strip() == "-"
+    assert words.title_ruler(found) == "Time to first token: off by 0.40 to 0.70 ms (medians)"
+    assert words.ruler_provenance(found).startswith("2026-11-24 · 2 cores · 80 requests")
+    before = words.checks_before_runs([pool_report(ruler=found.model_dump())], [PASSED])
+    assert "| 2.0 ms " in before.splitlines()[2]
