@@ -406,6 +406,6 @@ def ruler(ax: Axes, rows: pd.DataFrame, cases: Sequence[str], title: str, under:
         ax.annotate(text, (row["bias_ms"], y), (0, 9), textcoords="offset points", ha="left")
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(rows)), list(cases), fontsize=10)
-    ax.set_ylim(-0.5, len(rows) - 0.3)
+    ax.set_ylim(-0.8, len(rows) - 0.3)
     ax.invert_yaxis()
-    ax.set_xlabel("measured minus true (ms): median, and what 95 % stay within")
+    ax.set_xlabel("measured minus true (ms)")
