@@ -49,9 +49,9 @@ ALLOWED = {
     "ruler": {"attempts", "dispatch", "errors", "providers", "records", "strategies"},
     "pool": {"engines", "errors", "providers", "records"},
     "usage": {"records"},
-    "variants": {"records"},
     "experiment": {
-        *("adaptive", "attempts", "dispatch", "errors", "forecast", "journal", "monitor"),
+        *("adaptive", "attempts", "dispatch", "engines", "errors", "forecast", "journal"),
+        "monitor",
         *("policy", "pool", "progress", "providers", "records", "report", "resume", "ruler"),
         *("strategies", "usage"),
     },
@@ -59,6 +59,7 @@ ALLOWED = {
         *("dispatch", "engines", "errors", "experiment", "pool", "progress", "providers"),
         *("records", "report", "strategies"),
     },
+    "failure": {"engines", "experiment", "progress", "records", "report"},
     "finder": {"capacity", "experiment"},
     "parameterfile": {"errors"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
