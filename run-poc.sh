@@ -22,7 +22,7 @@ usage() {
 ./run-poc.sh test [PYTEST WORDS]  ruff, mypy and all tests; with words, only pytest with them
 ./run-poc.sh setup                only set up (every other use does so when needed)
 ./run-poc.sh help                 this text
-./run-poc.sh WORDS                poc WORDS: doctor, run, show, gate, publish (poc --help: all)
+./run-poc.sh WORDS                poc WORDS: doctor, sweep, show, gate, publish (poc --help: all)
 
 The first use installs into .venv beside this script: about 1.2 GB, a minute or two.
 PYTHON=/path/to/python3 chooses the Python to make it from (3.11 or newer).
@@ -294,7 +294,9 @@ case ${1:-} in
     ;;
   lab)
     shift
-    exec jupyter lab "$root/notebooks" "$@"
+    # Left to itself it asks its makers for news and newer versions: nobody is told what runs here.
+    exec jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+      --LabApp.news_url=None "$root/notebooks" "$@"
     ;;
   *) exec poc "$@" ;;
 esac

@@ -18,10 +18,12 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -281,29 +283,53 @@ def another_model() -> Row:
     return Row("restarted with another model", note, kept, "at the end of the run", None)
 
 
-def real_engines() -> list[Row]:
+def real_engines(pause_s: float = 60.0) -> list[Row]:
     """Two real engines, of which one is killed or suspended after its first answer."""
-    blows = {"an engine killed (-9)": signal.SIGKILL, "an engine suspended": signal.SIGSTOP}
-    return [struck(fault, blow) for fault, blow in blows.items()]
+    short = {"first_token_timeout_s": 2.0, "between_tokens_timeout_s": 1.0}
+    as_given = {limit: Parameters.model_fields[limit].default for limit in short}
+    killed = struck(signal.SIGKILL, short)
+    stopped, paused = struck(signal.SIGSTOP, short), struck(signal.SIGSTOP, as_given, pause_s)
+    return [
+        row("an engine killed (-9)", killed),
+        row("an engine suspended for good", stopped),
+        late("an engine suspended for a minute", paused),
+    ]
 
 
-def struck(fault: str, blow: signal.Signals) -> Row:
+def late(fault: str, found: Arm) -> Row:
+    """What is told of one request that took far longer than the others, and did not fail."""
+    walls = sorted(r.wall_ms or 0.0 for r in found.requests if r.provider == "bad")
+    assert all(r.outcome == "ok" for r in found.requests) and walls[-1] > 3 * median(walls)
+    seen = "a warning: a request took over 3 times the median of its provider and arm"
+    default = Parameters.model_fields["first_token_timeout_s"].default
+    noticed = f"on reading; it fails after `first_token_timeout_s` ({default:g} s by default)"
+    kept = f"{len(found.requests)} of {PROMPTS} prompts answered, all rows"
+    return Row(fault, seen, kept, noticed, walls[-1] / 1000)
+
+
+def struck(blow: signal.Signals, limits: dict[str, float], pause_s: float | None = None) -> Arm:
+    """The arm in which `bad` gets the blow after its first answer, and goes on after a pause."""
     settings = [ProviderSettings(name=name, slots=1) for name in ("bad", "good")]
-    with engines.pool(settings, 256) as running:
+    with engines.pool(settings, 256) as running, mock.patch.dict(LIMITS, limits):
         pid, done = running[0].pid, []
+        LIMITS["request_timeout_s"] = max(LIMITS["request_timeout_s"], *limits.values())
+
+        def go_on() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
         def strike(ended: Request) -> None:
             if ended.provider == "bad" and not done:
                 done.append(True)
                 os.kill(pid, blow)
+                if pause_s is not None:
+                    threading.Timer(pause_s, go_on).start()
 
         try:
-            with mock.patch.dict(LIMITS, first_token_timeout_s=2.0, between_tokens_timeout_s=1.0):
-                pool = [provider(e.name, e.url, "embedded", e.api_key, model=None) for e in running]
-                return row(fault, asyncio.run(arm(pool, strike)))
+            pool = [provider(e.name, e.url, "embedded", e.api_key, model=None) for e in running]
+            return asyncio.run(arm(pool, strike))
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            go_on()
 
 
 HEADER = ["fault", "what is seen of it", "what is kept", "noticed", "here"]

@@ -47,6 +47,7 @@ TOKENS = [
     *(b"NaN", b"Infinity", b"-1", b"1e999", b"null", b"{}", b"[]", b'""', b"\\ud800", b"\x00"),
     *(b"\xff\xfe", b"[" * 3000, b'{"a":' * 3000, b"9" * 400, b"data: ", b"\n", b"\r\n", b": ping"),
     *(b'"error":', b'"done":true', b"!!python/object/apply:os.getpid []", b"&a [*a, *a]", b"- "),
+    *(b"2026-13-45", b"!!float x", b"!!timestamp x", b"!!int ''", b"!!bool x", b"<<: "),
 ]
 
 Target = Callable[[bytes], None]

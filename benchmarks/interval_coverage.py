@@ -3,7 +3,8 @@
     .venv/bin/python benchmarks/interval_coverage.py
 
 For four laws of a round's ratio, and for the same strategy against itself resampled from the
-rounds of the sample reports, drift included. Beside the interval that poclib uses stand the
+rounds of the sample reports, drift included; then for `rounds: auto`, which looks at the interval
+after every round and stops by its width. Beside the interval that poclib uses stand the
 range of the ratios and the percentile bootstrap of their median, which it used before. The last
 column is what a bootstrap-t on the logarithms would give. Takes about a minute.
 """
@@ -16,7 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from poclib import report, stats
+from poclib import pacing, report, stats
 from poclib.records import Report
 
 Numbers = npt.NDArray[np.float64]
@@ -115,8 +116,24 @@ def line(name: str, n: int, experiments: Sequence[Numbers]) -> str:
     return f"{name:14}{n:4}  " + "  ".join(cells)
 
 
+def stopped_by_width(spread: float, law: str, random: np.random.Generator) -> str:
+    """How often an interval that ended `rounds: auto` holds 1, or claims a difference."""
+    held, claims, rounds = [], [], []
+    for _ in range(1000):
+        some = ratios(law, pacing.MOST, 1, random)[0] ** (spread / 0.05)
+        n = next((n for n in range(pacing.LEAST, len(some)) if pacing.narrow(some[:n], 0.05)), 0)
+        low, high = stats.interval(some[: n or len(some)])
+        held.append(low <= 1 <= high)
+        claims.append(high < 0.95 or low > 1.05)
+        rounds.append(n or len(some))
+    return (
+        f"{law:14}{spread:6.2f}{100 * np.mean(held):8.1f} %{100 * np.mean(claims):10.1f} %"
+        f"{np.median(rounds):8.0f}"
+    )
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     random = np.random.default_rng(20_261_124)
     print(f"{'law':14}{'n':>4}  " + "  ".join(f"{name:>16}" for name in METHODS))
     for law in LAWS:
@@ -127,6 +144,10 @@ def main() -> None:
     for n in ROUNDS:
         same = [np.asarray(against_itself(pool, n, random)) for _ in range(2000)]
         print(line("A/A, resampled", n, same), flush=True)
+    print("\nrounds: auto   spread  holds 1  claims > 5 %  rounds")
+    for law in LAWS[:3]:
+        for spread in (0.02, 0.05, 0.1, 0.15):
+            print(stopped_by_width(spread, law, random), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """Kill the coordinator at random moments, resume it each time, and look for what was lost.
 
-    python benchmarks/kills.py [KILLS] [--embedded]
+    python benchmarks/kills.py [KILLS] [SEED] [--embedded]
 
 KILLS (100) times a run is ended by SIGKILL, which nothing can catch, at a moment drawn at
-random, then resumed, until it is whole; then the next one begins. The providers are real servers
-on loopback sockets: stubs that answer at once, or with --embedded the real engines. Every row
-that was in the journal after a kill must be in the final report exactly once, and each prompt of
-each round must have exactly one answer. Prints what was found; exit code 1 where anything is
-lost, doubled or corrupt.
+random, then resumed, until it is whole; then the next one begins. Another SEED draws other
+moments, so that the kills may be made in pieces. The providers are real servers on loopback
+sockets: stubs that answer at once, or with --embedded the real engines. Every row that was in
+the journal after a kill must be in the final report exactly once, and each prompt of each round
+must have exactly one answer. Prints what was found; exit code 1 where anything is lost, doubled
+or corrupt.
 """
 
 from __future__ import annotations
@@ -119,8 +120,8 @@ def problems(found: Report, seen: set[str], prompts: int) -> Counter[str]:
     return count
 
 
-def main(kills: int, embedded: bool) -> int:
-    draw = random.Random(kills)
+def main(kills: int, seed: int, embedded: bool) -> int:
+    draw = random.Random(seed)
     stub = subprocess.Popen(
         [sys.executable, "-c", STUB],
         stdin=subprocess.PIPE,
@@ -179,5 +180,6 @@ def main(kills: int, embedded: bool) -> int:
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word.isdecimal()]
-    sys.exit(main(int(words[0]) if words else 100, "--embedded" in sys.argv))
+    numbers = [int(word) for word in sys.argv[1:] if word.isdecimal()]
+    kills, seed = [*numbers, *(100, 7)[len(numbers) :]]
+    sys.exit(main(kills, seed, "--embedded" in sys.argv))

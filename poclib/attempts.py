@@ -115,14 +115,27 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
         outcome = "cancelled"
     if error:
         outcome, problem = "failed", str(error)
+    return _row(sender.name, job, exchange, rules, outcome, error, problem), error
+
+
+def _row(
+    provider: str,
+    job: Job,
+    exchange: Exchange,
+    rules: Rules,
+    outcome: Outcome,
+    error: ProviderError | None,
+    problem: str | None,
+) -> Request:
+    """What is known of an attempt that has ended."""
     text = "".join(exchange.pieces)
     start_ms, end_ms = exchange.marks.get("start_ms"), exchange.marks.get("end_ms")
     queued_ms = None
     if start_ms is not None and job.assigned_ms is not None:
         queued_ms = max(0.0, start_ms - job.assigned_ms)
-    row = Request(
+    return Request(
         prompt=job.prompt.index,
-        provider=sender.name,
+        provider=provider,
         attempt=job.attempt,
         role=job.role,
         outcome=outcome,
@@ -141,7 +154,6 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
         answer=text if rules.store_text and outcome == "ok" else None,
         token_ms=exchange.token_ms or None,
     )
-    return row, error
 
 
 @contextlib.contextmanager

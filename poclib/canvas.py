@@ -6,11 +6,16 @@ With `timelines` and `plots` the only modules that import matplotlib.
 from __future__ import annotations
 
 import itertools
+import re
+import sys
 import textwrap
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 
@@ -34,6 +39,7 @@ DARK = {PALETTE["first_token_ms"], PALETTE["own_ms"], PALETTE["answering_ms"]}
 
 def use_style() -> None:
     """Set type, lines and sizes for every chart after this call; half width stays legible."""
+    _keep_both_formats()
     plt.rcParams.update(
         {
             "figure.figsize": (8, 4.2),
@@ -51,8 +57,34 @@ def use_style() -> None:
             "xtick.color": INK,
             "ytick.color": INK,
             "svg.hashsalt": "poclib",
+            "svg.fonttype": "none",  # text stays text: to be searched, read aloud, scrubbed
         }
     )
+
+
+def _keep_both_formats() -> None:
+    """In a notebook: every figure as PNG and as SVG, its finding as alternative text."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not getattr(shell, "kernel", None):
+        return
+    plt.switch_backend(plt.get_backend())  # the notebook's backend sets its own formats first
+    for kind, mime in (("png", "image/png"), ("svg", "image/svg+xml")):
+        shell.display_formatter.formatters[mime].for_type(Figure, partial(_picture, kind))
+
+
+def _picture(kind: str, figure: Figure) -> tuple[Any, dict[str, str]]:
+    """A figure's bytes or text, the same for the same figure, and its metadata."""
+    from IPython.core.pylabtools import print_figure
+
+    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {}
+    made = print_figure(figure, kind, metadata=unsaid)  # type: ignore[no-untyped-call]
+    return made, {"alt": finding(figure)}
+
+
+def finding(figure: Figure) -> str:
+    """What the charts in `figure` say, title and subtitle, for those who cannot see them."""
+    return " ".join(said for ax in figure.axes if (said := str(ax.get_label())).endswith("."))
 
 
 def ink_on(colour: str) -> str:
@@ -70,7 +102,8 @@ def titles(ax: Axes, title: str, under: str) -> None:
     inches = ax.figure.bbox.width / ax.figure.dpi / columns
     lines = textwrap.wrap(under, max(20, round(inches * 10.5))) or [""]
     pad = 10 + 15 * len(lines)
-    shown = ax.set_title(textwrap.fill(title, max(20, round(inches * 8))), pad=pad)
+    shown = ax.set_title(balanced(title, max(20, round(inches * 8))), pad=pad)
+    ax.set_label(f"{title}. {under}.")
     place = _edge(ax)
     shown.set_transform(place + ScaledTranslation(0, pad / 72, ax.figure.dpi_scale_trans))
     shown.set_x(0.01)
@@ -79,6 +112,18 @@ def titles(ax: Axes, title: str, under: str) -> None:
     line = ax.annotate(below, (0.01, 1), (0, 8), place, "offset points", fontsize=11)
     line.set_in_layout(False)  # the title's distance holds its room
     line.set_parse_math(False)
+
+
+def balanced(text: str, width: int) -> str:
+    """`text` in as few lines of at most `width` characters as it needs, none much shorter.
+
+    A number stays with the word that it counts.
+    """
+    glued = re.sub(r"(\d) (?=\S)", "\\1\N{NO-BREAK SPACE}", text)
+    fewest = len(textwrap.wrap(glued, width))
+    narrow = range(max(1, len(text) // max(1, fewest)), width)
+    least = next((w for w in narrow if len(textwrap.wrap(glued, w)) <= fewest), width)
+    return textwrap.fill(glued, least).replace("\N{NO-BREAK SPACE}", " ")
 
 
 def _edge(ax: Axes) -> Transform:

@@ -1,4 +1,4 @@
-"""The `poc` command: doctor, run, show, gate, ruler, publish. Thin: it only calls and prints.
+"""The `poc` command: doctor, run, sweep, show, rerun and more. Thin: it calls and prints.
 
 Errors of ours come out as one line on standard error; exit codes: 0 done or PASS, 1 FAIL,
 2 INCONCLUSIVE, 3 an error that a person can mend, 130 interrupted.
@@ -17,22 +17,27 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 from . import (
     __version__,
+    agreement,
+    catalogue,
     causes,
+    comparisons,
     concurrency,
     documents,
     experiment,
     finder,
     journal,
+    pages,
     parameterfile,
     plots,
     pool,
     publish,
+    repeat,
     report,
     ruler,
+    sweeps,
     tables,
     words,
 )
@@ -103,7 +108,8 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     )
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
-    click.echo(words.expected_gain(experiment.predicted_ratios(run), run.expected_ms))
+    expected, powers = experiment.predicted_ratios(run), experiment.foretold_rounds(run)
+    click.echo(words.expected_gain(expected, run.expected_ms, powers))
     if found:
         saved = report.save(run.as_report().model_copy(update={"strategy": "capacity"}))
         click.echo(concurrency.capacity_text(report.load(saved.stem)))
@@ -152,6 +158,8 @@ async def _examine(
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
     """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
+    if "sweep" in given:
+        raise ParameterError(f"{params.name} is a sweep: run it with `poc sweep {params.name}`.")
     pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
     found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
     # Those that only read reports come last: on the first run there is nothing to read yet.
@@ -187,6 +195,60 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
         raise RunFailed(f"{len(failures)} of {len(found)} notebooks failed: {failures[0]}")
 
 
+@poc.command()
+@click.argument("file", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
+@_set
+def sweep(file: Path, changes: tuple[str, ...]) -> None:
+    """Run a grid of points, each with a notebook and a report in data/runs/NAME/POINT/.
+
+    The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it.
+    Interrupted or run again, it goes on where it stopped and measures no finished point twice.
+    """
+    found = sweeps.points(read_yaml(file, changes), file.name)
+    notebooks = {}
+    for strategy in dict.fromkeys(one.strategy for one in found):
+        notebooks[strategy] = publish.notebook_of(strategy)
+        declared = publish.declared(notebooks[strategy])
+        keys = {key for one in found if one.strategy == strategy for key in one.values}
+        publish.check_keys(sorted(keys), declared, file.name)
+    folder = report.root() / "data" / "runs" / found[0].sweep
+    numbers = {one.name: f"[{n}/{len(found)}]" for n, one in enumerate(found, start=1)}
+
+    def execute(one: sweeps.Point, target: Path) -> None:
+        click.echo(f"{numbers[one.name]} {one.label}", err=True)
+        notebook = notebooks[one.strategy]
+        # A point that was stopped in the middle goes on from its own journal.
+        publish.execute(
+            notebook, target / notebook.name, {**one.values, "live": True, "resume": True}
+        )
+
+    done: list[sweeps.Outcome] = []
+    with journal.only_one(folder):
+        sweeps.write_summary(found, folder)
+        try:
+            for outcome in sweeps.run(found, folder, execute):
+                done.append(outcome)
+                _tell(outcome, numbers[outcome.point.name])
+        except KeyboardInterrupt:
+            left = words.many(len(found) - len(done), "point")
+            click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
+            raise
+    page = _publish()
+    click.echo(sweeps.table(done))
+    click.echo(f"Open {page.relative_to(report.root())}")
+    if failed := [one for one in done if one.problem]:
+        raise RunFailed(
+            f"{len(failed)} of {len(found)} points failed; the same command tries only those again."
+        )
+
+
+def _tell(outcome: sweeps.Outcome, number: str) -> None:
+    if outcome.before:
+        click.echo(f"{number} {outcome.point.label}: done before", err=True)
+    elif outcome.problem:
+        click.echo(f"    failed: {outcome.problem}", err=True)
+
+
 def _wanted(notebook: Path, only: Sequence[str]) -> bool:
     slug = notebook.stem.partition("_")[2].replace("_", "-")
     return not only or slug in only or "live" not in publish.declared(notebook)
@@ -217,10 +279,10 @@ def _answering(parameters: Parameters) -> None:
 def show(name: str | None, as_json: bool) -> None:
     """Print the derived numbers of REPORT: a name in data/reports, or a file.
 
-    Without REPORT, list the saved ones.
+    Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
     if name is None:
-        click.echo(words.comparison_text(list(_all_headlines().values())))
+        click.echo(catalogue.text(catalogue.entries(passed_over=_pass_over)))
         return
     loaded = report.load(name)
     headline = tables.headline(loaded)
@@ -235,8 +297,50 @@ def show(name: str | None, as_json: bool) -> None:
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
     headline = tables.headline(report.load(name))
-    click.echo(words.gate_line(headline))
+    click.echo(words.failures([headline]) + words.gate_line(headline))
     sys.exit(GATE_EXIT[headline.verdict])
+
+
+@poc.command()
+@click.argument("name", metavar="REPORT")
+@click.option("--params", type=click.Path(path_type=Path), help="A file that has the addresses.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one parameter, or one of a provider: remote.url=http://… (repeat).",
+)
+def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
+    """Measure the experiment of REPORT again, from its report alone: do the two agree?
+
+    The same parameters, prompts, seed and order. A report holds no address, so servers of your
+    own need --params or --set. Saved beside REPORT under its name with "rerun-" before it. Exits
+    with 0 where verdict and ratio agree, 1 where they do not.
+    """
+    first = report.load(name)
+    given = read_yaml(params) if params else {}
+    parameters = repeat.parameters(first, given, _changed({}, changes))
+    second = experiment.measure(parameters, experiment.bar(report.name(first)))
+    headlines = tables.headline(first), tables.headline(second)
+    found = agreement.between((first, headlines[0]), (second, headlines[1]))
+    click.echo(comparisons.agreement(found, *headlines, agreement.unlike([first, second])))
+    sys.exit(0 if found.agrees else 1)
+
+
+@poc.command()
+@click.argument("names", metavar="REPORT...", nargs=-1, required=True)
+@click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
+def compare(names: tuple[str, ...], anyway: bool) -> None:
+    """Show several reports side by side, the others over the first; unlike ones only --anyway."""
+    reports = [report.load(name) for name in names]
+    unlike = agreement.unlike(reports)
+    if unlike and not anyway:
+        raise ReportError(comparisons.refusal(unlike))
+    headlines = [tables.headline(one) for one in reports]
+    changes = agreement.over_the_first(headlines)
+    click.echo(comparisons.side_by_side(reports, headlines, changes))
+    click.echo(f"\n{comparisons.differences(unlike, [one.report for one in headlines])}")
 
 
 @poc.command("ruler")
@@ -293,19 +397,43 @@ def keep(source: str, target: str) -> None:
 
 def _publish() -> Path:
     root = report.root()
+    runs = root / "data" / "runs"
+    folders = [*sorted(runs.glob("*/")), *sorted(runs.glob("*/*/"))]
     groups = {
-        folder.name: sorted(folder.glob("[0-9]*.ipynb"))
-        for folder in sorted((root / "data" / "runs").glob("*/"))
+        folder.relative_to(runs).as_posix(): found
+        for folder in folders
+        if (found := sorted(folder.glob("[0-9]*.ipynb")))
     }
-    groups = {name: found for name, found in groups.items() if found}
-    rows = [
-        publish.Row(
-            name, words.date(saved), words.pool(saved), headline.verdict, words.ratio(headline)
-        )
-        for name, headline in _all_headlines().items()
-        for saved in [report.load(name)]
-    ]
-    return publish.site(root / "site", {**groups, "sample": publish.notebooks()}, rows)
+    groups["sample"] = publish.notebooks()
+    rows = [_row(one, groups) for one in catalogue.entries(passed_over=_pass_over)]
+    swept = {}
+    for folder in (one for one in folders if sweeps.summary(one)):
+        labels = sweeps.summary(folder)
+        swept[folder.name] = [
+            _row(one, groups, f"{folder.name}/{name}", label, path)
+            for name, label in labels.items()
+            for path in sorted((folder / name).glob("*.json"))
+            for one in catalogue.entries([path], _pass_over)
+        ]
+    return pages.site(root / "site", groups, rows, swept)
+
+
+def _row(
+    one: catalogue.Entry,
+    groups: dict[str, list[Path]],
+    group: str = "",
+    what: str = "",
+    source: str | Path = "",
+) -> pages.Row:
+    name, date, pool, strategy, ratio, verdict = one.cells
+    page = pages.page_of(groups, group or one.report.experiment, strategy)
+    page = page or next((f"sample/{n.stem}.html" for n in groups["sample"] if _shows(n, name)), "")
+    return pages.Row(name, date, pool, verdict, ratio, what, page, source)
+
+
+def _shows(notebook: Path, name: str) -> bool:
+    """Whether `notebook` is about the one report of that name."""
+    return str(publish.declared(notebook).get("name", {}).get("default", "")).strip("'\"") == name
 
 
 def _all_headlines() -> dict[str, Headline]:
@@ -317,8 +445,12 @@ def _all_headlines() -> dict[str, Headline]:
             if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
                 found[name] = tables.headline(loaded)
         except PocError as error:
-            click.echo(f"poc: passed over: {words.safe(str(error))}", err=True)
+            _pass_over(words.safe(str(error)))
     return found
+
+
+def _pass_over(problem: str) -> None:
+    click.echo(f"poc: passed over: {problem}", err=True)
 
 
 def _headlines(experiment_name: str) -> list[Headline]:
@@ -338,33 +470,26 @@ def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises `ParameterError` naming the file, and the line where the YAML is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_PARAMETER_BYTES + 1)
     except (OSError, UnicodeDecodeError):
         there = ", ".join(sorted(p.name for p in Path("params").glob("*.yaml"))) or "none"
         raise ParameterError(f"{path}: cannot be read; in params/ there is: {there}.") from None
     if len(text) > MAX_PARAMETER_BYTES:
         raise ParameterError(f"{path.name}: larger than 1 MiB; this is not a parameter file.")
-    values = _yaml(text, path.name)
+    values = parameterfile.values(text, path.name)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ParameterError(f"{path.name}: must hold `key: value` lines (see params/).")
+    return _changed(values, changes)
+
+
+def _changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
             raise ParameterError(f"--set {change}: write it as KEY=VALUE.")
-        values[key.strip()] = _yaml(value, f"--set {key}")
+        values[key.strip()] = parameterfile.values(value, f"--set {key}")
     return values
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise ParameterError(f"{where}{line}: not valid YAML: {problem}.") from None
-    except RecursionError:
-        raise ParameterError(f"{where}: nested too deeply.") from None
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Whole pages of Markdown, every number from headlines; single sentences come from
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .words import (
     crowded,
     crowding,
     effect,
+    failures,
     finding,
     inline,
     many,
@@ -48,7 +50,7 @@ def sections(reports: Sequence[Report], headlines: Sequence[Headline]) -> dict[s
     if own:
         lowest = min(own, key=lambda one: one.overhead_ratio.median or float("inf"))
         report = next(report for report, headline in measured if headline is lowest)
-        top = f"{best(own)}\n\n{bottom_line(report, lowest, suite_gate(own))}\n\n"
+        top = f"{failures(own)}{best(own)}\n\n{bottom_line(report, lowest, suite_gate(own))}\n\n"
         top += f"*{provenance(report, lowest)}*"
     else:
         top = "No report of a run was given, so nothing was measured."
@@ -67,54 +69,6 @@ def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> 
     found = sections(reports, headlines)
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in found.items())
     return f"# Phase 0 result\n\n{body}\n"
-
-
-def outage(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
-    """What each strategy lost when providers died, as Markdown: the sentence, then the table.
-
-    `reports` are those of `outage.measure`: their baseline is the strategy with all alive.
-    """
-    rows, ratios = [], []
-    arms = prompts = unanswered = 0
-    for report, headline in zip(reports, headlines, strict=True):
-        lost = casualties(report)
-        arms, prompts = arms + lost["arms"], prompts + lost["prompts"]
-        unanswered += lost["unanswered"]
-        ratios += [headline.overhead_ratio.median or 0.0]
-        rows.append(
-            [
-                headline.strategy,
-                milliseconds(headline.baseline_ms),
-                milliseconds(headline.makespan_ms),
-                ratio(headline),
-                f"{lost['prompts'] - lost['unanswered']} of {lost['prompts']}",
-                str(lost["retries"]),
-            ]
-        )
-    header = ["strategy", "all alive", "with a death", "ratio (95 % interval)", "answered"]
-    header += ["tried again"]
-    kept = "none was lost" if not unanswered else f"{unanswered} were lost"
-    spread = f"{number(min(ratios), 2)} to {number(max(ratios), 2)}" if ratios else "unknown"
-    said = (
-        f"**In {arms} of {many(sum(len(one.rounds) for one in reports), 'arm')} a provider was "
-        "killed at a random moment before the end; of "
-        f"{many(prompts, 'answer')} {kept}, and the strategies took {spread} times as long as "
-        "with all alive.**"
-    )
-    return f"{said}\n\n{table(header, rows, markdown=True)}"
-
-
-def casualties(report: Report) -> dict[str, int]:
-    """Of the arms in which somebody died: arms, prompts, prompts without an answer, retries."""
-    arms = [arm for one in report.rounds for arm in one.arms if arm.struck_ms]
-    prompts = len(report.prompt_sha256)
-    answered = [{row.prompt for row in arm.requests if row.outcome == "ok"} for arm in arms]
-    return {
-        "arms": len(arms),
-        "prompts": prompts * len(arms),
-        "unanswered": sum(prompts - len(one) for one in answered),
-        "retries": sum(row.role == "retry" for arm in arms for row in arm.requests),
-    }
 
 
 def write(text: str) -> Path:
@@ -215,9 +169,12 @@ def _conditions(pairs: Sequence[tuple[Report, Headline]]) -> str:
 
 
 def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
-    found = dict.fromkeys(
-        warning for report, headline in pairs for warning in warnings(report, headline)
-    )
+    alike: dict[str, list[tuple[str, str]]] = {}  # sentences that differ in numbers only
+    for report, headline in pairs:
+        for warning in warnings(report, headline):
+            kind = re.sub(r"[\d.,]*\d|slower|faster", "#", warning)
+            alike.setdefault(kind, []).append((headline.strategy, warning))
+    found = dict.fromkeys(_once(said, len(pairs)) for said in alike.values())
     rounds = [headline.overhead_ratio.rounds for _, headline in pairs]
     if rounds and 2 <= min(rounds) < 6:
         found[
@@ -226,6 +183,18 @@ def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
         ] = None
     found["Other models, prompt lengths, loads and networks than those of the provenance."] = None
     return list(found)
+
+
+def _once(said: Sequence[tuple[str, str]], reports: int) -> str:
+    """The first of some warnings alike, and whose it is where others' numbers differ."""
+    strategies = [strategy for strategy, _ in said]
+    warning = said[0][1]
+    if len({one for _, one in said}) > 1:
+        whose = f"the numbers are {strategies[0]}'s"
+        return f"{warning} (So in {len(said)} of {many(reports, 'report')}; {whose}.)"
+    if len(said) < reports:
+        return f"{warning} (So in {', '.join(strategies)}.)"
+    return warning
 
 
 @dataclass(frozen=True)

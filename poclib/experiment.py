@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import itertools
 import os
 import platform
 import secrets
@@ -18,11 +19,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import psutil
 
-from . import __version__, forecast, report, ruler
+from . import __version__, forecast, pacing, report, ruler
 from . import journal as journals
 from . import resume as going_on
 from .adaptive import AdaptiveLimit
@@ -57,6 +58,8 @@ T = TypeVar("T")
 PROBES = 5
 # Sizes in a report's file: of a row without its tokens, and of each token's time and text.
 ROW_BYTES, TOKEN_BYTES = 1100, 14
+# How much of the longest round so far must be left of the time for one more to begin.
+MARGIN = 1.2
 # How long after its limit a run is ended from outside, where it did not end by itself.
 LIMIT_SLACK_S = 0.3
 
@@ -101,6 +104,7 @@ def measure(
         known = ", ".join(STRATEGIES)
         raise ParameterError(f"strategy: no {parameters.strategy!r}; there are: {known}.")
     path = journal_path(parameters, folder)
+    begun_s = time.monotonic()
     with journals.only_one(path.parent):
         kept = None
         if resume or parameters.resume:
@@ -109,7 +113,9 @@ def measure(
                 return done
             kept = going_on.kept(parameters, prompts, path)
         with open_pool(parameters, pool, running) as providers:
-            return _saving(Run(parameters, providers, progress, kept), path, folder)
+            # Engines take their time to start; a fake pool has none on its own clock.
+            spent_s = time.monotonic() - begun_s if pool is None else 0.0
+            return _saving(Run(parameters, providers, progress, kept, spent_s), path, folder)
 
 
 def journal_path(parameters: Parameters, folder: Path | None = None) -> Path:
@@ -165,9 +171,12 @@ class Run:
         providers: Sequence[tuple[Measurable, dict[str, Any]]],
         progress: Progress = quiet,
         kept: Kept | None = None,
+        spent_s: float = 0.0,
     ) -> None:
+        """`spent_s` is what of its time limit went before it begins."""
         self.parameters = parameters
         self.kept = kept
+        self._limit_s = max(0.0, parameters.run_limit_s - spent_s)
         self.name = f"{parameters.experiment}-{parameters.strategy}"
         self.senders = {provider.name: provider for provider, _ in providers}
         self.known = {provider.name: dict(facts) for provider, facts in providers}
@@ -200,9 +209,17 @@ class Run:
         self._salt = secrets.token_hex(2)
         self._progress = progress
         self._done = kept.requests if kept else 0
-        self._expected = len(self.senders) * (
-            parameters.warm_up_prompts + parameters.calibration_prompts
-        ) + parameters.rounds * (2 * len(self.texts) + len(self.senders))
+        self._longest_ms = 0.0  # of this session's rounds
+        # Why `rounds: auto` ended, and after how many rounds it is expected to.
+        self.ended: Literal["narrow", "time", "most"] | None = None
+        self._planned: int | None = None if parameters.rounds == "auto" else parameters.rounds
+        self._expected = self._requests(self._planned or pacing.LEAST)
+
+    def _requests(self, rounds: int) -> int:
+        """How many requests a run of so many rounds sends, if none fails."""
+        p = self.parameters
+        once = len(self.senders) * (p.warm_up_prompts + p.calibration_prompts)
+        return once + rounds * (2 * len(self.texts) + len(self.senders))
 
     def clock(self) -> float:
         """Milliseconds since the anchor, on the loop's own clock where it is a fake one."""
@@ -232,7 +249,7 @@ class Run:
             request_timeout_s=whole_s,
             first_token_timeout_s=p.first_token_timeout_s if p.stream else whole_s,
             between_tokens_timeout_s=p.between_tokens_timeout_s if p.stream else whole_s,
-            deadline_ms=self._begun_ms + p.run_limit_s * 1000,
+            deadline_ms=self._begun_ms + self._limit_s * 1000,
             store_text=p.store_text,
             policy=Policy(
                 backoff_s=p.backoff_s,
@@ -265,17 +282,17 @@ class Run:
         """
         self._journal = journal
         self._fits()
-        limit_s = self.parameters.run_limit_s
         try:
             # Each arm ends itself by then; this holds where a provider answers no question.
-            async with asyncio.timeout(limit_s + LIMIT_SLACK_S) as limit:
+            async with asyncio.timeout(self._limit_s + LIMIT_SLACK_S) as limit:
                 with self._watched():
                     await self._check_the_ruler()
                     await self._whole()
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s).") from None
+            asked_s = self.parameters.run_limit_s
+            raise RunFailed(f"the run reached run_limit_s ({asked_s:g} s).") from None
         finally:
             for sender in self.senders.values():
                 await sender.aclose()
@@ -287,22 +304,56 @@ class Run:
         self._journal.write({"facts": [one.model_dump(mode="json") for one in self.facts]})
         await self.prepare()
         done = {one.index for one in self.kept.rounds} if self.kept else set()
-        for index in range(self.parameters.rounds):
+        for index in itertools.count():
+            if self._enough(index):
+                break
+            begun_ms = self.clock()
             if index not in done:
                 await self._round(index)
             # Machines drift: one more request alone on each tells how fast it is by now.
             for sender in self.senders.values():
                 await self._alone("calibration", sender, 1, f"{sender.name} {index}")
+            self._longest_ms = max(self._longest_ms, self.clock() - begun_ms)
         await self._same_at_the_end()
+
+    def _enough(self, count: int) -> bool:
+        """Whether so many rounds are all; where their number is not given, `ended` says why."""
+        p = self.parameters
+        if p.rounds != "auto":
+            return count >= p.rounds
+        found = pacing.ratios(self.rounds, len(self.texts))
+        left_ms = self.rules.deadline_ms - self.clock()
+        if count and pacing.narrow(found, p.band):
+            self.ended = "narrow"
+        elif count >= self._most:
+            self.ended = "most"
+        elif count >= 2 and left_ms < MARGIN * self._longest_ms:
+            self.ended = "time"
+        noise = pacing.noise(forecast.calibrated(self.preparation), len(self.texts))
+        self._planned = pacing.foretold(found, noise, p.band)
+        likely = count if self.ended else max(count + 1, self._planned or pacing.LEAST)
+        self._expected = max(self._done, self._requests(likely))
+        return self.ended is not None
+
+    @property
+    def _most(self) -> int:
+        """The most rounds whose report is still read."""
+        room = report.MAX_BYTES / self._row_bytes - self._requests(0)
+        per_round = self._requests(1) - self._requests(0)
+        return max(pacing.LEAST, min(pacing.MOST, int(0.9 * room / per_round)))
+
+    @property
+    def _row_bytes(self) -> int:
+        p = self.parameters
+        return ROW_BYTES + (TOKEN_BYTES * p.max_tokens if p.stream or p.store_text else 0)
 
     def _fits(self) -> None:
         """Raise `ParameterError` where the report would be larger than one that is read."""
-        p = self.parameters
-        row = ROW_BYTES + (TOKEN_BYTES * p.max_tokens if p.stream or p.store_text else 0)
-        if self._expected * row > report.MAX_BYTES:
+        bytes_ = self._expected * self._row_bytes
+        if bytes_ > report.MAX_BYTES:
             raise ParameterError(
                 f"{self._expected:,} requests make a report of about "
-                f"{self._expected * row / 2**20:,.0f} MiB, and one of over "
+                f"{bytes_ / 2**20:,.0f} MiB, and one of over "
                 f"{report.MAX_BYTES // 2**20} MiB is not read; use fewer rounds or prompts, or "
                 "stream: false."
             )
@@ -428,7 +479,7 @@ class Run:
         if arm == "baseline":
             senders = [self.senders[self.fastest]]
         await self._probe(list(self.senders.values()))
-        stage = f"round {index + 1} of {self.parameters.rounds}, {arm}"
+        stage = f"round {index + 1} of {self._of_rounds}, {arm}"
         limits = self._limits(chosen.limit, [s.name for s in senders])
         limit_ms = self.clock() + 1000 * (self.parameters.arm_limit_s or float("inf"))
         rules = replace(self.rules, deadline_ms=min(self.rules.deadline_ms, limit_ms))
@@ -466,6 +517,13 @@ class Run:
                 "engines": [one.model_dump() for one in sampler.used],
                 "cut_ms": self.clock() if cut else None,
             }
+
+    @property
+    def _of_rounds(self) -> str:
+        """Their number, or what is known of it by now."""
+        if self.parameters.rounds != "auto":
+            return str(self.parameters.rounds)
+        return f"about {self._planned}" if self._planned else "as many as it takes"
 
     @contextlib.contextmanager
     def _written(
@@ -592,6 +650,7 @@ class Run:
             preparation=kept.preparation,
             probes=kept.probes,
             rounds=sorted(kept.rounds, key=lambda one: one.index),
+            ended=self.ended,
             cut=kept.cut,
             resumed_ms=kept.resumed_ms,
             lags=self.monitor.lags,
@@ -666,3 +725,10 @@ def predicted_ratios(run: Run) -> dict[str, float]:
     """
     capacity = {facts.name: facts.capacity for facts in run.facts}
     return forecast.ratios(len(run.texts), run.expected_ms, capacity)
+
+
+def foretold_rounds(run: Run) -> dict[str, pacing.Power]:
+    """How many rounds each predicted ratio needs to be told from the gate, and from 1."""
+    p = run.parameters
+    expected = predicted_ratios(run)
+    return forecast.powers(expected, run.preparation, len(run.texts), p.gate_max_ratio, p.band)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from .records import Report
+from . import pacing
+from .records import Arm, Report, Request
 from .strategies import STRATEGIES, simulated_makespan_ms
 
 
@@ -38,12 +39,35 @@ def alone_ms(report: Report) -> dict[str, float]:
 
     The later ones, after each round, are left out. Empty unless every provider answered then.
     """
-    found: dict[str, float] = {}
-    for arm in report.preparation:
-        walls = [r.wall_ms for r in arm.requests if r.outcome == "ok" and r.wall_ms is not None]
-        if arm.arm == "calibration" and walls:
-            found.setdefault(arm.requests[0].provider, fmean(walls))
+    found = {
+        provider: fmean(row.wall_ms or 0.0 for row in rows)
+        for provider, rows in calibrated(report.preparation).items()
+    }
     return found if set(found) == {facts.name for facts in report.providers} else {}
+
+
+def calibrated(preparation: Sequence[Arm]) -> dict[str, list[Request]]:
+    """The answered requests of each provider's first calibration."""
+    found: dict[str, list[Request]] = {}
+    for arm in preparation:
+        rows = [row for row in arm.requests if row.outcome == "ok" and row.wall_ms]
+        if arm.arm == "calibration" and rows:
+            found.setdefault(rows[0].provider, rows)
+    return found
+
+
+def powers(
+    expected: Mapping[str, float],
+    preparation: Sequence[Arm],
+    prompts: int,
+    gate: float,
+    band: float,
+) -> dict[str, pacing.Power]:
+    """How many rounds each strategy's expected ratio needs; empty where nothing is known."""
+    noise = pacing.noise(calibrated(preparation), prompts)
+    if noise is None:
+        return {}
+    return {name: pacing.power(ratio, noise, gate, band) for name, ratio in expected.items()}
 
 
 def each(reports: Sequence[Report]) -> dict[str, float]:

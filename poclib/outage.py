@@ -14,12 +14,13 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import engines, report
 from .dispatch import run_arm
 from .errors import ParameterError
 from .experiment import Run, on_own_loop
-from .pool import Measurable
+from .pool import Measurable, engine_facts
 from .progress import Progress, quiet
 from .providers import KINDS
 from .records import Arm, ArmName, Parameters, Report, Round
@@ -28,8 +29,8 @@ from .strategies import STRATEGIES
 # The death's moment, as shares of the time that the arm took with all alive.
 EARLIEST, LATEST = 0.1, 0.9
 
-# The providers, and what kills the one of that name.
-Mortals = tuple[list[Measurable], Callable[[str], None]]
+# The providers with what is known of their engines, and what kills the one of that name.
+Mortals = tuple[list[tuple[Measurable, dict[str, Any]]], Callable[[str], None]]
 Opened = Callable[[], contextlib.AbstractContextManager[Mortals]]
 
 
@@ -38,7 +39,7 @@ def home() -> Path:
     return report.root() / "data" / "reports" / "outage"
 
 
-def obtain(parameters: Parameters, deaths: int, live: bool) -> list[Report]:
+def obtain(parameters: Parameters, deaths: Sequence[int], live: bool) -> list[Report]:
     """A notebook's reports: measured now if `live`, else the saved ones of that experiment.
 
     As with `experiment.obtain`, a live run left at the name "sample" is saved as "live".
@@ -52,39 +53,48 @@ def obtain(parameters: Parameters, deaths: int, live: bool) -> list[Report]:
 
 def measure(
     parameters: Parameters,
-    deaths: int = 1,
+    deaths: Sequence[int] = (1,),
     strategies: Sequence[str] = tuple(STRATEGIES),
     folder: Path | None = None,
     opened: Opened | None = None,
     progress: Progress = quiet,
 ) -> list[Report]:
-    """Save and return one report a strategy, of `parameters.rounds` rounds with `deaths` each.
+    """Save and return one report a strategy: `parameters.rounds` rounds for each of `deaths`.
 
-    In these reports the arm `baseline` is the same strategy with every provider alive, and
-    `struck_ms` of the other arm says who was killed when. `opened` replaces the embedded
-    engines (for fakes). Raises `ParameterError` where more are to die than leave a survivor.
+    Rounds with so many deaths and with so many take turns, and every strategy meets the same
+    deaths: the same providers, at the same share of its time. In these reports the arm
+    `baseline` is the same strategy with every provider alive, and `struck_ms` of the other arm
+    says who was killed when. `opened` replaces the embedded engines (for fakes). Raises
+    `ParameterError` where more are to die than leave a survivor.
     """
-    if not 0 <= deaths < len(parameters.providers):
-        raise ParameterError(
-            f"deaths: {deaths} of {len(parameters.providers)} providers leave no survivor."
-        )
-    total = len(strategies) * parameters.rounds
+    if parameters.rounds == "auto":
+        raise ParameterError("rounds: auto is not for deaths; give a number of rounds.")
+    for count in deaths:
+        if not 0 < count < len(parameters.providers):
+            raise ParameterError(
+                f"deaths: {count} of {len(parameters.providers)} providers: at least one must "
+                "die and one survive."
+            )
+    rounds_each = parameters.rounds * len(deaths)
+    total = len(strategies) * rounds_each
     saved = []
     for number, name in enumerate(strategies):
         wanted = parameters.model_copy(update={"strategy": name})
         run: Run | None = None
         rounds: list[Round] = []
-        for index in range(parameters.rounds):
-            progress(f"{name}, round {index + 1}", number * parameters.rounds + index, total)
+        for index in range(rounds_each):
+            progress(f"{name}, round {index + 1}", number * rounds_each + index, total)
+            count = deaths[index % len(deaths)]
             with (opened or (lambda: _engines(parameters)))() as (senders, kill):
                 if run is None:
-                    run = Run(wanted, [(sender, {}) for sender in senders])
-                run.senders = {sender.name: sender for sender in senders}
-                rounds.append(on_own_loop(partial(_round, run, index, deaths, kill)))
+                    run = Run(wanted, senders)
+                run.senders = {sender.name: sender for sender, _ in senders}
+                rounds.append(on_own_loop(partial(_round, run, index, count, kill)))
         assert run is not None
         changes = {
             "rounds": rounds,
-            "source": f"the baseline is {name} with all alive, deaths a round: {deaths}",
+            "source": f"the baseline is {name} with all alive, deaths a round: "
+            + " or ".join(map(str, deaths)),
         }
         found = run.as_report().model_copy(update=changes)
         saved.append(report.load(report.save(found, folder or home())))
@@ -96,8 +106,11 @@ def measure(
 def _engines(parameters: Parameters) -> Iterator[Mortals]:
     """The embedded engines of `parameters`, mortal by SIGKILL, which nothing can catch."""
     with engines.pool(parameters.providers, parameters.context_tokens) as running:
-        senders: list[Measurable] = [
-            KINDS["embedded"](settings, parameters, engine.url, engine.api_key)
+        senders: list[tuple[Measurable, dict[str, Any]]] = [
+            (
+                KINDS["embedded"](settings, parameters, engine.url, engine.api_key),
+                engine_facts(settings, engine),
+            )
             for settings, engine in zip(parameters.providers, running, strict=True)
         ]
         pids = {engine.name: engine.pids for engine in running}
@@ -111,7 +124,7 @@ def _engines(parameters: Parameters) -> Iterator[Mortals]:
 
 async def _round(run: Run, index: int, deaths: int, kill: Callable[[str], None]) -> Round:
     """The strategy with all alive, then with `deaths` of them killed while it runs."""
-    draw = random.Random(f"{run.parameters.seed} {run.strategy.name} {index}")
+    draw = random.Random(f"{run.parameters.seed} {index}")
     victims = draw.sample(sorted(run.senders), deaths)
     share = draw.uniform(EARLIEST, LATEST)
     try:

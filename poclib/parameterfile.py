@@ -1,4 +1,4 @@
-"""A file of parameters as text: changes values in it and leaves comments and order as they are.
+"""A file of parameters as text: reads it, and changes values but leaves all else as it is.
 
 Knows YAML only, not what a parameter means. Imports `errors`.
 """
@@ -6,10 +6,62 @@ Knows YAML only, not what a parameter means. Imports `errors`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
 from .errors import ParameterError
+
+# What a text may hold once its aliases are written out: a few lines of them can stand for more
+# than any memory holds.
+MOST_CHARACTERS, MOST_VALUES, DEEPEST = 2**21, 200_000, 40
+
+
+def values(text: str, where: str) -> Any:
+    """What a YAML text holds; data only, no code in it is run.
+
+    Raises `ParameterError` that says `where`, and the line where the YAML is wrong.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            if (root := loader.get_single_node()) is None:
+                return None
+            _bound(root, where)
+            return loader.construct_document(root)
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ParameterError(f"{where}{line}: not valid YAML: {problem}.") from None
+    except RecursionError:
+        raise ParameterError(f"{where}: nested too deeply.") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise ParameterError(
+            f"{where}: not valid YAML: a number, date or other value is not what it is written "
+            "as; put quotes around it if it is a text."
+        ) from None
+
+
+def _bound(root: yaml.Node, where: str) -> None:
+    """Raise `ParameterError` where aliases, written out, make too much of the text."""
+    characters = count = 0
+    waiting: list[tuple[yaml.Node, int]] = [(root, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        count += 1
+        if isinstance(node, yaml.ScalarNode):
+            characters += len(node.value)
+        elif isinstance(node, yaml.MappingNode):
+            waiting += [(one, depth + 1) for pair in node.value for one in pair]
+        else:
+            waiting += [(one, depth + 1) for one in node.value]
+        if depth > DEEPEST:
+            raise ParameterError(f"{where}: nested too deeply.")
+        if count > MOST_VALUES or characters > MOST_CHARACTERS:
+            raise ParameterError(f"{where}: too large once its aliases (*) are written out.")
 
 
 def with_capacities(text: str, capacities: Mapping[str, int]) -> str:

@@ -156,6 +156,45 @@ def ratios(
     )
 
 
+def deaths(
+    ax: Axes, points: Mapping[str, Mapping[int, Sequence[float]]], title: str, under: str
+) -> None:
+    """Every round's ratio by strategy and by how many providers died, with the medians as bars.
+
+    `points` are `casualties.ratios`, `title` its finding.
+    """
+    put_titles(ax, title, under)
+    if not points:
+        instead(ax, "Nobody died, so there is nothing to show.")
+        return
+    counts = sorted({died for found in points.values() for died in found})
+    order = sorted(points, key=lambda one: [-_mid(points[one].get(died, ())) for died in counts])
+    apart_by = 0.8 / (len(counts) + 1)
+    most = 1.0
+    for y, strategy in enumerate(order):
+        for place, died in enumerate(counts, start=1):
+            found = list(points[strategy].get(died, ()))
+            height = y + 0.4 - place * apart_by
+            fill = ["white", FAINT, INK][min(2, place - 1)] if len(counts) > 1 else INK
+            ax.plot(found, [height] * len(found), "o", color=INK, mfc=fill, markersize=7)
+            if found:
+                middle = _mid(found)
+                ax.plot([middle, middle], [height - 0.12, height + 0.12], color=INK, linewidth=3)
+                most = max(most, *found)
+            if y == len(order) - 1 and found:
+                text = f"{died} dead"
+                label(ax, text, (max(found), height), (9, 0))
+    ax.axvline(1, color=INK, linewidth=1)
+    ax.set_yticks(range(len(order)), order)
+    ax.set_ylim(-0.6, len(order) - 0.4)
+    ax.set_xlim(0, most * 1.15)
+    ax.set_xlabel("time with deaths / time with all alive, each round (ratio); bar: median")
+
+
+def _mid(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else 0.0
+
+
 def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
     """`ratios` as a PNG file that is the same for the same headlines: the README's picture."""
     use_style()
@@ -240,7 +279,7 @@ def shares(ax: Axes, headline: Headline) -> None:
     most = max(max(one.speed or 0.0, one.done) for one in found)
     reach = 1.0 if most > 0.5 else min(1.0, 1.5 * most)
     ax.plot([0, reach], [0, reach], color=FAINT, linewidth=1, linestyle="--")
-    ax.text(0.8 * reach, 0.74 * reach, "share = speed", va="top")
+    ax.text(0.95 * reach, reach, "share = speed", ha="right", va="center")
     busiest = max(one.busy or 0.0 for one in found)
     column = apart([one.done for one in found], 0.07 * reach)
     for one, height in zip(found, column, strict=True):
@@ -248,20 +287,28 @@ def shares(ax: Axes, headline: Headline) -> None:
         x, y = one.speed or 0.0, one.done
         busy = "never busy" if not y else f"busy {words.percent(one.busy)} of the time"
         text = f"{one.provider}: {words.percent(y)} of the prompts,"
-        if len(found) <= 2:  # over or under its point, away from the diagonal and the edges
-            over = y < 0.15 * reach or x < y < 0.85 * reach
-            at = (min(max(x, 0.2 * reach), 0.8 * reach), y + (0.05 if over else -0.05) * reach)
-            ax.text(*at, f"{text}\n{busy}", ha="center", va="bottom" if over else "top")
+        if len(found) <= 2:  # beside its point, on the side away from the diagonal
+            label(
+                ax, text.replace(": ", ":\n") + f"\n{busy}", (x, y), _beside(x / reach, y / reach)
+            )
         else:  # in a column beside the chart, so that many do not collide
             ax.plot([x, 1.02 * reach], [y, height], color=FAINT, lw=0.6, clip_on=False)
             ax.text(1.03 * reach, height, f"{text} {busy}", va="center", fontsize=11)
-        ax.plot([x], [y], "o", color=INK, mfc=face, markersize=11, clip_on=False)
+        ax.plot([x], [y], "o", color=INK, mfc=face, markersize=11, clip_on=False, zorder=5)
     ax.set_xlim(0, reach)
     ax.set_ylim(0, reach * 1.04)
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: words.percent(value)))
     ax.set_xlabel("share of the pool's speed (%)")
     ax.set_ylabel("share of the prompts (%)")
+
+
+def _beside(x: float, y: float) -> tuple[float, float]:
+    """Where a label of a third of the chart's width clears its point, the diagonal, the edges."""
+    up = 9.0 if y < 0.12 else -9.0 if y > 0.88 else 0.0
+    if y >= x:
+        return (-12, up) if x >= 0.33 else (12, up or (0 if y - x > 0.36 else 9))
+    return (12, up) if x <= 0.66 else (-12, up or (9 if y < 0.25 else -9))
 
 
 _MARKS = "osD^vP*X"

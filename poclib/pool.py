@@ -60,7 +60,7 @@ def open_pool(
                 continue
             placed = settings.model_copy(update={"role": _role(settings)})
             provider = make(placed, parameters, engine.url, engine.api_key)
-            opened.append((provider, _engine_facts(settings, engine)))
+            opened.append((provider, engine_facts(settings, engine)))
         yield opened
 
 
@@ -69,7 +69,8 @@ def _role(settings: ProviderSettings) -> Literal["local", "remote"]:
     return settings.role or ("remote" if settings.link.round_trip_ms else "local")
 
 
-def _engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> dict[str, Any]:
+def engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> dict[str, Any]:
+    """What is known of an embedded engine without asking it: fields of `ProviderFacts`, `pids`."""
     return {
         "engine": engine.engine,
         "model": engine.model,

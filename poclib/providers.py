@@ -54,7 +54,7 @@ class Provider:
             key,
             parameters.connect_timeout_s,
             parameters.request_timeout_s,
-            parameters.allow_public,
+            parameters.may_be_public(settings.name),
             settings.ca_file,
         )
         self.role: Literal["local", "remote"] = settings.role or _role(url)
@@ -74,7 +74,6 @@ class Provider:
         """
         for _ in range(2):
             trip = Exchange(clock)
-            trip.mark("start")
             async with self.client.request("GET", self.probe_path, exchange=trip) as response:
                 await response.body()
             if "connected_ms" not in trip.marks:
@@ -94,7 +93,6 @@ class Provider:
         """
         path, body = self.paths[self.api], self._request_body(prompt)
         keep = self.keeps_streams or not self.parameters.stream
-        exchange.mark("start")
         try:
             async with self.client.request("POST", path, body, exchange, keep) as response:
                 if response.status != 200:
@@ -106,7 +104,7 @@ class Provider:
                     except SURPRISES as error:
                         raise self._surprise(error) from None
                     if self.parameters.stream and len(exchange.pieces) > before:
-                        exchange.token_ms.append(exchange.clock())
+                        exchange.token_ms.append(exchange.arrival_ms())
             if not exchange.finished:
                 raise BadAnswer(
                     f"provider {self.name}: its answer stops before its end; "

@@ -7,11 +7,19 @@ anchor (`Report.created`), taken from a monotonic clock. Absent is None, never 0
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ParameterError
 
@@ -105,7 +113,8 @@ class Parameters(Record):
     context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
     seed: int = 7
     stream: bool = True
-    rounds: Count = 5
+    # auto: until the interval is narrow enough for the band, or run_limit_s would be passed.
+    rounds: Count | Literal["auto"] = 5
     warm_up_prompts: Annotated[int, Field(ge=0, le=100)] = 1
     calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 4
     gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
@@ -122,18 +131,35 @@ class Parameters(Record):
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     arm_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
-    allow_public: bool = False
+    # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
+    allow_public: bool | list[Name] = False
     allow_unlike_models: bool = False
     store_text: bool = False
     # What to do about an unfinished run, no part of what is measured: it is not saved.
     resume: bool = Field(default=False, exclude=True)
 
+    @field_validator("rounds", mode="wrap")
+    @classmethod
+    def _rounds_are_a_number_or_auto(cls, given: Any, check: Any) -> Any:
+        try:
+            return check(given)
+        except ValidationError:
+            raise ValueError(f"needs a number from 1, or auto (given {given!r:.60})") from None
+
     @model_validator(mode="after")
-    def _names_are_unique(self) -> Parameters:
+    def _names_are_sound(self) -> Parameters:
         names = [p.name for p in self.providers]
         if len(set(names)) < len(names):
             raise ValueError(f"provider names must differ, found {', '.join(names)}")
+        if isinstance(self.allow_public, list) and (new := set(self.allow_public) - set(names)):
+            raise ValueError(f"allow_public names no provider: {', '.join(sorted(new))}")
         return self
+
+    def may_be_public(self, provider: str) -> bool:
+        """Whether that provider's address may lie outside loopback and private ranges."""
+        if isinstance(self.allow_public, bool):
+            return self.allow_public
+        return provider in self.allow_public
 
     @classmethod
     def read(cls, values: dict[str, Any], where: str = "parameters") -> Parameters:
@@ -249,10 +275,27 @@ class Exchange:
     finished: bool = False
     pieces: list[str] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
+    # When bytes were last taken from the network, by `time.perf_counter`, where that is known.
+    arrived_s: Callable[[], float] | None = None
 
     def mark(self, event: str) -> None:
         """Note the time of `event`, a field of `RequestMarks` without its `_ms`."""
         self.marks[f"{event}_ms"] = self.clock()
+
+    def mark_arrival(self, event: str) -> None:
+        """Note as the time of `event` when the bytes that tell it were here."""
+        self.marks[f"{event}_ms"] = self.arrival_ms()
+
+    def arrival_ms(self) -> float:
+        """When what has just been read arrived: before the event loop came round to it.
+
+        Where more has arrived since, the later moment; never before what was marked last.
+        """
+        now_ms = self.clock()
+        if self.arrived_s is None:
+            return now_ms
+        waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
+        return max(now_ms - waited_ms, *self.marks.values(), *self.token_ms[-1:])
 
 
 class Request(Record):
@@ -428,6 +471,8 @@ class Report(Record):
     preparation: list[Arm] = []
     probes: list[Probe] = []
     rounds: list[Round] = []
+    # What ended `rounds: auto`: an interval narrow enough, the time, or the most rounds there are.
+    ended: Literal["narrow", "time", "most"] | None = None
     # Rounds that a stop cut short, repeated whole in `rounds`: kept, and counted nowhere.
     cut: list[Round] = []
     # When the run went on after a stop.

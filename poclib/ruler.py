@@ -132,7 +132,7 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
     """Measured minus true, for each quantity a report holds of `arm`; failed requests raise.
 
     The truth of a request is in its server timings. A connection opened anew pays no round
-    trip at the stub, so the link's counts once.
+    trip at the stub, so the link's counts once, and all of its `connect_ms` is error.
     """
     errors: dict[str, list[float]] = {}
     for row in arm.requests:
@@ -165,11 +165,16 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
 
 
 def _errors(row: Request, round_trip_ms: float) -> dict[str, float]:
+    """A connect is a part of its own in a report: its error is told apart, not twice."""
     marks, server, tokens = row.marks, row.server, row.token_ms or []
     ttft = (marks.first_token_ms or 0) - (marks.start_ms or 0)
-    found = {
-        "ttft_ms": ttft - (server.prompt_ms or 0) - round_trip_ms,
-        "over_ms": (row.over_ms or 0) - round_trip_ms,
+    connect = 0.0
+    found: dict[str, float] = {}
+    if marks.connected_ms is not None and marks.connect_start_ms is not None:
+        connect = found["connect_ms"] = marks.connected_ms - marks.connect_start_ms
+    found |= {
+        "ttft_ms": ttft - connect - (server.prompt_ms or 0) - round_trip_ms,
+        "over_ms": (row.over_ms or 0) - connect - round_trip_ms,
     }
     if len(tokens) > 1:
         spans = tokens[-1] - tokens[0] - (server.generation_ms or 0)

@@ -271,6 +271,16 @@ def interval(ratios: npt.ArrayLike) -> tuple[float, float]:
     return float(np.exp(low)), float(np.exp(high))
 
 
+def reach(n: int) -> float:
+    """How far the interval of n near normal logarithms reaches, in their standard deviations.
+
+    Student's t times the standard error below 6; from there on 1.96 standard errors of a
+    median, the root of pi / 2 times those of a mean (see `gate`).
+    """
+    wide = _STUDENT[n] if n in _STUDENT else 1.96 * math.sqrt(math.pi / 2)
+    return wide / math.sqrt(n)
+
+
 def _depth(n: int) -> tuple[int, float]:
     """How many of n sorted values from each end a 95 % interval of the median begins.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import ledger, stats
+from . import ledger, pacing, stats
 from .records import Arm, Report, Request, Round, Ruler, RulerRow
 from .report import name
 
@@ -119,7 +119,7 @@ def rounds(report: Report) -> pd.DataFrame:
     for one in report.rounds:
         arms = {arm.arm: arm for arm in one.arms}
         baseline, strategy = (
-            _makespan(arms[which], expected) if which in arms else None
+            pacing.makespan_ms(arms[which], expected) if which in arms else None
             for which in ("baseline", "strategy")
         )
         complete = bool(baseline and strategy)
@@ -141,23 +141,6 @@ def _prompts(report: Report) -> set[int]:
     if report.prompt_sha256:
         return set(range(len(report.prompt_sha256)))
     return {row.prompt for one in report.rounds for arm in one.arms for row in arm.requests}
-
-
-def _makespan(arm: Arm, expected: set[int]) -> float | None:
-    if not arm.requests:
-        return arm.makespan_ms  # published without rows
-    answered = {row.prompt for row in arm.requests if row.outcome == "ok"}
-    if not answered >= expected:
-        return None
-    if arm.makespan_ms is not None:
-        return arm.makespan_ms
-    starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
-    ends = [
-        row.marks.end_ms
-        for row in arm.requests
-        if row.outcome == "ok" and row.marks.end_ms is not None
-    ]
-    return max(ends) - min(starts) if starts and ends else None
 
 
 def providers(report: Report) -> pd.DataFrame:

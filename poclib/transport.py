@@ -15,6 +15,8 @@ import os
 import socket
 import ssl
 import threading
+import time
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -38,8 +40,12 @@ PRIVATE = [
         *("::1/128", "fc00::/7", "fe80::/10"),
     )
 ]
-# The exchange that aiohttp's trace callbacks mark; they run in the requesting task.
+# How long a request that is being sent keeps others waiting: enough for what is our own work,
+# not for a network's round trip.
+TURN_S = 0.001
+# What aiohttp's trace callbacks mark, and tell that it is sent; they run in the requesting task.
 _exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+_sent: ContextVar[Callable[[], None] | None] = ContextVar("sent", default=None)
 
 
 def is_private(address: str) -> bool:
@@ -47,6 +53,22 @@ def is_private(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return any((mapped or ip) in net for net in PRIVATE)
+
+
+class _Stamped(socket.socket):
+    """A socket that knows when it last gave something: what a task is told of only later."""
+
+    arrived_s = 0.0
+
+    def recv(self, *arguments: Any) -> bytes:
+        data = super().recv(*arguments)
+        self.arrived_s = time.perf_counter()
+        return data
+
+    def recv_into(self, *arguments: Any) -> int:
+        count = super().recv_into(*arguments)
+        self.arrived_s = time.perf_counter()
+        return count
 
 
 class _NotAllowed(OSError):
@@ -76,7 +98,7 @@ class Response:
                 )
             yield chunk
         if self._exchange:
-            self._exchange.mark("last_byte")
+            self._exchange.mark_arrival("last_byte")
 
     async def lines(self) -> AsyncIterator[bytes]:
         """The body's lines, each as soon as its last byte is here."""
@@ -132,6 +154,8 @@ class TimedClient:
         # Certificates are checked by aiohttp's connector: the context that `verify` would
         # make is never used, only costly.
         self._transport = AiohttpTransport(client=self._session, verify=False)
+        self._turn = asyncio.Lock()
+        self._sockets: weakref.WeakValueDictionary[int, _Stamped] = weakref.WeakValueDictionary()
 
     def _session(self) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
@@ -144,6 +168,8 @@ class TimedClient:
             ("sent", trace.on_request_chunk_sent),
         ):
             signal.append(_marker(event))
+        trace.on_request_chunk_sent.append(_leave)
+        trace.on_request_end.append(self._answered)
         connector = aiohttp.TCPConnector(
             limit=0,
             keepalive_timeout=KEEPALIVE_S,
@@ -163,7 +189,18 @@ class TimedClient:
         family, kind, protocol, _, address = info
         if not self._allow_public and not is_private(address[0]):
             raise _NotAllowed("address not allowed")
-        return socket.socket(family, kind, protocol)
+        made = _Stamped(family, kind, protocol)
+        self._sockets[made.fileno()] = made
+        return made
+
+    async def _answered(self, _session: object, _context: object, params: Any) -> None:
+        """Let the exchange know the socket its answer comes by; a whole short one has left it."""
+        exchange, connection = _exchange.get(), params.response.connection
+        if exchange is None or connection is None or connection.transport is None:
+            return
+        own = connection.transport.get_extra_info("socket")
+        if own is not None and (stamped := self._sockets.get(own.fileno())):
+            exchange.arrived_s = lambda: stamped.arrived_s
 
     @contextlib.asynccontextmanager
     async def request(
@@ -176,7 +213,8 @@ class TimedClient:
     ) -> AsyncIterator[Response]:
         """Send one request and yield its response once the headers are here.
 
-        `keep` is whether its connection may serve another request afterwards.
+        `keep` is whether its connection may serve another request afterwards. Where `exchange`
+        is given, `start` is marked once the request is made and it is its turn to be sent.
 
         Raises `Unreachable`, `TimedOut`, `Forbidden` or `BadAnswer` (no HTTP), also while the
         body is read; body and all, it takes no longer than the client's `timeout_s`.
@@ -188,15 +226,44 @@ class TimedClient:
         token = _exchange.set(exchange)
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._transport.handle_async_request(request)
+                async with self._in_turn(exchange):
+                    response = await self._transport.handle_async_request(request)
                 if exchange:
-                    exchange.mark("first_byte")
+                    exchange.mark_arrival("first_byte")
                 async with contextlib.aclosing(response):
                     yield Response(response, self.provider, exchange)
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise self._explained(error) from None
         finally:
             _exchange.reset(token)
+
+    @contextlib.asynccontextmanager
+    async def _in_turn(self, exchange: Exchange | None) -> AsyncIterator[None]:
+        """Mark the start when no other request is being sent, so that it waits for none.
+
+        Many that begin at once would each be timed through the sending of all.
+        """
+        if exchange is None:
+            yield
+            return
+        await self._turn.acquire()
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            if not left:
+                left = True
+                self._turn.release()
+
+        token = _sent.set(leave)
+        timer = asyncio.get_running_loop().call_later(TURN_S, leave)
+        exchange.mark("start")
+        try:
+            yield
+        finally:
+            _sent.reset(token)
+            timer.cancel()
+            leave()
 
     def redacted(self, text: str) -> str:
         """`text` without the provider's address and key, which a server may echo."""
@@ -214,7 +281,7 @@ class TimedClient:
                 known = Forbidden
                 what = (
                     "its address is neither loopback nor private; "
-                    "set allow_public: true in the parameters if that is meant."
+                    f"set allow_public: [{self.provider}] in the parameters if that is meant."
                 )
             case aiohttp.ConnectionTimeoutError():
                 what = f"no connection within {self._connect_timeout_s:g} s; is it on?"
@@ -296,6 +363,11 @@ def _marker(event: str) -> Any:
             exchange.mark(event)
 
     return mark
+
+
+async def _leave(_session: object, _context: object, _params: object) -> None:
+    if leave := _sent.get():
+        leave()
 
 
 def _secrets(provider: str, url: str, key: str | None) -> list[str]:

@@ -14,6 +14,7 @@ from datetime import datetime
 from statistics import median
 
 from .cautions import calibrations, cautions
+from .pacing import Power
 from .records import Probe, ProviderFacts, Report, Ruler, RulerRow
 from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread, throughput
 
@@ -67,7 +68,7 @@ def safe(text: object, limit: int = 500) -> str:
 
 def inline(text: object, limit: int = 80) -> str:
     """`text` from a server fit for a terminal, Markdown, HTML and a chart alike."""
-    kept = "".join(c if c.isalnum() or c in " ._:/@+,=()-" else "?" for c in safe(text, limit))
+    kept = "".join(c if c.isalnum() or c in " ._:;/@+,='%()-" else "?" for c in safe(text, limit))
     return kept.replace("//", "/ /")
 
 
@@ -339,6 +340,7 @@ def warnings(report: Report, headline: Headline) -> list[str]:
         found.append("The run did not finish: it was stopped or failed; run it again.")
     found += [inline(note, 300) for note in report.notes]
     found += _stops(report)
+    found += [ending(report)] if report.ended else []
     if rounds < 2:
         found.append(
             f"There is no interval: the report has {many(rounds, 'complete round')}, and drift "
@@ -720,17 +722,29 @@ def doctor_table(
     return "\n".join([table(header, rows), *map(safe, problems.values())])
 
 
-def expected_gain(ratios: Mapping[str, float], alone_ms: Mapping[str, float]) -> str:
-    """What the calibrated speeds promise before anything is run."""
+def expected_gain(
+    ratios: Mapping[str, float],
+    alone_ms: Mapping[str, float],
+    powers: Mapping[str, Power] | None = None,
+) -> str:
+    """What the calibrated speeds promise before anything is run, and the rounds to tell it."""
     if not ratios or not alone_ms:
         return "No gain can be foretold: some provider's speed is unknown."
     best = min(ratios, key=lambda one: ratios[one])
     fastest = min(alone_ms, key=lambda one: alone_ms[one])
+    told = powers or {}
     rows = [
-        [name, number(found, 2), number(1 / found, 2) if found else "-"]
+        [
+            *(name, number(found, 2), number(1 / found, 2) if found else "-"),
+            *(_rounds(told.get(name)) if told else []),
+        ]
         for name, found in sorted(ratios.items(), key=lambda one: one[1])
     ]
-    listing = table(["strategy", "expected ratio", "expected speedup"], rows)
+    header = ["strategy", "expected ratio", "expected speedup"]
+    more = ["rounds for the gate", "rounds to tell it from 1"] if told else []
+    listing = table([*header, *more], rows)
+    if told:
+        listing += f"\n{_power(next(iter(told.values())))}"
     verdict = (
         f"Expect {best} to take {number(ratios[best], 2)} times as long as {fastest} alone"
         if ratios[best] < 1
@@ -740,6 +754,43 @@ def expected_gain(ratios: Mapping[str, float], alone_ms: Mapping[str, float]) ->
         f"{listing}\n{verdict}; batching, contention and the network under load are not in this, "
         "so run it to know."
     )
+
+
+def _rounds(power: Power | None) -> list[str]:
+    if power is None:
+        return ["-", "-"]
+    within = "none would" if power.one is None else str(power.one)
+    return ["none would" if power.gate is None else str(power.gate), within]
+
+
+def _power(power: Power) -> str:
+    return (
+        f"Rounds as calibration foretells them, by which one round's ratio varies by about "
+        f"{percent(power.noise, 1)}; drift and contention come on top. `rounds: auto` goes on "
+        "until the interval is within the band to both sides of its middle."
+    )
+
+
+def ending(report: Report) -> str:
+    """What ended `rounds: auto`; empty where their number was given."""
+    count = many(len(report.rounds), "round")
+    if report.ended == "narrow":
+        return (
+            f"The run ended after {count}, when its interval lay within the band to both sides "
+            "of its middle (rounds: auto)."
+        )
+    if report.ended == "time":
+        return (
+            f"The run ended after {count}, because one more would have passed run_limit_s, and "
+            "its interval is wider than the band (rounds: auto); raise run_limit_s for a "
+            "narrower one."
+        )
+    if report.ended == "most":
+        return (
+            f"The run ended after {count}, the most that rounds: auto takes, and its interval "
+            "is wider than the band: the machines vary too much; measure more prompts a round."
+        )
+    return ""
 
 
 def ruler_case(row: RulerRow) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from poclib import fake
 from poclib.adaptive import LAST_PAUSE_S, AdaptiveLimit, pause_after
-from poclib.dispatch import Rules, run_arm
+from poclib.attempts import Rules
+from poclib.dispatch import run_arm
 from poclib.errors import Rejected
 from poclib.records import Arm, Prompt
 from poclib.strategies import STRATEGIES

@@ -70,6 +70,13 @@ def test_what_a_report_recorded_is_warned_of(facts: dict[str, Any], sentence: st
     assert found in "\n".join(words.warnings(changed(**facts), tables.headline(changed(**facts))))
 
 
+def test_a_load_average_counts_only_where_others_share_is_unknown() -> None:
+    """In a suite it still holds the strategy before, whose engines were ours."""
+    busy = {"load_1min": 1.8, "cores": 2}
+    assert "load average" in said(changed(environment=busy))
+    assert "load average" not in said(changed(environment=busy, moments=moments(others=[0.0])))
+
+
 def test_small_drift_load_lag_and_steps_are_not_worth_a_word() -> None:
     calm = changed(
         preparation=[calibrated([200, 202, 199, 205, 204, 206])],

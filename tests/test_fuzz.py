@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poclib import journal, report
+from poclib import journal, parameterfile, report
 from poclib.attempts import Rules, attempt
 from poclib.errors import ParameterError, PocError, ReportError
 from poclib.records import Parameters, Prompt, Report, Request
@@ -71,6 +71,37 @@ def test_parameters_of_any_shape(values: dict[str, Any], providers: list[dict[st
             assert str(error).startswith("it: ") and "\n" not in str(error)[:20]
         else:
             assert found.model_dump_json()
+
+
+def doubled(first: str, line: str, times: int = 40) -> str:
+    """Each line twice what the one before it is: more at the end than any memory holds."""
+    return "\n".join([f"a0: &a0 {first}", *(line.format(n, n - 1) for n in range(1, times))])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        doubled("[x]", "a{0}: &a{0} [*a{1}, *a{1}]"),
+        doubled("{k: v}", "a{0}: &a{0} {{<<: [*a{1}, *a{1}]}}"),
+        f"prompts: [&a {'x' * 2**16}{', *a' * 2**10}]",
+        "a: &a [*a]",
+        f"a: {'[' * 100}{']' * 100}",
+        *("a: 2026-13-45", "a: !!float x", "a: !!timestamp x", "a: !!int ''", "a: !!bool x"),
+        f"a: {'9' * 5000}",
+        "a: &a !!python/object/apply:os.getpid []",
+    ],
+)
+def test_a_file_of_parameters_stands_for_no_more_than_it_may(text: str) -> None:
+    with pytest.raises(ParameterError, match=r"^it[:,] ") as caught:
+        parameterfile.values(text, "it")
+    assert len(str(caught.value)) < 200
+
+
+def test_lines_that_several_providers_share_may_be_written_once() -> None:
+    text = "providers: [&a {name: a, slots: 2}, {<<: *a, name: b}]"
+    found = parameterfile.values(text, "it")["providers"]
+    assert found == [{"name": "a", "slots": 2}, {"name": "b", "slots": 2}]
+    assert parameterfile.values("", "it") is None
 
 
 @FEW

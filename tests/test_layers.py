@@ -31,8 +31,11 @@ ALLOWED = {
     "adaptive": {"records"},
     "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
-    "dispatch": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
-    "forecast": {"records", "strategies"},  # both halves ask it: before a run and after
+    "lanes": {"adaptive", "attempts", "errors", "policy", "records", "strategies"},
+    "dispatch": {"adaptive", "attempts", "errors", "lanes", "policy", "records", "strategies"},
+    # Both halves ask these two: before or during a run, and after.
+    "forecast": {"pacing", "records", "strategies"},
+    "pacing": {"records", "stats"},
     "policy": set(),
     "journal": {"errors", "records"},
     "resume": {"errors", "journal", "records", "report"},
@@ -51,8 +54,8 @@ ALLOWED = {
     "usage": {"records"},
     "experiment": {
         *("adaptive", "attempts", "dispatch", "engines", "errors", "forecast", "journal"),
-        "monitor",
-        *("policy", "pool", "progress", "providers", "records", "report", "resume", "ruler"),
+        *("monitor", "pacing", "policy", "pool", "progress", "providers", "records", "report"),
+        *("resume", "ruler"),
         *("strategies", "usage"),
     },
     "outage": {
@@ -62,32 +65,40 @@ ALLOWED = {
     "failure": {"engines", "experiment", "progress", "records", "report"},
     "finder": {"capacity", "experiment"},
     "parameterfile": {"errors"},
+    "repeat": {"errors", "experiment", "records", "report", "resume", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
-    "tables": {"errors", "ledger", "records", "report", "stats"},
+    "tables": {"errors", "ledger", "pacing", "records", "report", "stats"},
     "cautions": {"records", "stats"},
-    "words": {"cautions", "errors", "records", "stats"},
+    "words": {"cautions", "errors", "pacing", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
+    "casualties": {"cautions", "records", "stats", "tables", "words"},
+    "agreement": {"records", "stats"},
+    "comparisons": {"agreement", "records", "stats", "words"},
     "documents": {"errors", "records", "report", "stats", "titles", "words"},
     "exhibits": {"records", "stats", "titles", "words"},
     "causes": {"capacity", "records", "stats", "words"},
     "concurrency": {"canvas", "capacity", "causes", "records", "words"},
+    "crowding": {"canvas", "causes", "records", "stats", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
     "plots": {"canvas", "stats", "timelines", "titles", "words"},
     "publish": {"errors", "progress", "report"},
+    "pages": {"errors", "publish", "report"},
+    "catalogue": {"errors", "records", "report", "stats", "tables", "words"},
     # Above both.
+    "sweeps": {"errors", "experiment", "records", "report", "resume", "tables", "words"},
     "cli": None,
     "__main__": {"cli"},
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"concurrency", "canvas", "timelines", "plots"},
+    "matplotlib": {"concurrency", "canvas", "crowding", "timelines", "plots"},
     "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
-    "nbconvert": {"publish"},
+    "nbconvert": {"pages"},
 }
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 

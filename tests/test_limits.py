@@ -17,6 +17,7 @@ from replay import Answer, Replay, recorded
 
 from poclib import experiment, journal
 from poclib.errors import PocError, RunFailed
+from poclib.pool import open_pool
 from poclib.records import Parameters
 
 pytestmark = pytest.mark.slow
@@ -108,3 +109,18 @@ def test_a_run_that_is_only_long_ends_in_time_too(tmp_path: Path) -> None:
     assert isinstance(error, RunFailed) and "run_limit_s (1 s) in round 1" in str(error)
     kept = journal.read(tmp_path / "limited-shared-queue.jsonl")
     assert kept.requests > 20 and kept.rounds == []
+
+
+def test_the_time_that_engines_take_to_start_is_part_of_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def slow_to_start(parameters: Parameters, pool: Any) -> Iterator[Any]:
+        time.sleep(0.7)  # of the 1 s that it has
+        with open_pool(parameters, pool) as providers:
+            yield providers
+
+    monkeypatch.setattr(experiment, "open_pool", slow_to_start)
+    with served(WELL) as one, served(WELL) as other:
+        error = ends_in_time(parameters(one=one, other=other), tmp_path)
+    assert "run_limit_s" in str(error)

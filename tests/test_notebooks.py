@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import os
 import re
 import subprocess
@@ -12,6 +13,9 @@ from typing import Any
 
 import nbformat
 import pytest
+from click.testing import CliRunner
+from papermill.cli import papermill
+from papermill.parameterize import parameterize_notebook
 
 from poclib import cli, publish, report, tables
 from poclib.records import Parameters
@@ -90,11 +94,40 @@ def test_a_notebook_asks_answers_and_names_its_limits(path: Path) -> None:
     assert loose == [], "a number in prose is computed, or it will be wrong one day"
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_papermill_shows_its_parameters_as_help(path: Path) -> None:
+    shown = CliRunner().invoke(papermill, ["--help-notebook", str(path)])
+    assert shown.exit_code == 0 and "Parameters inferred for notebook" in shown.output
+    told = " ".join(shown.output.split())
+    declared = publish.declared(path)
+    assert declared, "a notebook without a parameter cannot be tried"
+    for name, one in declared.items():
+        assert f"{name}: {one['inferred_type_name']} (default" in told
+        assert len(one["help"]) > 10 and " ".join(one["help"].split()) in told, name
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_chart_is_kept_in_two_formats_and_says_its_finding(path: Path) -> None:
+    outputs = [o for c in _cells(path) if c.cell_type == "code" for o in c.outputs]
+    charts = [o for o in outputs if "image/png" in o.get("data", {})]
+    assert charts
+    for chart in charts:
+        svg = chart.data["image/svg+xml"]
+        said = chart.metadata["image/png"]["alt"]
+        title = said.partition(". ")[0]
+        drawn = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
+        assert html.escape(title, quote=False) in " ".join(drawn.split()), "as drawn over it"
+        assert "dc:date" not in svg, "the same figure gives the same file"
+
+
 @pytest.mark.slow
 def test_committed_outputs_are_what_the_committed_reports_give() -> None:
     """nbval, strict: claims are text, so they are compared."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbval", "-p", "no:cacheprovider", "notebooks"],
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "notebooks"),
+            *("--nbval", "--nbval-sanitize-with", "tests/nbval.cfg"),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -129,3 +162,32 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     assert tables.headline(measured).answers_equal.compared == 6
     text = target.read_text()
     assert "req/s" not in text and str(tmp_path) not in text
+
+
+@pytest.mark.slow
+def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
+    """What it measures differs from run to run, so only that each cell runs is asked for."""
+    (tmp_path / "data" / "reports").mkdir(parents=True)
+    notebook = nbformat.read(ROOT / "notebooks" / "04_serial_per_provider.ipynb", as_version=4)
+    values = {"live": True, "rounds": 1, "prompts": 2, "max_tokens": 4, "calibration_prompts": 1}
+    nbformat.write(parameterize_notebook(notebook, values), tmp_path / "live.ipynb")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval-lax"),
+            str(tmp_path / "live.ipynb"),
+        ],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "POCLIB_HOME": str(tmp_path),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
+    assert f"{len(cells) + 1} passed" in done.stdout, "the injected parameters are one more"
+    assert report.load(tmp_path / "data" / "reports" / "live-serial-per-provider.json").complete

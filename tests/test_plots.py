@@ -189,7 +189,7 @@ def test_shares_stand_against_speeds_and_the_binding_leg_is_filled(ax: Axes) -> 
     assert set(points) == {(0.6, 0.5), (0.4, 0.5)}
     assert points[0.4, 0.5].get_markerfacecolor() == canvas.INK
     assert points[0.6, 0.5].get_markerfacecolor() == "white"
-    assert "local: 50 % of the prompts,\nbusy 67 % of the time" in texts(ax)
+    assert "local:\n50 % of the prompts,\nbusy 67 % of the time" in texts(ax)
     assert ax.get_xlim() == (0, 1) and ax.get_ylim()[0] == 0
     title = ax.get_title(loc="left").replace("\n", " ")
     assert title == (
@@ -375,3 +375,28 @@ def test_drift_and_the_rulers_error_are_drawn_or_said_to_be_unknown() -> None:
         plots.ruler(chart, tables.ruler(found), cases, words.ruler_finding(found), "today")
         assert ("0.40 ms" in texts(chart)) == bool(found.rows)
         assert "new connections" in words.ruler_table(found) or not found.rows
+
+
+@pytest.mark.parametrize(
+    ("text", "width", "lines"),
+    [
+        ("7 strategies: 6 faster, 1 not distinguishable from 1", 50, 2),
+        ("short", 50, 1),
+        ("", 50, 1),
+        ("averyverylongword " * 3, 20, 3),
+    ],
+)
+def test_a_title_in_several_lines_has_none_much_shorter(text: str, width: int, lines: int) -> None:
+    found = canvas.balanced(text, width).splitlines() or [""]
+    assert len(found) == lines and " ".join(found) == text.strip()
+    assert max(map(len, found)) <= width
+    assert min(map(len, found)) > 0.5 * max(map(len, found)) or not text
+    assert not any(line.endswith(tuple("0123456789")) for line in found[:-1]), "with its word"
+
+
+def test_a_figure_says_what_its_charts_say(ax: Axes) -> None:
+    plots.round_ratios(ax, tables.rounds(REPORT), HEADLINE)
+    said = canvas.finding(ax.figure)  # type: ignore[arg-type]
+    assert said.startswith(ax.get_title(loc="left").replace("\n", " ") + ". ")
+    assert words.day(HEADLINE.created) in said
+    assert canvas.finding(Figure()) == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from poclib import publish, report
+from poclib import pages, publish, report
 from poclib.errors import ParameterError, ReportError
 
 ADDRESS = "http://192.168.77.20:11434"
@@ -50,9 +50,96 @@ def test_planted_secrets_are_gone_from_an_executed_notebook(tmp_path: Path) -> N
 def test_a_bare_papermill_run_leaks_no_address_either(tmp_path: Path) -> None:
     """Published without its parameters at hand: anything that looks like an address goes."""
     path = _saved(_notebook(source=f"providers = [dict(url='{ADDRESS}')]"), tmp_path / "n")
-    publish.site(tmp_path / "site", {"mine": [path]}, [])
-    pages = "".join(p.read_text() for p in (tmp_path / "site").rglob("*.html"))
-    assert "192.168.77.20" not in pages and "providers" in pages
+    pages.site(tmp_path / "site", {"mine": [path]}, [])
+    shown = "".join(p.read_text() for p in (tmp_path / "site").rglob("*.html"))
+    assert "192.168.77.20" not in shown and "providers" in shown
+
+
+SVG = """<?xml version="1.0"?>
+<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">
+<svg xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg" onload="x()">
+<script>x()</script><defs><path id="m" d="M 0 0"/></defs>
+<style>@import url(http://10.1.2.3/x.css);</style>
+<a xlink:href="http://10.1.2.3/"><text>link</text></a><foreignObject><b>b</b></foreignObject>
+<use xlink:href="#m"/><use xlink:href="other.svg#m"/><image href="http://10.1.2.3/i.png"/>
+<path clip-path="url(#m)" fill="url(http://10.1.2.3/p)"/><text onclick="x()">PLANTED</text></svg>
+"""
+
+
+def _chart(svg: str, alt: str = "A finding.") -> nbformat.NotebookNode:
+    data = {"image/png": "iVBORw0KGgo=", "image/svg+xml": svg, "text/plain": "<Figure>"}
+    about = {kind: {"alt": alt} for kind in ("image/png", "image/svg+xml")}
+    return nbformat.v4.new_output("display_data", data, metadata=about)
+
+
+def test_a_picture_on_the_site_keeps_what_is_drawn_and_nothing_else(tmp_path: Path) -> None:
+    path = _saved(_notebook(_chart(SVG)), tmp_path)
+    pages.site(tmp_path / "site", {"g": [path]}, [])
+    (file,) = (tmp_path / "site").rglob("*.svg")
+    drawn = file.read_text()
+    assert "PLANTED" in drawn and '"#m"' in drawn and "url(#m)" in drawn
+    for word in ("script", "onload", "onclick", "10.1.2.3", "other.svg", "import", "foreign", "<a"):
+        assert word not in drawn
+    assert file.with_suffix(".png").read_bytes() == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize("svg", ["<svg", '<!DOCTYPE x [<!ENTITY a "b">]><svg>&a;</svg>', ""])
+def test_a_picture_that_cannot_be_read_is_left_out_and_the_other_one_shown(
+    tmp_path: Path, svg: str
+) -> None:
+    path = _saved(_notebook(_chart(svg)), tmp_path)
+    pages.site(tmp_path / "site", {"g": [path]}, [])
+    assert not list((tmp_path / "site").rglob("*.svg"))
+    page = (tmp_path / "site" / "g" / "02_it.html").read_text()
+    assert '<img alt="A finding." src="02_it_files/figure-1-0.png"' in page
+
+
+def test_planted_secrets_are_gone_from_a_picture_and_what_is_said_of_it(tmp_path: Path) -> None:
+    secrets = [ADDRESS, "192.168.77.20:11434", "SHELF_SECRET_KEY", f"{Path.home()}/x"]
+    svg = SVG.replace("PLANTED", " ".join([*secrets, "kept"]))
+    path = _saved(_notebook(_chart(svg, " ".join(secrets))), tmp_path / "n")
+    publish.scrub_file(path, publish.secrets(PARAMETERS))
+    pages.site(tmp_path / "site", {"g": [path]}, [])
+    written = [path, *(p for p in (tmp_path / "site").rglob("*") if p.is_file())]
+    assert {p.suffix for p in written} == {".ipynb", ".html", ".svg", ".png"}
+    for file in written:
+        text = file.read_bytes().decode(errors="replace")
+        for secret in secrets:
+            assert secret not in text, f"{secret} in {file.name}"
+    assert "kept" in next((tmp_path / "site").rglob("*.svg")).read_text()
+
+
+def test_a_figures_name_in_a_notebook_leads_nowhere(tmp_path: Path) -> None:
+    chart = _chart(SVG)
+    chart.metadata["filename"] = "../../escaped.png"
+    chart.metadata["filenames"] = {"image/png": "../../escaped.png"}
+    path = _saved(_notebook(chart), tmp_path)
+    pages.site(tmp_path / "site", {"g": [path]}, [])
+    assert not list(tmp_path.rglob("escaped*"))
+
+
+def test_long_code_is_folded_so_that_the_answer_stands_at_the_top(tmp_path: Path) -> None:
+    path = _saved(_notebook(source="a = 1\n" * 6), tmp_path)
+    short = _saved(_notebook(source="a = 1"), tmp_path, "03_short.ipynb")
+    pages.site(tmp_path / "site", {"g": [path, short]}, [])
+    folder = tmp_path / "site" / "g"
+    assert (folder / "02_it.html").read_text().count("<details>") == 1
+    assert "<details>" not in (folder / "03_short.html").read_text()
+
+
+def test_a_sweeps_points_are_listed_with_what_they_stand_for(tmp_path: Path) -> None:
+    path = _saved(_notebook(), tmp_path, "04_serial_per_provider.ipynb")
+    groups = {"grid/point-1": [path]}
+    page = pages.page_of(groups, "grid/point-1", "serial-per-provider")
+    assert page == "grid/point-1/04_serial_per_provider.html"
+    assert pages.page_of(groups, "grid/point-1", "per-provider") == ""
+    row = pages.Row("published-phase-0", "2026-04-20", "p", "PASS", "0.9", "speed 0.5", page)
+    text = pages.site(tmp_path / "site", groups, [], {"grid": [row]}).read_text()
+    assert "Sweep: grid" in text and ">speed 0.5<" in text and f"href='{page}'" in text
+    shown = (tmp_path / "site" / page).read_text()
+    assert "href='../../index.html'" in shown
+    assert "href='../../reports/published-phase-0.json' download" in shown
+    assert (tmp_path / "site" / "reports" / "published-phase-0.json").exists()
 
 
 def test_progress_and_run_times_are_dropped() -> None:
@@ -67,7 +154,7 @@ def test_progress_and_run_times_are_dropped() -> None:
 def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)><p>fine</p>"
     path = _saved(_notebook(nbformat.v4.new_output("display_data", {"text/html": evil})), tmp_path)
-    page = publish.site(tmp_path / "site", {"g": [path]}, [])
+    page = pages.site(tmp_path / "site", {"g": [path]}, [])
     shown = (tmp_path / "site" / "g" / "02_it.html").read_text()
     assert "fine" in shown and "<script" not in shown and "<img" not in shown
     for html in (shown, page.read_text()):
@@ -77,8 +164,8 @@ def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path
 
 def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
     path = _saved(_notebook(), tmp_path)
-    row = publish.Row("published-phase-0", "2026-04-20", "<i>pool</i>", "PASS", "0.866")
-    page = publish.site(tmp_path / "site", {"g": [path]}, [row])
+    row = pages.Row("published-phase-0", "2026-04-20", "<i>pool</i>", "PASS", "0.866")
+    page = pages.site(tmp_path / "site", {"g": [path]}, [row])
     text = page.read_text()
     assert "href='g/02_it.html'>What is gained?<" in text
     assert "&lt;i&gt;pool&lt;/i&gt;" in text and "<i>pool" not in text
@@ -88,13 +175,23 @@ def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
 
 def test_an_old_site_survives_a_failed_rendering(tmp_path: Path) -> None:
     good = _saved(_notebook(), tmp_path)
-    page = publish.site(tmp_path / "site", {"g": [good]}, [])
+    page = pages.site(tmp_path / "site", {"g": [good]}, [])
     before = page.read_text()
     with pytest.raises(ReportError):
-        publish.site(tmp_path / "site", {"g": [good]}, [publish.Row("no-such", "", "", "PASS", "")])
+        pages.site(tmp_path / "site", {"g": [good]}, [pages.Row("no-such", "", "", "PASS", "")])
     assert page.read_text() == before
 
 
 def test_a_misspelled_key_is_named_with_its_neighbour() -> None:
     with pytest.raises(ParameterError, match="round is not a parameter; did you mean rounds"):
         publish.check_keys(["round"], ["rounds", "prompts"], "my.yaml")
+
+
+@pytest.mark.parametrize("pattern", ["../*", "/tmp/*", "a/b", "**", "..", "", "*/*", "a.b", "x\n"])
+def test_parameters_choose_among_the_projects_notebooks_only(tmp_path: Path, pattern: str) -> None:
+    for folder in ("notebooks", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        _saved(_notebook(), tmp_path / folder)
+    assert len(publish.notebooks(tmp_path / "notebooks", "0[1-3]_*")) == 1
+    with pytest.raises(ParameterError, match="no choice among the project's own"):
+        publish.notebooks(tmp_path / "notebooks", pattern)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -26,7 +29,8 @@ from poclib.errors import (
     TimedOut,
     Unreachable,
 )
-from poclib.records import Exchange
+from poclib.providers import KINDS
+from poclib.records import Exchange, Parameters, ProviderSettings
 from poclib.transport import Response, TimedClient, is_private
 
 
@@ -127,6 +131,34 @@ def test_refused() -> None:
     assert str(error) == "provider there: no connection (connection refused); is it running?"
 
 
+ROUTES = {
+    "unreachable 10.66.77.88": "no connection (no route to host); is it running?",
+    "": "no connection (network is unreachable); is it running?",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_host_to_which_no_way_leads(route: str) -> None:
+    """In a network of its own, in which the system itself refuses: no packet leaves."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("making a network namespace needs root, unshare and iproute2 on Linux")
+    asked = "print(test_transport.failure('http://10.66.77.88:1'))"
+    added = f"ip route add {route} && " if route else ""
+    python = f'{sys.executable} -c "import test_transport; {asked}"'
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", f"ip link set lo up && {added}{python}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
+    if "unshare" in done.stderr or "RTNETLINK" in done.stderr:
+        pytest.skip("network namespaces cannot be made here")
+    assert done.stdout.strip() == f"provider there: {ROUTES[route]}", done.stderr
+
+
 def test_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: Any, **__: Any) -> Any:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -215,13 +247,7 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         made.append(arguments)
         raise ConnectionRefusedError(111, "no socket in this test")
 
-    class Sockets:
-        """`socket` as the transport sees it."""
-
-        def __getattr__(self, name: str) -> Any:
-            return refuse if name == "socket" else getattr(socket, name)
-
-    monkeypatch.setattr(transport, "socket", Sockets())
+    monkeypatch.setattr(transport, "_Stamped", refuse)
     return made
 
 
@@ -251,6 +277,28 @@ def test_public_address_is_tried_where_allowed(url: str, no_sockets: list[Any]) 
     error = failure(url, allow_public=True)
     assert type(error) is Unreachable
     assert len(no_sockets) == 1
+
+
+def test_an_address_is_allowed_by_its_providers_name(no_sockets: list[Any]) -> None:
+    settings = [
+        ProviderSettings(name=name, kind="llama-server", url=PUBLIC[0]) for name in ("a", "b")
+    ]
+    asked = Parameters(providers=settings, allow_public=["b"])
+
+    async def outcome(one: ProviderSettings) -> str:
+        sender = KINDS["llama-server"](one, asked, PUBLIC[0])
+        try:
+            await sender.describe()
+        except ProviderError as error:
+            return type(error).__name__
+        finally:
+            await sender.aclose()
+        return "answered"
+
+    assert [asyncio.run(outcome(one)) for one in settings] == ["Forbidden", "Unreachable"]
+    assert len(no_sockets) == 1
+    with pytest.raises(ParameterError, match="allow_public names no provider: c"):
+        Parameters.read({"providers": [{"name": "a"}], "allow_public": ["c"]})
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -461,24 +509,78 @@ def test_each_of_many_at_once_gets_its_own_marks() -> None:
 
         async def one() -> dict[str, float]:
             exchange = Exchange(clock)
-            exchange.mark("start")
             async with client.request("POST", "/", {"a": 1}, exchange) as response:
                 await response.body()
             return exchange.marks
 
         waves = [await asyncio.gather(*(one() for _ in range(20))) for _ in range(2)]
         await client.aclose()
-        assert server.connections == 20
+        assert server.connections <= 20
         return waves
 
     cold, warm = replay(Answer(b"x" * 10_000), talk)
     order = ["start_ms", "connect_start_ms", "connected_ms", "ready_ms", "sent_ms"]
     order += ["first_byte_ms", "last_byte_ms"]
-    for marks in cold:
+    # What is answered meanwhile leaves its connection to those that have yet to start.
+    fresh = [marks for marks in cold if "connected_ms" in marks]
+    assert fresh
+    for marks in fresh:
         assert [marks[event] for event in order] == sorted(marks.values())
     for marks in warm:
         assert marks.keys() == set(order) - {"connect_start_ms", "connected_ms"}
         assert list(marks.values()) == sorted(marks.values())
+
+
+def test_no_request_is_timed_through_the_sending_of_others() -> None:
+    """Of 20 that begin at once each starts when the one before it has been sent."""
+
+    async def talk(server: Replay) -> list[dict[str, float]]:
+        client = TimedClient("there", server.url)
+        exchanges = [Exchange(clock) for _ in range(20)]
+
+        async def one(exchange: Exchange) -> None:
+            async with client.request("POST", "/", {"a": 1}, exchange) as response:
+                await response.body()
+
+        for _ in range(2):  # the second time over warm connections
+            await asyncio.gather(*map(one, exchanges))
+        await client.aclose()
+        return sorted((e.marks for e in exchanges), key=lambda marks: marks["start_ms"])
+
+    found = replay(Answer(), talk)
+    overlapping = [b["start_ms"] < a["sent_ms"] for a, b in itertools.pairwise(found)]
+    held_ms = [marks["sent_ms"] - marks["start_ms"] for marks in found]
+    # Only one that took longer than a turn may be overtaken, on however slow a machine.
+    assert sum(overlapping) <= sum(ms > 1000 * transport.TURN_S for ms in held_ms)
+
+
+def test_a_turn_that_is_cancelled_is_given_on() -> None:
+    async def talk(server: Replay) -> bytes:
+        client = TimedClient("there", server.url)
+
+        async def ask() -> bytes:
+            async with client.request("POST", "/", {}, Exchange(clock)) as response:
+                return await response.body()
+
+        first, second, third = (asyncio.create_task(ask()) for _ in range(3))
+        await asyncio.sleep(0)
+        second.cancel()
+        answers = await asyncio.gather(first, third)
+        await client.aclose()
+        return answers[1]
+
+    assert replay(Answer(b"here"), talk) == b"here"
+
+
+def test_an_arrival_is_when_the_bytes_were_here_and_not_when_they_were_read() -> None:
+    now_ms = time.perf_counter() * 1000
+    exchange = Exchange(lambda: time.perf_counter() * 1000)
+    exchange.marks["sent_ms"] = now_ms - 50
+    assert exchange.arrival_ms() >= now_ms  # unknown: when it is read
+    exchange.arrived_s = lambda: (now_ms - 20) / 1000
+    assert exchange.arrival_ms() == pytest.approx(now_ms - 20)
+    exchange.arrived_s = lambda: (now_ms - 70) / 1000
+    assert exchange.arrival_ms() == now_ms - 50  # never before what was marked last
 
 
 def test_a_server_may_answer_before_all_is_sent() -> None:

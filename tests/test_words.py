@@ -271,6 +271,17 @@ def test_the_phase_0_result_has_its_sections_and_computed_numbers() -> None:
         assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS and "met" in text
 
 
+def test_warnings_that_differ_in_numbers_only_stand_once_in_the_phase_0_result() -> None:
+    cold = [pool_report(environment={"load_1min": load, "cores": 2}) for load in (1.7, 1.9)]
+    calm = pool_report()
+    every = [*cold, calm]
+    text = documents.phase_0_result(every, [tables.headline(one) for one in every])
+    said = [line for line in text.splitlines() if "load average" in line]
+    assert len(said) == 1 and "load average was 1.7" in said[0]
+    everywhere = next(line for line in text.splitlines() if "All engines ran" in line)
+    assert everywhere.endswith("on two machines.")  # in all of them and word for word: no more
+
+
 def test_comparison_puts_the_best_first_in_both_forms() -> None:
     worse = with_ratio(6.47, 6.0, 7.0, strategy="all-parallel", verdict="FAIL", efficiency=None)
     plain = words.comparison_text([worse, PASSED]).splitlines()
@@ -323,3 +334,21 @@ def test_the_ruler_is_held_against_its_aims() -> None:
     said = words.ruler_finding(Ruler(created="2026-11-24", rows=[alone, at_once]))
     assert "the aim of 0.5 and 2 ms is met" in said and "under 1 ms is not met" in said
     assert "within 0.50 ms (median) and 2.00 ms (95 %)" in said
+
+
+def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
+    data = pool_report().model_dump()
+    arm = next(arm for arm in data["rounds"][0]["arms"] if arm["arm"] == "strategy")
+    failed = {"outcome": "failed", "error": "gone", "error_kind": "Unreachable"}
+    arm["requests"].insert(0, {**arm["requests"][0], **failed, "answer_sha256": None})
+    report = Report.model_validate(data)
+    headline = tables.headline(report)
+    assert headline.failed_requests == 1
+    number = words.number(headline.overhead_ratio.median or 0.0, 2)
+    for text in (
+        words.comparison_text([headline]),
+        words.report_text(report, headline),
+        documents.phase_0_result([report], [headline]),
+        words.opening(report, headline) + words.bottom_line(report, headline),
+    ):
+        assert 0 <= text.index(" failed ") < text.index(number), text

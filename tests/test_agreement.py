@@ -1,0 +1,213 @@
+"""Measured again: from the report alone, held against the first, and unlike ones told apart."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_cli import poc as poc
+from test_tables import pool_report
+
+from poclib import agreement, comparisons, experiment, fake, repeat, report, stats, tables
+from poclib.errors import ParameterError, ReportError
+from poclib.records import Parameters, Report
+from poclib.stats import Ratio
+
+SAMPLES = Path(__file__).parents[1] / "data" / "reports"
+EMBEDDED = {"name": "local", "kind": "embedded"}
+OWN = {"name": "shelf", "kind": "openai", "url": "http://10.9.8.7:1", "model": "m"}
+
+
+# ── two ratios, one interval ────────────────────────────────────────────────────────────────
+
+
+def test_the_ratio_of_ratios_by_hand() -> None:
+    """On logarithms: 3 and 4 hundredths to the one side, 5 and 12 to the other."""
+    first = Ratio(1.0, math.exp(-0.12), math.exp(0.03), 6)
+    second = Ratio(0.5, 0.5 * math.exp(-0.04), 0.5 * math.exp(0.05), 9)
+    found = agreement.ratio_of_ratios(first, second)
+    assert found.median == 0.5 and found.rounds == 6
+    assert found.low == pytest.approx(0.5 * math.exp(-0.05))
+    assert found.high == pytest.approx(0.5 * math.exp(0.13))
+    assert agreement.ratio_of_ratios(first, Ratio(0.9, None, None, 1)).low is None
+    assert agreement.ratio_of_ratios(Ratio(None, None, None, 0), second).median is None
+
+
+@pytest.mark.parametrize("rounds", [5, 8])
+def test_its_interval_holds_the_true_change_as_often_as_it_says(rounds: int) -> None:
+    random = np.random.default_rng(11)
+    held = 0
+    for _ in range(600):
+        both = [np.exp(random.normal(mean, 0.05, rounds)) for mean in (0.0, math.log(0.8))]
+        mine = [stats.overhead_ratio(one.tolist(), [1.0] * rounds) for one in both]
+        found = agreement.ratio_of_ratios(*mine)
+        assert found.low is not None and found.high is not None
+        held += found.low <= 0.8 <= found.high
+    assert 0.93 < held / 600 < 0.995
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "where"),
+    [
+        (0.97, 1.04, "inside"),
+        (1.06, 1.2, "outside"),
+        (0.8, 0.94, "outside"),
+        (0.93, 1.0, "across"),
+        (None, None, "unknown"),
+    ],
+)
+def test_where_a_change_lies_against_the_band(low: Any, high: Any, where: str) -> None:
+    assert agreement.place(Ratio(1.0, low, high, 5), 0.05) == where
+
+
+# ── a report measured again ─────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Measure on a fake pool whose first machine takes `fast_ms`, and save under `tmp_path`."""
+    monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
+    monkeypatch.setattr(experiment, "on_own_loop", lambda work: fake.run(lambda clock: work()))
+    open_pool, times = experiment.open_pool, {"local": 100.0, "shelf": 200.0}
+
+    def faked(parameters: Parameters, pool: Any = None) -> Any:
+        made = [
+            fake.Provider(p.name, times[p.name], cache_defeated=True) for p in parameters.providers
+        ]
+        return open_pool(parameters, made)
+
+    monkeypatch.setattr(experiment, "open_pool", faked)
+
+    def measure(providers: list[dict[str, Any]], **values: Any) -> Report:
+        few = {"experiment": "trial", "strategy": "shared-queue", "prompts": 4, "rounds": 2}
+        return experiment.measure(Parameters.read({**few, "providers": providers, **values}))
+
+    measure.times = times  # type: ignore[attr-defined]
+    return measure
+
+
+def test_an_embedded_report_is_all_that_a_rerun_needs(measured: Any, poc: Any) -> None:
+    first = measured([EMBEDDED], seed=11, max_tokens=9, band=0.1)
+    code, out, _ = poc("rerun", "trial-shared-queue")
+    again = report.load("rerun-trial-shared-queue")
+    assert code == 0 and out.startswith("The two agree.")
+    assert "4 of 4 answers are equal" in out and "verdict of the gate: the same" in out
+    assert again.parameters == first.parameters.model_copy(update={"experiment": "rerun-trial"})
+    assert again.prompt_sha256 == first.prompt_sha256
+    order = [[arm.arm for arm in one.arms] for one in again.rounds]
+    assert order == [[arm.arm for arm in one.arms] for one in first.rounds]
+    poc("rerun", "rerun-trial-shared-queue")  # of a rerun: no second "rerun-"
+    assert set(report.names()) == {"trial-shared-queue", "rerun-trial-shared-queue"}
+
+
+def test_a_pool_that_has_changed_does_not_agree(measured: Any, poc: Any) -> None:
+    measured([EMBEDDED, OWN])
+    measured.times["shelf"] = 100.0  # as fast as the other by now
+    code, out, _ = poc("rerun", "trial-shared-queue", "--set", "shelf.url=http://10.1.2.3:4")
+    assert code == 1 and out.startswith("The two do not agree.")
+    assert "they differ beyond the band of 5 %" in out
+
+
+def test_addresses_come_from_a_file_or_from_set(measured: Any, poc: Any, tmp_path: Path) -> None:
+    measured([EMBEDDED, OWN])
+    code, _, err = poc("rerun", "trial-shared-queue")
+    assert code == 3 and "holds no addresses: give those of shelf with --params FILE" in err
+    assert err.count("\n") == 1
+    file = tmp_path / "mine.yaml"
+    file.write_text("rounds: 9\nproviders: [{name: shelf, url: 'http://10.1.2.3:4'}]\n")
+    code, *_ = poc("rerun", "trial-shared-queue", "--params", str(file))
+    assert code == 0 and len(report.load("rerun-trial-shared-queue").rounds) == 2
+    code, _, err = poc("rerun", "trial-shared-queue", "--set", "attic.url=http://10.1.2.3:4")
+    assert code == 3 and "no provider attic; there are: local, shelf" in err
+    assert (
+        "10.1.2.3" not in (report.root() / "data/reports/rerun-trial-shared-queue.json").read_text()
+    )
+
+
+def test_prompts_that_were_not_stored_must_be_given(measured: Any, poc: Any) -> None:
+    measured([EMBEDDED], prompts=["why?", "how?"])
+    code, _, err = poc("rerun", "trial-shared-queue")
+    assert code == 3 and "its prompts were not stored" in err and "--set prompts=FILE" in err
+    assert poc("rerun", "trial-shared-queue", "--set", "prompts=['why?', 'how?']")[0] == 0
+    measured([EMBEDDED], prompts=["why?", "how?"], store_text=True)
+    assert poc("rerun", "trial-shared-queue")[0] == 0
+
+
+def test_what_cannot_be_measured_again_says_so(measured: Any) -> None:
+    with pytest.raises(ReportError, match="holds no parameters of a run"):
+        repeat.parameters(report.load("published-phase-0", SAMPLES), {}, {})
+    data = measured([EMBEDDED]).model_dump()
+    data["rounds"][0]["arms"][1]["struck_ms"] = {"local": 5}
+    with pytest.raises(ReportError, match="killed on purpose"):
+        repeat.parameters(Report.model_validate(data), {}, {})
+
+
+def test_a_change_that_is_no_parameter_is_refused(measured: Any) -> None:
+    first = measured([EMBEDDED])
+    with pytest.raises(ParameterError, match="rouns is not a parameter"):
+        repeat.parameters(first, {}, {"rouns": 3})
+
+
+# ── several reports ─────────────────────────────────────────────────────────────────────────
+
+
+def changed(where: str, value: Any) -> Report:
+    data = pool_report().model_dump()
+    part: Any = data
+    *path, last = [int(key) if key.isdigit() else key for key in where.split(".")]
+    for key in path:
+        part = part[key]
+    part[last] = value
+    return Report.model_validate(data)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "key"),
+    [
+        ("providers.0.digest", "sha256:other", "local: digest"),
+        ("providers.1.engine", "another 2.0", "remote: engine"),
+        ("providers.1.model", "another", "remote: model"),
+        ("prompt_sha256.0", "f" * 64, "prompts"),
+        ("gate_max_ratio", 1.5, "gate_max_ratio"),
+        ("environment", {"cores": 64}, "coordinator: cores"),
+    ],
+)
+def test_each_thing_that_makes_two_experiments_unlike(where: str, value: Any, key: str) -> None:
+    mine, other = pool_report(), changed(where, value)
+    found = agreement.unlike([mine, other])
+    assert list(found) == [key]
+    assert key in comparisons.refusal(found) and "--anyway" in comparisons.refusal(found)
+    assert key in comparisons.differences(found, ["one", "two"])
+
+
+def test_when_it_was_and_how_often_makes_no_experiment_another() -> None:
+    later = changed("created", "2031-01-01T00:00:00+00:00")
+    fewer = later.model_copy(update={"rounds": later.rounds[:2], "strategy": "batched"})
+    assert agreement.unlike([pool_report(), later, fewer]) == {}
+
+
+def test_answers_are_compared_only_where_both_got_the_same_texts() -> None:
+    mine = pool_report()
+    alike = agreement.between((mine, tables.headline(mine)), (mine, tables.headline(mine)))
+    assert alike.compared == 0 and alike.agrees  # its caches may be on
+    said = comparisons.agreement(alike, tables.headline(mine), tables.headline(mine), {})
+    assert "answers were not compared" in said
+
+
+def test_unlike_reports_are_refused_and_shown_anyway(poc: Any) -> None:
+    pair = ("sample-shared-queue", "published-phase-0")
+    code, out, err = poc("compare", *pair)
+    assert code == 3 and out == "" and "local: kind (embedded / ollama)" in err
+    code, out, _ = poc("compare", *pair, "--anyway")
+    assert code == 0 and "local: kind" in out and "llama3.2:1b" in out
+
+
+def test_alike_reports_stand_side_by_side(poc: Any) -> None:
+    code, out, _ = poc("compare", "sample-shared-queue", "sample-batched", "sample-shared-queue")
+    rows = out.splitlines()
+    assert code == 0 and "are alike in all of them" in rows[-1]
+    assert [line.split()[0] for line in rows[2:5]] == [
+        "sample-shared-queue", "sample-batched", "sample-shared-queue",
+    ]  # fmt: skip
+    assert "1.00 (" in rows[4] and "1.00 (" not in rows[3]

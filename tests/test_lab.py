@@ -1,0 +1,103 @@
+"""JupyterLab as a person uses it: open a notebook, run all of it, see that it worked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlparse
+
+import browser
+import nbformat
+import psutil
+import pytest
+
+from poclib import publish, report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.found() is None, reason=browser.NONE_HERE),
+]
+# On loopback, a port and a token of its own choosing, asking nobody for news.
+OPTIONS = [
+    *("--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"),
+    *("--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True"),
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+]
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
+    """A copy of the notebooks, and where JupyterLab shows it: folder, address, token."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    for notebook in publish.notebooks():
+        cleared = nbformat.read(notebook, as_version=4)
+        for cell in cleared.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(cleared, folder / notebook.name)
+    own = {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("RUNTIME", "CONFIG", "DATA")}
+    own |= {"POCLIB_HOME": str(report.root()), "JUPYTER_PREFER_ENV_PATH": "1"}
+    with (tmp_path / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *OPTIONS, str(folder)],
+            env={**os.environ, **own},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            told = tmp_path / "RUNTIME" / f"jpserver-{server.pid}.json"
+            ends_s = time.monotonic() + browser.PATIENCE_S
+            while not told.exists() or not told.read_text().endswith("}"):
+                said = (tmp_path / "log").read_text()[-2000:]
+                assert server.poll() is None and time.monotonic() < ends_s, said
+                time.sleep(0.1)
+            facts = json.loads(told.read_text())
+            yield folder, facts["url"], facts["token"]
+        finally:
+            children = psutil.Process(server.pid).children(recursive=True)
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+            for left in psutil.wait_procs(children, timeout=10)[1]:
+                left.kill()
+
+
+def test_a_notebook_opened_in_jupyterlab_runs_from_top_to_bottom(
+    lab: tuple[Path, str, str],
+) -> None:
+    folder, address, token = lab
+    assert urlparse(address).hostname == "127.0.0.1" and len(token) > 30
+    name = "06_shared_queue.ipynb"
+    current = "jupyterapp.shell.currentWidget"
+    with browser.browser() as one:
+        one.open(f"{address}lab/tree/{name}?token={token}", 1280)
+        one.until(f"!!window.jupyterapp && {current}?.context?.path === '{name}'")
+        one.until(f"{current}.sessionContext.session?.kernel?.status === 'idle'")
+        one.tell("jupyterapp.commands.execute('notebook:run-all-cells')")
+        one.tell("jupyterapp.commands.execute('docmanager:save')")
+        strangers = [url for url in one.asked if urlparse(url).hostname not in ("127.0.0.1", None)]
+        assert strangers == []
+        # What a person sees: charts with their findings, and nothing red.
+        assert one.tell("document.querySelectorAll('.jp-RenderedSVG, .jp-RenderedImage').length")
+        assert (
+            one.tell("document.querySelectorAll('.jp-OutputArea [data-mime-type*=error]').length")
+            == 0
+        )
+    fresh, committed = (
+        [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        for path in (folder / name, report.root() / "notebooks" / name)
+    )
+    assert [c.execution_count for c in fresh] == [*range(1, len(fresh) + 1)]
+    assert not [o for c in fresh for o in c.outputs if o.output_type == "error"]
+    kinds = [[sorted(o.data) for o in c.outputs if "data" in o] for c in fresh]
+    assert kinds == [[sorted(o.data) for o in c.outputs if "data" in o] for c in committed]

@@ -1,0 +1,79 @@
+"""The site in a real browser: on a phone and a desk, light and dark, from a plain folder."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import browser
+import pytest
+
+from poclib import catalogue, cli, pages, publish, report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(browser.found() is None, reason=browser.NONE_HERE),
+]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `poc publish` makes of a fresh clone, and a sweep of one point, in a folder that
+    holds nothing else."""
+    folder = tmp_path_factory.mktemp("a place & more") / "site"
+    point = "shared-queue-8-1a2b3c4d"
+    groups = {"sample": publish.notebooks(), f"links/{point}": publish.notebooks(pattern="06*")}
+    entries = catalogue.entries(
+        name for name in report.names() if name.startswith(("sample-", "pub"))
+    )
+    rows = [cli._row(one, groups) for one in entries]
+    swept = [cli._row(one, groups, f"links/{point}", "max_tokens 8") for one in entries[:1]]
+    pages.site(folder, groups, rows, {"links": swept})
+    return folder
+
+
+def test_every_page_reads_on_a_phone_and_on_a_desk_and_asks_nobody_for_anything(
+    site: Path, tmp_path: Path
+) -> None:
+    found = sorted(site.rglob("*.html"))
+    assert len(found) == len(publish.notebooks()) + 2
+    too_wide, unsaid, unseen = [], [], []
+    with browser.browser() as one:
+        for page in found:
+            for width, dark in ((390, True), (1280, False)):
+                one.open(page.as_uri(), width, dark=dark)
+                if one.tell("document.documentElement.scrollWidth") > width:
+                    too_wide.append((page.name, width))
+            unsaid += one.tell(
+                "[...document.images].filter(i => i.alt.length < 30).map(i => i.src)"
+            )
+            unseen += one.tell("[...document.images].filter(i => !i.naturalWidth).map(i => i.src)")
+        assert one.tell("document.documentElement.lang") == "en"
+        printed = base64.b64decode(one.call("Page.printToPDF", printBackground=False)["data"])
+        assert printed.startswith(b"%PDF") and len(printed) > 20_000
+        assert one.errors == []
+        outside = [
+            url
+            for url in one.asked
+            if not url.startswith("data:") and site not in Path(unquote(urlparse(url).path)).parents
+        ]
+        assert outside == [] and len(one.asked) > len(found)
+    assert (too_wide, unsaid, unseen) == ([], [], [])
+
+
+def test_every_link_leads_to_a_file_of_the_site_and_every_figure_is_there_twice(
+    site: Path,
+) -> None:
+    for page in site.rglob("*.html"):
+        text = page.read_text()
+        for link in re.findall(r"(?:href|src)=[\"']([^\"'#]+)[\"']", text):
+            if not link.startswith(("data:", *publish.ALLOWED)):
+                assert (page.parent / unquote(link)).resolve().is_file(), f"{page.name}: {link}"
+        figures = re.findall(r"<figure><img [^>]*src=\"([^\"]+)\.svg\"", text)
+        assert len(figures) == text.count("<img")
+        for figure in figures:
+            assert (page.parent / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
+            assert f'href="{figure}.svg"' in text and f'href="{figure}.png"' in text
+    assert "max_tokens 8" in (site / "index.html").read_text()
