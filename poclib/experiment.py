@@ -31,7 +31,7 @@ from .attempts import Rules, attempt
 from .dispatch import run_arm
 from .errors import ParameterError, PocError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
-from .monitor import Monitor
+from .monitor import Monitor, undisturbed
 from .policy import Policy
 from .pool import Clock, Measurable, check_alike, open_pool
 from .progress import Progress, quiet
@@ -281,7 +281,7 @@ class Run:
         try:
             # Each arm ends itself by then; this holds where a provider answers no question.
             async with asyncio.timeout(self._limit_s + LIMIT_SLACK_S) as limit:
-                with self._watched():
+                with self._watched(), undisturbed():
                     await self._check_the_ruler()
                     await self._whole()
         except TimeoutError:
