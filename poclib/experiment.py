@@ -32,7 +32,7 @@ from .dispatch import run_arm
 from .engines import RunningEngine
 from .errors import ParameterError, PocError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
-from .monitor import Monitor
+from .monitor import Monitor, undisturbed
 from .policy import Policy
 from .pool import Clock, Measurable, check_alike, open_pool
 from .progress import Progress, quiet
@@ -285,7 +285,7 @@ class Run:
         try:
             # Each arm ends itself by then; this holds where a provider answers no question.
             async with asyncio.timeout(self._limit_s + LIMIT_SLACK_S) as limit:
-                with self._watched():
+                with self._watched(), undisturbed():
                     await self._check_the_ruler()
                     await self._whole()
         except TimeoutError:

@@ -49,7 +49,9 @@ ALLOWED = {
     "progress": set(),
     "monitor": {"records"},
     "stub": set(),
-    "ruler": {"attempts", "dispatch", "errors", "providers", "records", "strategies"},
+    "ruler": {
+        *("attempts", "dispatch", "errors", "monitor", "providers", "records", "strategies"),
+    },
     "pool": {"engines", "errors", "providers", "records"},
     "usage": {"records"},
     "experiment": {
