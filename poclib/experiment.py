@@ -57,9 +57,9 @@ def measure(
         kept = None
         if resume or parameters.resume:
             prompts = texts(parameters.prompts)
-            if (done := going_on.finished(parameters, prompts, folder)) is not None:
+            done, kept = going_on.left(parameters, prompts, folder, path)
+            if done is not None:
                 return done
-            kept = going_on.kept(parameters, prompts, path)
         with open_pool(parameters, pool, running) as providers:
             # Engines take their time to start; a fake pool has none on its own clock.
             spent_s = time.monotonic() - begun_s if pool is None else 0.0
