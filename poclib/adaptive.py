@@ -14,7 +14,7 @@ from typing import Literal
 
 from .records import LimitChange
 
-Reason = Literal["good", "slower", "refused"]
+Reason = Literal["good", "slower", "refused", "learned"]
 # Throughput against the best at fewer requests in flight, under which a level is given up.
 LOSS = 0.8
 # Good answers for each request in flight before one more is tried, and before a level that was
@@ -46,6 +46,14 @@ class AdaptiveLimit:
         self._changed_ms = float("-inf")
         self._bad: int | None = None
         self._patience = PATIENCE
+
+    def again(self, now_ms: float) -> AdaptiveLimit:
+        """A limit for the next arm that begins with what this one has found."""
+        new = AdaptiveLimit(self.provider, 0, 1, self.ceiling)
+        new._rates, new._bad, new._patience = dict(self._rates), self._bad, self._patience
+        new._change(self.limit, now_ms, "learned", self.limit)
+        new._changed_ms = float("-inf")
+        return new
 
     def begun(self, key: int, now_ms: float) -> None:
         """A request was sent; `key` names it until it ends."""

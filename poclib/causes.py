@@ -244,6 +244,7 @@ REASONS = {
     "good": "after good answers with {} in flight, one more is tried",
     "slower": "{} in flight gave less than fewer had given: halved",
     "refused": "refused with {} in flight: halved",
+    "learned": "as found in the round before",
 }
 
 

@@ -48,7 +48,7 @@ from .stats import Headline
 from .strategies import STRATEGIES
 
 MAX_PARAMETER_BYTES = 1 << 20
-VARIANTS = "(bare|adaptive|batched)"  # what such a notebook adds to its experiment's name
+VARIANTS = "(bare|adaptive|queueing|batched)"  # what such a notebook adds to its experiment's name
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 

@@ -15,7 +15,7 @@ import platform
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -29,6 +29,7 @@ from . import resume as going_on
 from .adaptive import AdaptiveLimit
 from .attempts import Rules, attempt
 from .dispatch import run_arm
+from .engines import RunningEngine
 from .errors import ParameterError, PocError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
 from .monitor import Monitor, undisturbed
@@ -88,14 +89,16 @@ def measure(
     folder: Path | None = None,
     pool: Sequence[Measurable] | None = None,
     resume: bool = False,
+    running: Mapping[str, RunningEngine] | None = None,
 ) -> Report:
     """Measure one strategy against the baseline, save the report and return it as read back.
 
-    `pool` replaces the providers of `parameters` (for fakes). With `resume` (or that parameter)
-    a run of the same parameters that was stopped at any moment goes on with what is missing,
-    and one that is complete is not run again. Works inside a running event loop too, as in a
-    notebook. Raises any `PocError`; whatever rounds were finished by then are saved in a report
-    marked incomplete, and every request in the run's journal.
+    `pool` replaces the providers of `parameters` (for fakes), `running` are engines that several
+    runs share. With `resume` (or that parameter) a run of the same parameters that was stopped at
+    any moment goes on with what is missing, and one that is complete is not run again. Works
+    inside a running event loop too, as in a notebook. Raises any `PocError`; whatever rounds were
+    finished by then are saved in a report marked incomplete, and every request in the run's
+    journal.
     """
     if parameters.strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
@@ -109,7 +112,7 @@ def measure(
             if (done := going_on.finished(parameters, prompts, folder)) is not None:
                 return done
             kept = going_on.kept(parameters, prompts, path)
-        with open_pool(parameters, pool) as providers:
+        with open_pool(parameters, pool, running) as providers:
             # Engines take their time to start; a fake pool has none on its own clock.
             spent_s = time.monotonic() - begun_s if pool is None else 0.0
             return _saving(Run(parameters, providers, progress, kept, spent_s), path, folder)
@@ -200,6 +203,7 @@ class Run:
         self.facts: list[ProviderFacts] = []
         self.expected_ms: dict[str, float] = {}
         self.notes: list[str] = []
+        self._learned: dict[str, AdaptiveLimit] = {}
         self._journal = Journal()
         # Of each session its own: what a stopped one has sent may be in a server's cache.
         self._salt = secrets.token_hex(2)
@@ -583,7 +587,10 @@ class Run:
         return {n: {"one": 1, "capacity": capacity[n], "slots": slots[n]}[limit] for n in names}
 
     def _live(self, limit: Limit, names: Sequence[str]) -> dict[str, AdaptiveLimit]:
-        """The limits that move: from the strategy's down, or without one from 1 up if forced."""
+        """The limits that move: from the strategy's down, or without one from 1 up if forced.
+
+        What was found of the latter in one round is where the next begins.
+        """
         fixed = self._limits(limit, names)
         wanted = {s.name: s.adaptive for s in self.parameters.providers}
         found = {}
@@ -594,7 +601,13 @@ class Run:
                 ends = 1, len(self.texts)
             else:
                 continue
-            found[name] = AdaptiveLimit(name, self.expected_ms[name], *ends)
+            learned = self._learned.get(name) if fixed is None else None
+            found[name] = (
+                learned.again(self.clock())
+                if learned
+                else AdaptiveLimit(name, self.expected_ms[name], *ends)
+            )
+        self._learned |= found if fixed is None else {}
         return found
 
     async def _probe(self, senders: Sequence[Measurable]) -> None:

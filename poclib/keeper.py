@@ -163,9 +163,10 @@ class Keeper:
     def start(self, interrupted: Callable[[], bool]) -> dict[str, Any]:
         """Start all and wait until each is ready. Raises `EngineError`; returns what is ready."""
         limit_s = time.monotonic() + self.config["ready_s"]
-        for engine in self.engines:
+        running = []
+        for engine in self.engines:  # one by one: warming up together they would thrash
             engine.launch()
-        running = [engine.wait(limit_s, interrupted) for engine in self.engines]
+            running.append(engine.wait(limit_s, interrupted))
         port = self.engines[0].port
         if self.config["front"] is not None:
             self.front = Front([engine.port for engine in self.engines], **self.config["front"])
@@ -389,8 +390,7 @@ def _serve_xllamacpp() -> None:
     wanted.n_ctx, wanted.n_parallel = told["context_tokens"], told["slots"]
     wanted.cont_batching, wanted.endpoint_metrics = told["batching"], True
     wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = told["threads"]
-    wanted.warmup = told["warm_up"]
-    if not told["warm_up"]:
+    if told["single"]:
         wanted.n_threads_http = 3
     wanted.cache_ram_mib, wanted.n_gpu_layers, wanted.ui = 0, 0, False
     server = xllamacpp.Server(wanted)

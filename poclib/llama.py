@@ -111,8 +111,7 @@ def starting(
         "slots": slots,
         "threads": settings.threads,
         "batching": settings.engine_kind != "unbatched",
-        # The contexts of a bare engine start together: warming up they would be in their own way.
-        "warm_up": settings.engine_kind != "bare",
+        "single": settings.engine_kind == "bare",  # one of many processes, for one request each
     }
     if choice.binary is None:
         command = [sys.executable, "-m", f"{__package__}.keeper", "xllamacpp"]
@@ -239,8 +238,6 @@ def _arguments(engine: dict[str, Any], known: str) -> list[str]:
     arguments += ["--threads", str(engine["threads"]), "--threads-batch", str(engine["threads"])]
     if not engine["batching"]:
         arguments += ["--no-cont-batching"]
-    if not engine["warm_up"]:
-        arguments += ["--no-warmup"]
     optional = ["--metrics"], ["--cache-ram", "0"], ["--no-webui"], ["--offline"]
     for option in (*optional, ["--device", "none"]):  # none: no GPU, which no core can pin
         if option[0] in known:

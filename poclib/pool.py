@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from . import engines
@@ -31,11 +31,14 @@ class Measurable(Protocol):
 
 @contextlib.contextmanager
 def open_pool(
-    parameters: Parameters, pool: Sequence[Measurable] | None = None
+    parameters: Parameters,
+    pool: Sequence[Measurable] | None = None,
+    running: Mapping[str, engines.RunningEngine] | None = None,
 ) -> Iterator[list[tuple[Measurable, dict[str, Any]]]]:
     """The providers, ready to be asked, each with what is known of its embedded engine.
 
-    That are fields of `ProviderFacts`, and `pids`, its processes, which no report holds.
+    That are fields of `ProviderFacts`, and `pids`, its processes, which no report holds. Engines
+    that are `running` already are used and left running; none is started then.
 
     Raises `EngineError` or `ParameterError` (a key's variable that is not set).
     """
@@ -44,13 +47,12 @@ def open_pool(
         return
     embedded = [s for s in parameters.providers if s.kind == "embedded"]
     with contextlib.ExitStack() as stack:
-        running = {}
-        if embedded:
+        if embedded and running is None:
             started = stack.enter_context(engines.pool(embedded, parameters.context_tokens))
             running = {engine.name: engine for engine in started}
         opened: list[tuple[Measurable, dict[str, Any]]] = []
         for settings in parameters.providers:
-            engine = running.get(settings.name)
+            engine = (running or {}).get(settings.name)
             make = KINDS[settings.kind]
             if engine is None:
                 key = _key(settings.name, settings.api_key_env)

@@ -347,12 +347,15 @@ class EngineUse(Record):
 
 
 class LimitChange(Record):
-    """A provider's live limit was set to `limit`, after trouble or success with `in_flight`."""
+    """A provider's live limit was set to `limit`, after trouble or success with `in_flight`.
+
+    Reason "learned": an arm began with what the one before had found.
+    """
 
     provider: Name
     at_ms: Milliseconds
     limit: Annotated[int, Field(ge=1)]
-    reason: Literal["good", "slower", "refused"]
+    reason: Literal["good", "slower", "refused", "learned"]
     in_flight: int
 
 

@@ -44,6 +44,15 @@ def root() -> Path:
     return Path(__file__).resolve().parent.parent
 
 
+def home(question: str, experiment: str) -> Path:
+    """Where reports lie that answer a question of their own.
+
+    The committed samples of it in a folder by its name, so that they are never taken for the
+    strategies' samples; a person's own beside all others.
+    """
+    return root() / _FOLDER / question if experiment == "sample" else root() / _FOLDER
+
+
 def names(folder: Path | None = None) -> list[str]:
     """The names of the saved reports, sorted; empty where the folder does not exist."""
     found = (folder or root() / _FOLDER).glob("*.json")

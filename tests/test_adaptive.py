@@ -51,6 +51,17 @@ def test_an_engine_that_thrashes_is_brought_back_and_left_alone_ever_longer() ->
     assert seen.count(1) > 0.9 * len(seen)
 
 
+def test_the_next_arm_begins_with_what_was_found() -> None:
+    limit = AdaptiveLimit("p", 100, 1, 64)
+    drive(limit, lambda n: 100 if n <= 3 else 100 * n * n, 70)
+    assert limit.limit == 3
+    again = limit.again(5000)
+    assert (again.limit, again.ceiling) == (3, 64)
+    assert [(c.limit, c.reason, c.at_ms) for c in again.changes] == [(3, "learned", 5000)]
+    # Four at once were too many in the last arm, so that is not tried again at once.
+    assert max(drive(again, lambda n: 100 if n <= 3 else 100 * n * n, 10)) == 3
+
+
 def test_from_a_limit_that_is_too_high_it_is_halved_down_to_where_it_was_good() -> None:
     limit = AdaptiveLimit("p", 100, 16, 16)
     drive(limit, lambda n: 100 if n <= 4 else 100 * n * n, 60)

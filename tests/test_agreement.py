@@ -71,7 +71,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(experiment, "on_own_loop", lambda work: fake.run(lambda clock: work()))
     open_pool, times = experiment.open_pool, {"local": 100.0, "shelf": 200.0}
 
-    def faked(parameters: Parameters, pool: Any = None) -> Any:
+    def faked(parameters: Parameters, *others: Any) -> Any:
         made = [
             fake.Provider(p.name, times[p.name], cache_defeated=True) for p in parameters.providers
         ]

@@ -54,26 +54,17 @@ ALLOWED = {
     },
     "pool": {"engines", "errors", "providers", "records"},
     "usage": {"records"},
-    "variants": {"records"},
     "experiment": {
-        *("adaptive", "attempts", "dispatch", "errors", "forecast", "journal", "monitor"),
-        *(
-            "pacing",
-            "policy",
-            "pool",
-            "progress",
-            "providers",
-            "records",
-            "report",
-            "resume",
-            "ruler",
-        ),
+        *("adaptive", "attempts", "dispatch", "engines", "errors", "forecast", "journal"),
+        *("monitor", "pacing", "policy", "pool", "progress", "providers", "records", "report"),
+        *("resume", "ruler"),
         *("strategies", "usage"),
     },
     "outage": {
         *("dispatch", "engines", "errors", "experiment", "pool", "progress", "providers"),
         *("records", "report", "strategies"),
     },
+    "failure": {"engines", "experiment", "progress", "records", "report"},
     "finder": {"capacity", "experiment"},
     "parameterfile": {"errors"},
     "repeat": {"errors", "experiment", "records", "report", "resume", "strategies"},
@@ -91,6 +82,7 @@ ALLOWED = {
     "exhibits": {"records", "stats", "titles", "words"},
     "causes": {"capacity", "records", "stats", "words"},
     "concurrency": {"canvas", "capacity", "causes", "records", "words"},
+    "crowding": {"canvas", "causes", "records", "stats", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
@@ -105,7 +97,7 @@ ALLOWED = {
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"concurrency", "canvas", "timelines", "plots"},
+    "matplotlib": {"concurrency", "canvas", "crowding", "timelines", "plots"},
     "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"pages"},
