@@ -400,3 +400,9 @@ def test_a_figure_says_what_its_charts_say(ax: Axes) -> None:
     assert said.startswith(ax.get_title(loc="left").replace("\n", " ") + ". ")
     assert words.day(HEADLINE.created) in said
     assert canvas.finding(Figure()) == ""
+
+
+def test_names_move_only_where_they_would_collide() -> None:
+    assert canvas.clear([0, 100, 104], 10) == [0, 97, 107]
+    assert canvas.clear([104, 0, 100, 99], 10) == [111, 0, 101, 91]
+    assert canvas.clear([], 10) == []
