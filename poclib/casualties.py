@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from . import tables
 from .cautions import calibrations
 from .records import Arm, Report, Round
 from .stats import Headline
-from .words import best, many, milliseconds, number, ratio, table
+from .words import best, many, milliseconds, number, ratio, table, where_and_when
 
-COUNTS = ("none", "one", "two", "three", "four", "five", "six")
+COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,27 @@ def spared(reports: Sequence[Report]) -> int:
     return sum(not _struck(one) for report in reports for one in report.rounds)
 
 
-def ratios(found: Sequence[Loss]) -> dict[str, dict[int, tuple[float, ...]]]:
-    """Every round's ratio, by strategy and by how many died: the chart's points."""
-    points: dict[str, dict[int, tuple[float, ...]]] = {}
-    for one in found:
-        points.setdefault(one.strategy, {})[one.died] = one.headline.round_ratios
-    return points
+def points(found: Sequence[Loss]) -> list[dict[str, Any]]:
+    """What the chart draws: every round's ratio, by strategy and by how many died."""
+    return [
+        {
+            "strategy": one.strategy,
+            "died": one.died,
+            "ratios": one.headline.round_ratios,
+            "by_speed": one.by_speed,
+        }
+        for one in found
+    ]
+
+
+def under(found: Sequence[Loss]) -> str:
+    """What stands under the chart's title."""
+    counts = sorted({len(one.headline.round_ratios) for one in found}) or [0]
+    spread = (
+        many(counts[-1], "round") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} rounds"
+    )
+    where = f" · {where_and_when(found[0].headline)}" if found else ""
+    return f"{spread} for each strategy and number of deaths{where}"
 
 
 def finding(found: Sequence[Loss]) -> str:
@@ -67,8 +83,8 @@ def finding(found: Sequence[Loss]) -> str:
     said: list[str] = []
     for died, mine in _by_deaths(found).items():
         spread = _spread([one.headline.overhead_ratio.median for one in mine])
-        of = f" of {COUNTS[mine[0].pool]} dead" if not said else " dead"
-        said.append(f"{COUNTS[died]}{of}: {spread} times as long")
+        of = f" of {_count(mine[0].pool)} dead" if not said else " dead"
+        said.append(f"{_count(died)}{of}: {spread} times as long")
     text = "; ".join(said) or "nobody died"
     return text[0].upper() + text[1:]
 
@@ -81,12 +97,26 @@ def told(found: Sequence[Loss], spared_rounds: int = 0) -> str:
     for died, mine in _by_deaths(found).items():
         speed = _spread([one.by_speed for one in mine])
         said.append(
-            f"With {COUNTS[died]} dead: the survivors' speed alone makes it {speed} times as "
-            f"long. {best([one.headline for one in mine])}"
+            f"With {_count(died)} dead: the survivors' speed alone makes it {speed} times as "
+            f"long. {best([one.headline for one in mine])} {_soonest(mine)}"
         )
     if spared_rounds:
         said.append(f"{many(spared_rounds, 'arm')} ended before anybody died and count nowhere.")
     return "\n\n".join([*said, losses_table(found)])
+
+
+def _count(number_of: int) -> str:
+    return COUNTS[number_of] if number_of < len(COUNTS) else f"{number_of:,}"
+
+
+def _soonest(found: Sequence[Loss]) -> str:
+    """A low ratio may only mean that it took long before; so who took the least time, too."""
+    timed = {one.strategy: one.headline.makespan_ms for one in found}
+    known = {name: taken for name, taken in timed.items() if taken is not None}
+    if not known:
+        return ""
+    first = min(known, key=lambda name: known[name])
+    return f"The shortest median time with deaths is {first}'s, {milliseconds(known[first])}."
 
 
 def losses_table(found: Sequence[Loss]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -156,43 +157,39 @@ def ratios(
     )
 
 
-def deaths(
-    ax: Axes, points: Mapping[str, Mapping[int, Sequence[float]]], title: str, under: str
-) -> None:
-    """Every round's ratio by strategy and by how many providers died, with the medians as bars.
+def deaths(ax: Axes, points: Sequence[Mapping[str, Any]], title: str, under: str) -> None:
+    """Every round's ratio by strategy and by how many died, with the medians as bars.
 
-    `points` are `casualties.ratios`, `title` its finding.
+    All three come from `casualties`. A triangle is what the survivors' speed alone gives.
     """
     put_titles(ax, title, under)
     if not points:
         instead(ax, "Nobody died, so there is nothing to show.")
         return
-    counts = sorted({died for found in points.values() for died in found})
-    order = sorted(points, key=lambda one: [-_mid(points[one].get(died, ())) for died in counts])
+    counts = sorted({one["died"] for one in points})
+    order = list(dict.fromkeys(one["strategy"] for one in points))
     apart_by = 0.8 / (len(counts) + 1)
-    most = 1.0
-    for y, strategy in enumerate(order):
-        for place, died in enumerate(counts, start=1):
-            found = list(points[strategy].get(died, ()))
-            height = y + 0.4 - place * apart_by
-            fill = ["white", FAINT, INK][min(2, place - 1)] if len(counts) > 1 else INK
-            ax.plot(found, [height] * len(found), "o", color=INK, mfc=fill, markersize=7)
-            if found:
-                middle = _mid(found)
-                ax.plot([middle, middle], [height - 0.12, height + 0.12], color=INK, linewidth=3)
-                most = max(most, *found)
-            if y == len(order) - 1 and found:
-                text = f"{died} dead"
-                label(ax, text, (max(found), height), (9, 0))
+    for one in points:
+        place = counts.index(one["died"])
+        y, found = order.index(one["strategy"]), list(one["ratios"])
+        height = y - 0.4 + (place + 1) * apart_by
+        fill = INK if place == len(counts) - 1 else "white" if place == 0 else FAINT
+        ax.plot(found, [height] * len(found), "o", color=INK, mfc=fill, markersize=7)
+        if found:
+            middle = float(np.median(found))
+            ax.plot([middle] * 2, [height - 0.12, height + 0.12], color=INK, linewidth=3)
+        if one["by_speed"]:
+            ax.plot([one["by_speed"]], [height + 0.17], "^", color=INK, mfc="white", markersize=6)
+        if y == 0 and found:
+            label(ax, f"{one['died']} dead", (max(found), height), (9, 0))
     ax.axvline(1, color=INK, linewidth=1)
     ax.set_yticks(range(len(order)), order)
-    ax.set_ylim(-0.6, len(order) - 0.4)
-    ax.set_xlim(0, most * 1.15)
-    ax.set_xlabel("time with deaths / time with all alive, each round (ratio); bar: median")
-
-
-def _mid(values: Sequence[float]) -> float:
-    return float(np.median(values)) if values else 0.0
+    ax.set_ylim(len(order) - 0.4, -0.6)
+    ax.set_xlim(0, 1.15 * max([1.0, *(ratio for one in points for ratio in one["ratios"])]))
+    ax.set_xlabel(
+        "time with deaths / time with all alive, each round (ratio)\n"
+        "bar: median; triangle: what the survivors' speed alone gives"
+    )
 
 
 def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
@@ -409,6 +406,6 @@ def ruler(ax: Axes, rows: pd.DataFrame, cases: Sequence[str], title: str, under:
         ax.annotate(text, (row["bias_ms"], y), (0, 9), textcoords="offset points", ha="left")
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(rows)), list(cases), fontsize=10)
-    ax.set_ylim(-0.5, len(rows) - 0.3)
+    ax.set_ylim(-0.8, len(rows) - 0.3)
     ax.invert_yaxis()
-    ax.set_xlabel("measured minus true (ms): median, and what 95 % stay within")
+    ax.set_xlabel("measured minus true (ms)")

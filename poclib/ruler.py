@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -206,6 +207,14 @@ def load(root: Path) -> Ruler:
         raise ReportError(f"{FILE} is absent or damaged; make it with `poc ruler`.") from None
 
 
+def obtain(measure: bool, root: Path) -> Ruler:
+    """A notebook's check: made now and saved if `measure`, else the one that was saved last."""
+    if measure:
+        save(run(), root)
+    return load(root)
+
+
 def run(cases: Sequence[Case] = CASES) -> Ruler:
-    """`check` on a loop of its own."""
-    return asyncio.run(check(cases))
+    """`check` on a loop of its own, also where this thread has one, as in a notebook."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(check(cases))).result()

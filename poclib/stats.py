@@ -79,6 +79,24 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """How one provider's streamed answers came, over `n` of the strategy's requests.
+
+    Quantiles by name (p50, p90, p95), None where n is too small for one. `between_ms` is a
+    request's mean time from one token to the next. `tokens_per_s` is the median over requests
+    of tokens by wall time, `together_per_s` all tokens by the time with any request in flight.
+    `counted` tells by whom tokens were counted: the server, or as pieces that arrived here.
+    """
+
+    n: int
+    ttft_ms: dict[str, float | None]
+    between_ms: dict[str, float | None]
+    tokens_per_s: float | None
+    together_per_s: float | None
+    counted: str
+
+
+@dataclass(frozen=True)
 class Headline:
     """Every number that is said of one report. `missing` has the reason of each None."""
 
@@ -115,6 +133,7 @@ class Headline:
     busy: dict[str, float] = field(default_factory=dict)
     work_ms: dict[str, float] = field(default_factory=dict)
     work_alone_ms: dict[str, float] = field(default_factory=dict)
+    streams: dict[str, Stream] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, numbers rounded to 3 decimals."""
@@ -212,6 +231,14 @@ def quantile(values: Sequence[float], q: float) -> float | Missing:
     if len(values) < need:
         return Missing(f"p{100 * q:g} needs n ≥ {need}, here n = {len(values)}")
     return float(np.quantile(np.asarray(values, dtype=float), q))
+
+
+def quantiles(
+    values: Sequence[float], levels: Sequence[int] = (50, 90, 95)
+) -> dict[str, float | None]:
+    """The quantiles that so many values can carry, by name; None for the others."""
+    found = {f"p{level}": quantile(values, level / 100) for level in levels}
+    return {key: None if isinstance(one, Missing) else one for key, one in found.items()}
 
 
 def spread(values: Sequence[float]) -> Spread | None:

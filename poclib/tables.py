@@ -315,6 +315,7 @@ def headline(report: Report) -> stats.Headline:
         rounds_needed=verdict.rounds_needed,
         missing=missing,
         busy=_busy(frame, done),
+        streams=streams(report),
         work_ms=_work(ours),
         work_alone_ms=_work(frame[frame["arm"].eq("calibration") & frame["outcome"].eq("ok")]),
         **found,
@@ -346,6 +347,48 @@ def _union_ms(spans: Sequence[tuple[float, float]]) -> float:
         total += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return total
+
+
+def streams(report: Report) -> dict[str, stats.Stream]:
+    """How streamed answers came in the strategy's arms, per provider; empty if none was.
+
+    Tokens are counted as the server does where it does, else as the pieces that arrived.
+    """
+    rows: dict[str, list[Request]] = {}
+    busy_ms: dict[str, float] = {}
+    for arm in (arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"):
+        for provider in dict.fromkeys(row.provider for row in arm.requests):
+            own = [r for r in arm.requests if r.provider == provider and r.token_ms and r.wall_ms]
+            own = [row for row in own if row.outcome == "ok"]
+            spans = [(r.marks.start_ms, r.marks.end_ms) for r in own]
+            known = [(start, end) for start, end in spans if start is not None and end is not None]
+            rows.setdefault(provider, []).extend(own)
+            busy_ms[provider] = busy_ms.get(provider, 0.0) + _union_ms(known)
+    return {p: _stream(own, busy_ms[p]) for p, own in rows.items() if own}
+
+
+def _stream(rows: Sequence[Request], busy_ms: float) -> stats.Stream:
+    starts = [(row, row.token_ms or [], row.marks.start_ms) for row in rows]
+    firsts = [tokens[0] - start for _, tokens, start in starts if start is not None]
+    between = [
+        (tokens[-1] - tokens[0]) / (count - 1)
+        for row, tokens, _ in starts
+        if (count := _tokens(row)) > 1 and len(tokens) > 1
+    ]
+    rates = [1000 * _tokens(row) / row.wall_ms for row in rows if row.wall_ms]
+    median = stats.quantile(rates, 0.5)
+    return stats.Stream(
+        n=len(rows),
+        ttft_ms=stats.quantiles(firsts),
+        between_ms=stats.quantiles(between),
+        tokens_per_s=None if isinstance(median, stats.Missing) else median,
+        together_per_s=1000 * sum(map(_tokens, rows)) / busy_ms if busy_ms else None,
+        counted="server" if all(row.output_tokens is not None for row in rows) else "pieces",
+    )
+
+
+def _tokens(row: Request) -> int:
+    return len(row.token_ms or []) if row.output_tokens is None else row.output_tokens
 
 
 def _work(frame: pd.DataFrame) -> dict[str, float]:

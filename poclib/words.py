@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from statistics import median
 
-from .cautions import calibrations, cautions
+from .cautions import calibrations, cautions, instrument_ms
 from .pacing import Power
 from .records import Probe, ProviderFacts, Report, Ruler, RulerRow
 from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread, throughput
@@ -33,6 +33,16 @@ OVERHEAD_LABELS = {
     "server_queue_ms": "queue, told by the server",
     "ours_ms": "our own work",
     "unexplained_ms": "not explained",
+}
+# The quantities of the instrument's check on itself.
+RULER_LABELS = {
+    "ttft_ms": "time to first token",
+    "over_ms": "outside its server",
+    "inter_token_ms": "between tokens",
+    "stub": "the known server's own",
+    "network_ms": "round trip",
+    "makespan_ms": "makespan, per request",
+    "connect_ms": "connecting",
 }
 # Every part of a request, in the order it passes: what charts call it and what it is.
 PHASES = {
@@ -74,7 +84,8 @@ def inline(text: object, limit: int = 80) -> str:
 
 def number(value: float, decimals: int) -> str:
     """`value` with thousands separated; exact halves of the decimal number round up."""
-    return f"{round(value, 6) + 1e-9:,.{decimals}f}"
+    text = f"{round(value, 6) + 1e-9:,.{decimals}f}"
+    return text if text.strip("-0.,") else text.lstrip("-")  # no minus before a zero
 
 
 def milliseconds(value: float | None) -> str:
@@ -672,6 +683,7 @@ def report_text(report: Report, headline: Headline) -> str:
         *([f"added latency, {role}", _spread(added[role])] for role in ("remote", "local")),
         ["network share", percent(headline.network_share, 1)],
         *([f"round trip, {p}", milliseconds(t)] for p, t in headline.round_trip_ms.items()),
+        *_streams(headline),
         ["answers equal", _answers(headline)],
         ["requests, failed", f"{headline.requests:,}, {headline.failed_requests:,}"],
     ]  # fmt: skip
@@ -679,6 +691,27 @@ def report_text(report: Report, headline: Headline) -> str:
     warned = [f"warning: {one}" for one in warnings(report, headline)]
     lines = [provenance(report, headline), *warned, "", table(["", headline.report], rows), ""]
     return "\n".join([*lines, *reasons, gate_line(headline)])
+
+
+def _streams(headline: Headline) -> list[list[str]]:
+    """First tokens, the time between tokens and tokens per second, three rows a provider."""
+    rows = []
+    for provider, found in headline.streams.items():
+        each = "-" if found.tokens_per_s is None else number(found.tokens_per_s, 1)
+        together = "-" if found.together_per_s is None else number(found.together_per_s, 1)
+        by = "" if found.counted == "server" else ", counted as pieces"
+        rows += [
+            [f"first token, {provider}", _quantiles(found.ttft_ms, found.n)],
+            [f"between tokens, {provider}", _quantiles(found.between_ms, found.n)],
+            [f"tokens/s, {provider}", f"{each} a request, {together} together{by}"],
+        ]
+    return rows
+
+
+def _quantiles(found: Mapping[str, float | None], n: int) -> str:
+    """p50 48.1 ms, p90 60.2 ms (n 55); those that n carries."""
+    told = [f"{name} {milliseconds(value)}" for name, value in found.items() if value is not None]
+    return f"{', '.join(told) or 'too few to say'} (n {n:,})"
 
 
 def _spread(found: Spread | None) -> str:
@@ -822,6 +855,25 @@ def ruler_table(found: Ruler, markdown: bool = False) -> str:
     return table(header, rows, markdown)
 
 
+def ruler_grid(found: Ruler) -> str:
+    """A row a case, a column a quantity, as Markdown: the bias, and what 95 % stay within."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in found.rows:
+        spread = "" if row.p95_ms is None else f" ({number(row.p95_ms, 2)})"
+        cell = f"{number(row.bias_ms, 2)}{spread}"
+        cells.setdefault(ruler_case(row), {})[RULER_LABELS.get(row.quantity, row.quantity)] = cell
+    quantities = list(dict.fromkeys(label for one in cells.values() for label in one))
+    rows = [[case, *(one.get(q, "-") for q in quantities)] for case, one in cells.items()]
+    return table(["known behaviour, errors in ms", *quantities], rows, markdown=True)
+
+
+def ruler_provenance(found: Ruler) -> str:
+    """When the instrument was checked, on how many cores, with how many requests."""
+    asked = sum(row.n for row in found.rows if row.quantity == "over_ms")
+    cores = "unknown cores" if found.cores is None else many(found.cores, "core")
+    return f"{day(found.created)} · {cores} · {many(asked, 'request')} to a server of known times"
+
+
 def ruler_finding(found: Ruler) -> str:
     """How far the instrument can be trusted here, held against what it aims at."""
     seen = [row for row in found.rows if row.quantity == "ttft_ms"]
@@ -843,6 +895,32 @@ def ruler_finding(found: Ruler) -> str:
             f"with 64 at once the bias is {number(bias, 2)} ms; the aim of under 1 ms is {met}"
         )
     return "; ".join(said) + "." if said else "Nothing was checked."
+
+
+def title_ruler(found: Ruler, quantity: str = "ttft_ms") -> str:
+    """By how much one quantity is off, over all cases of the check."""
+    rows = [row for row in found.rows if row.quantity == quantity]
+    if not rows:
+        return f"{RULER_LABELS.get(quantity, quantity)}: not checked"
+    low, high = min(row.bias_ms for row in rows), max(row.bias_ms for row in rows)
+    label = RULER_LABELS.get(quantity, quantity)
+    return f"{label.capitalize()}: off by {number(low, 2)} to {number(high, 2)} ms (medians)"
+
+
+def checks_before_runs(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
+    """The instrument's error as each run found it beforehand, beside the smallest it reports."""
+    rows = []
+    for report, headline in zip(reports, headlines, strict=True):
+        added = [one.mean for one in headline.added_latency_ms.values() if one]
+        rows.append(
+            [
+                headline.report,
+                milliseconds(instrument_ms(report)),
+                milliseconds(min(added)) if added else "-",
+            ]
+        )
+    header = ["report", "instrument's error before the run", "least added latency it reports"]
+    return table(header, rows, markdown=True)
 
 
 def title_drift(report: Report) -> str:

@@ -71,7 +71,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(experiment, "on_own_loop", lambda work: fake.run(lambda clock: work()))
     open_pool, times = experiment.open_pool, {"local": 100.0, "shelf": 200.0}
 
-    def faked(parameters: Parameters, pool: Any = None) -> Any:
+    def faked(parameters: Parameters, *others: Any) -> Any:
         made = [
             fake.Provider(p.name, times[p.name], cache_defeated=True) for p in parameters.providers
         ]
@@ -147,6 +147,25 @@ def test_a_change_that_is_no_parameter_is_refused(measured: Any) -> None:
     first = measured([EMBEDDED])
     with pytest.raises(ParameterError, match="rouns is not a parameter"):
         repeat.parameters(first, {}, {"rouns": 3})
+
+
+@pytest.mark.slow
+def test_real_engines_measured_again_give_the_same_answers_and_verdict(
+    poc: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times are this machine's own business; that nothing else differs is the rerun's."""
+    monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
+    few = {"strategy": "shared-queue", "prompts": 3, "rounds": 2, "max_tokens": 4}
+    engines = [{**EMBEDDED, "api": "completion"}, {"name": "other", "speed": 0.7}]
+    first = experiment.measure(
+        Parameters.read({"experiment": "trial", **few, "providers": engines, "store_text": True})
+    )
+    _, out, err = poc("rerun", "trial-shared-queue")
+    again = report.load("rerun-trial-shared-queue")
+    assert "3 of 3 answers are equal" in out and "unlike" not in out, out + err
+    assert [r.prompt for r in again.rounds[0].arms[0].requests] == [0, 1, 2]
+    assert agreement.unlike([first, again]) == {}
+    assert again.ruler is not None and again.ruler.rows  # it checked itself beforehand
 
 
 # ── several reports ─────────────────────────────────────────────────────────────────────────

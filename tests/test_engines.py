@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import itertools
@@ -32,7 +33,8 @@ from poclib.engines import (
     pool,
 )
 from poclib.errors import EngineError
-from poclib.records import Link, ProviderSettings
+from poclib.providers import KINDS
+from poclib.records import Exchange, Link, Parameters, Prompt, ProviderSettings
 
 LIMIT_S = 30.0
 LOCAL = ProviderSettings(name="local", slots=2)
@@ -412,6 +414,44 @@ def test_the_link_of_a_real_engine_changes_while_it_runs(running: list[RunningEn
     assert health_ms() >= 40
 
 
+def counted(engine: RunningEngine, what: str) -> float:
+    """A number among the engine's own metrics."""
+    connection = http.client.HTTPConnection(urlsplit(engine.url).netloc, timeout=LIMIT_S)
+    with contextlib.closing(connection):
+        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {engine.api_key}"})
+        lines = connection.getresponse().read().decode().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{what} "))
+
+
+@pytest.mark.slow
+def test_a_request_that_is_cancelled_is_given_up_by_its_engine(
+    running: list[RunningEngine],
+) -> None:
+    """Its connection is closed, and the engine, through its link too, stops computing for it."""
+    wanted = 200
+
+    async def cancelled(engine: RunningEngine, settings: ProviderSettings) -> None:
+        asked = Parameters(providers=[settings], max_tokens=wanted)
+        sender = KINDS["embedded"](settings, asked, engine.url, engine.api_key)
+        exchange = Exchange(lambda: time.monotonic() * 1000)
+        sending = asyncio.create_task(sender.send(Prompt(0, "Rivers"), exchange))
+        async with asyncio.timeout(LIMIT_S):
+            while not exchange.token_ms:  # noqa: ASYNC110 - the provider has no event for it
+                await asyncio.sleep(0.01)
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
+        await sender.aclose()
+
+    for engine, settings in zip(running, (LOCAL, REMOTE), strict=True):
+        before = counted(engine, "tokens_predicted_total")
+        asyncio.run(cancelled(engine, settings))
+        until_s = time.monotonic() + LIMIT_S
+        while counted(engine, "requests_processing") and time.monotonic() < until_s:
+            time.sleep(0.02)
+        assert counted(engine, "requests_processing") == 0
+        assert counted(engine, "tokens_predicted_total") - before < wanted
+
+
 BARE = ProviderSettings(name="bare", engine="bare", slots=3, threads=2, takes_turns=True)
 QUEUEING = ProviderSettings(name="queueing", engine="queueing", refuses=True, takes_turns=True)
 
@@ -461,7 +501,8 @@ def test_no_process_is_left_on_any_way_out(way_out: str) -> None:
 PARENT = """
 import psutil, sys
 from poclib.engines import pool
-from poclib.records import Link, ProviderSettings
+from poclib.providers import KINDS
+from poclib.records import Exchange, Link, Parameters, Prompt, ProviderSettings
 remote = ProviderSettings(name="remote", speed=0.5, link=Link(round_trip_ms=20))
 with pool([ProviderSettings(name="local"), remote], 64) as both:
     print(*[p for e in both for p in (e.pid, psutil.Process(e.pid).ppid())], flush=True)

@@ -15,6 +15,7 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 from papermill.cli import papermill
+from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
 from poclib import cli, publish, report, tables
@@ -168,7 +169,7 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
 def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
     """What it measures differs from run to run, so only that each cell runs is asked for."""
     (tmp_path / "data" / "reports").mkdir(parents=True)
-    notebook = nbformat.read(ROOT / "notebooks" / "04_serial_per_provider.ipynb", as_version=4)
+    notebook = load_notebook_node(str(ROOT / "notebooks" / "04_serial_per_provider.ipynb"))
     values = {"live": True, "rounds": 1, "prompts": 2, "max_tokens": 4, "calibration_prompts": 1}
     nbformat.write(parameterize_notebook(notebook, values), tmp_path / "live.ipynb")
     done = subprocess.run(

@@ -84,11 +84,12 @@ def test_a_death_costs_the_survivors_time_and_no_answer(
     assert casualties.spared(found) == 0
     said = casualties.told(losses)
     assert said.startswith("**One of three dead: ") and "Of 192 answers none was lost.**" in said
-    points = casualties.ratios(losses)
-    assert {name: sorted(mine) for name, mine in points.items()} == {
-        "shared-queue": [1, 2],
-        "serial-per-provider": [1, 2],
-    }
+    points = casualties.points(losses)
+    assert sorted({(one["strategy"], one["died"]) for one in points}) == [
+        *(("serial-per-provider", died) for died in (1, 2)),
+        *(("shared-queue", died) for died in (1, 2)),
+    ]
+    assert casualties.under(losses).startswith("4 rounds for each strategy and number of deaths")
 
 
 def share(index: int, seed: int = 7) -> float:

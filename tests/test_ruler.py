@@ -1,12 +1,13 @@
 """The instrument against a server of known behaviour, and the arithmetic of its errors by hand."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from poclib import ruler
 from poclib.errors import EngineError, ReportError
-from poclib.records import Arm, Probe, Request
+from poclib.records import Arm, Probe, Request, Ruler
 from poclib.ruler import Case
 
 
@@ -69,4 +70,25 @@ def test_a_check_is_kept_and_read_back(tmp_path: Path) -> None:
         ruler.load(tmp_path)
     found = ruler.run([Case(2, delay_ms=1, tokens=1)])
     ruler.save(found, tmp_path)
-    assert ruler.load(tmp_path) == found
+    assert ruler.load(tmp_path) == found == ruler.obtain(False, tmp_path)
+
+
+def test_a_notebook_may_have_it_checked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside a running loop too, as a notebook's kernel has one."""
+    monkeypatch.setattr(ruler.run, "__defaults__", ((Case(2, delay_ms=1, tokens=1),),))
+
+    async def notebook() -> Ruler:
+        return ruler.obtain(True, tmp_path)
+
+    found = asyncio.run(notebook())
+    assert ruler.load(tmp_path) == found and {row.n for row in found.rows} >= {2}
+
+
+def test_a_connect_is_told_apart_and_not_counted_twice() -> None:
+    late = answered(0, 5)
+    marks = late.marks.model_copy(update={"connect_start_ms": 0.5, "connected_ms": 3.5})
+    arm = Arm(arm="strategy", strategy="x", requests=[late.model_copy(update={"marks": marks})])
+    found = {row.quantity: row.bias_ms for row in ruler.compared(Case(1), arm, [])}
+    assert (found["connect_ms"], found["ttft_ms"], found["over_ms"]) == pytest.approx((3, 2, 2))

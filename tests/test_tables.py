@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from poclib import report as reports
-from poclib import stats, tables
+from poclib import stats, tables, words
 from poclib.records import Arm, Report, Request
 
 PUBLISHED = Path(__file__).parent.parent / "data" / "reports" / "published-phase-0.json"
@@ -305,3 +305,42 @@ def test_the_servers_work_leaves_out_the_queue_it_reports() -> None:
     found = tables.headline(report)
     assert found.work_ms == pytest.approx({"local": 198, "remote": (3 * 278 + 170) / 4})
     assert found.work_alone_ms == pytest.approx({"local": 198, "remote": 278})
+
+
+def test_streams_by_hand() -> None:
+    """Seven answers one after the other: 50 ms to the first token, then two more 10 ms apart."""
+    rows = []
+    for i in range(7):
+        start = 100.0 * i
+        late = 40 if i == 6 else 0
+        request = row(i, "local", start, 80 + late, output_tokens=3)
+        request["token_ms"] = [start + 50, start + 60, start + 70 + late]
+        rows.append(request)
+    data = pool_report(1).model_dump()
+    next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = rows
+    found = tables.headline(reports.Report.model_validate(data)).streams["local"]
+    assert (found.n, found.counted) == (7, "server")
+    assert found.ttft_ms == {"p50": 50, "p90": None, "p95": None}  # p90 needs 36
+    assert found.between_ms["p50"] == 10
+    assert found.tokens_per_s == pytest.approx(3 / 0.080)
+    # 21 tokens while six requests took 80 ms and one 120: pauses between them do not count.
+    assert found.together_per_s == pytest.approx(21 / 0.6)
+    for request in rows:
+        request["output_tokens"] = None  # no count: pieces stand in
+        request["token_ms"].append(request["token_ms"][-1])
+    found = tables.headline(reports.Report.model_validate(data)).streams["local"]
+    assert found.counted == "pieces" and found.tokens_per_s == pytest.approx(4 / 0.080)
+    report = reports.Report.model_validate(data)
+    said = words.report_text(report, tables.headline(report))
+    assert "p50 50.0 ms (n 7)" in said and "counted as pieces" in said
+
+
+def test_two_streams_at_once_share_their_time() -> None:
+    data = pool_report(1).model_dump()
+    pair = [row(i, "local", 10.0 * i, 100, output_tokens=5) for i in range(2)]
+    for request in pair:
+        request["token_ms"] = [request["marks"]["start_ms"] + 20]
+    next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = pair
+    found = tables.headline(reports.Report.model_validate(data)).streams["local"]
+    assert found.together_per_s == pytest.approx(10 / 0.110)
+    assert found.ttft_ms["p50"] is None and found.tokens_per_s is None  # two are too few

@@ -1,10 +1,12 @@
 """Sentences say what the numbers say, carry no markup of strangers, and choose by the data."""
 
+import hashlib
 import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from test_cautions import checked
 from test_tables import PUBLISHED, changed, pool_report
 
 from poclib import documents, tables, titles, words
@@ -182,6 +184,16 @@ def providers(**changes: Any) -> list[dict[str, Any]]:
     return [first, {**second, **changes}]
 
 
+def reconnected(report: Report) -> Report:
+    """Every request opened its connection."""
+    data = report.model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for row in arm["requests"]:
+                row["marks"]["connected_ms"] = row["marks"]["start_ms"]
+    return Report.model_validate(data)
+
+
 def test_warnings_are_chosen_from_the_data() -> None:
     # All that is left: one machine is not two, and 20 requests have no tail.
     assert warned(pool_report()).count("\n") == 1
@@ -205,6 +217,19 @@ def test_warnings_are_chosen_from_the_data() -> None:
         "remote did not report server time": changed(
             pool_report(), "strategy", server={}, provider="remote"
         ),
+        "1 answer of 80 empty": changed(
+            pool_report(), "strategy", answer_sha256=hashlib.sha256(b"").hexdigest()
+        ),
+        "1 late prompt went to a second provider too, whose answer came first 1 times": changed(
+            pool_report(), "strategy", role="hedge"
+        ),
+        "80 requests of 80 opened a new connection": reconnected(pool_report()),
+        "Below what this instrument can see (2.5 ms": pool_report(ruler=checked(2.5).model_dump()),
+        "went on 1 time; round 2 was repeated whole: 16 requests of round 2 are kept": pool_report(
+            resumed_ms=[9.0], cut=[pool_report().model_dump()["rounds"][1]]
+        ),
+        "because one more would have passed run_limit_s": pool_report(ended="time"),
+        "server was changed": pool_report(notes=["server was changed during the run"]),
         "over 3 times the median": changed(pool_report(), "baseline", wall_ms=9000.0),
         "not mostly the network": reports.load(PUBLISHED),
     }
@@ -352,3 +377,32 @@ def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
         words.opening(report, headline) + words.bottom_line(report, headline),
     ):
         assert 0 <= text.index(" failed ") < text.index(number), text
+
+
+def test_a_zero_has_no_minus() -> None:
+    assert [words.number(value, 2) for value in (-0.001, -0.0, -0.01)] == ["0.00", "0.00", "-0.01"]
+
+
+def test_the_check_of_the_instrument_in_words() -> None:
+    rows = [
+        RulerRow(
+            quantity=quantity, in_flight=at_once, delay_ms=25, round_trip_ms=0, keep_alive=True,
+            n=80, bias_ms=bias, p95_ms=p95,
+        )
+        for quantity, at_once, bias, p95 in (
+            ("ttft_ms", 1, 0.4, 1.5), ("ttft_ms", 64, 0.7, 9.0), ("over_ms", 1, 0.6, 2.0),
+        )
+    ]  # fmt: skip
+    found = Ruler(created="2026-11-24T00:00:00Z", cores=2, rows=rows)
+    said = words.ruler_finding(found)
+    assert "within 0.40 ms (median) and 1.50 ms (95 %); the aim of 0.5 and 2 ms is met" in said
+    assert "with 64 at once the bias is 0.70 ms; the aim of under 1 ms is met" in said
+    late = found.model_copy(update={"rows": [rows[0].model_copy(update={"bias_ms": 0.6})]})
+    assert "is not met" in words.ruler_finding(late)
+    grid = words.ruler_grid(found).splitlines()
+    assert [cell.strip() for cell in grid[2].split("|")[2:4]] == ["0.40 (1.50)", "0.60 (2.00)"]
+    assert grid[3].split("|")[3].strip() == "-"
+    assert words.title_ruler(found) == "Time to first token: off by 0.40 to 0.70 ms (medians)"
+    assert words.ruler_provenance(found).startswith("2026-11-24 · 2 cores · 80 requests")
+    before = words.checks_before_runs([pool_report(ruler=found.model_dump())], [PASSED])
+    assert "| 2.0 ms " in before.splitlines()[2]

@@ -1,0 +1,93 @@
+"""Does the same experiment give the same verdict again, and does a strategy ever beat itself?
+
+    .venv/bin/python benchmarks/reruns.py N [again|same]
+
+Measures the embedded pool for real. `again`: a small experiment once, then N more times from its
+report alone, as `poc rerun` does. `same`: N times a strategy against itself, one at a time on
+the faster machine. Without a word both. Reports lie in data/runs/reruns, and what lies there is
+counted too, so that N may come in pieces. About 15 s each, on a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from poclib import agreement, comparisons, experiment, repeat, report, tables, words
+from poclib.cli import read_yaml
+from poclib.records import Parameters, Report
+
+FOLDER = Path("data", "runs", "reruns")
+SMALL = {"prompts": 4, "max_tokens": 8, "rounds": 5, "calibration_prompts": 2}
+# What each is measured with, and the name its reports begin with.
+KINDS = {"again": "earliest-finish", "same": "sequential"}
+
+
+def found(kind: str) -> list[Report]:
+    """The reports of that kind so far, in order."""
+    names = [name for name in report.names(FOLDER) if name.startswith(f"{kind}-")]
+    return [report.load(name, FOLDER) for name in names]
+
+
+def measure(kind: str) -> Report:
+    """One more, saved: the first from the parameters, each other from the first one's report."""
+    before = found(kind)
+    if before:
+        parameters = repeat.parameters(before[0], {}, {})
+    else:
+        given = {**read_yaml(Path("params", "embedded.yaml")), **SMALL, "strategy": KINDS[kind]}
+        parameters = Parameters.read(given)
+    named = parameters.model_copy(update={"experiment": f"{kind}-{len(before):03}"})
+    return experiment.measure(named, folder=FOLDER)
+
+
+def counted(kind: str) -> str:
+    """What all reports of one kind say together."""
+    reports = found(kind)
+    headlines = [tables.headline(one) for one in reports]
+    effects = Counter(words.effect(one) for one in headlines)
+    verdicts = Counter(one.verdict for one in headlines)
+    medians = [one.overhead_ratio.median or 0.0 for one in headlines]
+    lines = [
+        f"{kind}: {words.many(len(reports), 'report')} of {KINDS[kind]}",
+        f"  effect:  {dict(effects)}",
+        f"  gate:    {dict(verdicts)}",
+        f"  medians: {min(medians):.3f} to {max(medians):.3f}",
+    ]
+    if len(reports) > 1:
+        pairs = list(zip(reports, headlines, strict=True))
+        again = [agreement.between(pairs[0], other) for other in pairs[1:]]
+        places = Counter(one.place for one in again)
+        equal, compared = (sum(getattr(one, k) for one in again) for k in ("equal", "compared"))
+        lines += [
+            f"  over the first: {dict(places)} the band; {sum(a.agrees for a in again)} of "
+            f"{len(again)} agree",
+            f"  answers equal to the first's: {equal} of {compared}",
+        ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, a line each, then count."""
+    count = int(sys.argv[1])
+    kinds = sys.argv[2:] or list(KINDS)
+    for kind in kinds:
+        for _ in range(count):
+            one = measure(kind)
+            headline = tables.headline(one)
+            against = agreement.ratio_of_ratios(
+                tables.headline(found(kind)[0]).overhead_ratio, headline.overhead_ratio
+            )
+            print(
+                f"{headline.report}: {words.ratio(headline)}, {words.effect(headline)}, "
+                f"{headline.verdict}; over the first {comparisons.change(against)}",
+                flush=True,
+            )
+    for kind in kinds:
+        if found(kind):
+            print(counted(kind))
+
+
+if __name__ == "__main__":
+    main()
