@@ -388,12 +388,19 @@ def refresh() -> None:
 @click.argument("target", metavar="NEW-NAME")
 def keep(source: str, target: str) -> None:
     """Keep every report of EXPERIMENT under NEW-NAME too, such as `sample`."""
-    kept = [r for r in map(report.load, report.names()) if r.experiment == source]
+    kept = [
+        (found, case[1] or "")
+        for found in map(report.load, report.names())
+        if (case := re.fullmatch(f"{re.escape(source)}(-{VARIANTS})?", found.experiment))
+    ]
     if not kept:
         raise ReportError(f"no report of experiment {source!r}; `poc show` lists what there is.")
-    for found in kept:
-        renamed = {**found.model_dump(), "experiment": target}
-        path = report.save(Report.model_validate(renamed))
+    for found, suffix in kept:
+        renamed = {**found.model_dump(), "experiment": f"{target}{suffix}"}
+        question = "capacity" if found.strategy == "capacity" else None
+        question = "failure-mode" if suffix else question
+        folder = report.home(question, target) if question else None
+        path = report.save(Report.model_validate(renamed), folder)
         click.echo(path.name)
 
 
