@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -164,6 +164,32 @@ def key(ax: Axes, seen: set[str]) -> None:
         frameon=False,
         fontsize=12,
     )
+
+
+def names(ax: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
+    """Each line's name beside its right end; those that end at the same x do not collide."""
+    gap = ax.figure.bbox.height * 0.055
+    for x in {at[0] for at in ends.values()}:
+        mine = {name: at for name, at in ends.items() if at[0] == x}
+        shown = [ax.transData.transform(at)[1] for at in mine.values()]
+        for (name, at), old, new in zip(mine.items(), shown, clear(shown, gap), strict=True):
+            label(ax, name, at, (9, (new - old) * 72 / ax.figure.dpi))
+
+
+def clear(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions at least `gap` apart; those that must move do so evenly about their middle."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    groups: list[list[int]] = []
+
+    def first(group: Sequence[int]) -> float:
+        return sum(wanted[i] for i in group) / len(group) - gap * (len(group) - 1) / 2
+
+    for one in order:
+        groups.append([one])
+        while len(groups) > 1 and first(groups[-2]) + gap * len(groups[-2]) > first(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    places = {i: first(group) + gap * n for group in groups for n, i in enumerate(group)}
+    return [places[i] for i in range(len(wanted))]
 
 
 def apart(wanted: Sequence[float], gap: float) -> list[float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean, median
+from statistics import fmean, median, median_high
 
 from .capacity import Behaviour, Level, alone, behaviour, level, tokens
 from .records import Arm, EngineUse, ProviderFacts, Report, Request
@@ -26,7 +26,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Cause:
-    """One provider in one kind of arm, over all rounds, held against one request alone there."""
+    """One provider in one kind of arm, medians over all rounds, against one request alone there."""
 
     arm: str
     provider: ProviderFacts
@@ -86,16 +86,16 @@ def _cause(
 ) -> Cause:
     each = [level(rows) for rows in mine]
 
-    def mean(field: str) -> float | None:
+    def middle(field: str) -> float | None:
         known = [value for one in each if (value := getattr(one, field)) is not None]
-        return fmean(known) if known else None
+        return median(known) if known else None
 
     together = replace(
         each[0],
-        in_flight=max(one.in_flight for one in each),
+        in_flight=median_high(one.in_flight for one in each),
         answered=sum(one.answered for one in each),
         refused=sum(one.refused for one in each),
-        **{key: mean(key) for key in ("tokens_per_s", "request_ms", "server_ms", "ttft_ms")},
+        **{key: middle(key) for key in ("tokens_per_s", "request_ms", "server_ms", "ttft_ms")},
     )
     use = tuple(u for one in arms for u in one.engines if u.provider == facts.name)
     return Cause(arm, facts, together, calm, use, sum(tokens(rows) for rows in mine))

@@ -98,7 +98,9 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
     its measurements as a report, and a copy of PARAMS with what was found.
     """
-    parameters = Parameters.read(read_yaml(params, changes), params.name)
+    given = read_yaml(params, changes)
+    given.pop("sweep", None)  # its points share the pool
+    parameters = Parameters.read(given, params.name)
     with pool.open_pool(parameters) as providers:
         run = experiment.Run(parameters, providers)
         found: dict[str, Found] | None = {} if capacity else None
@@ -386,12 +388,19 @@ def refresh() -> None:
 @click.argument("target", metavar="NEW-NAME")
 def keep(source: str, target: str) -> None:
     """Keep every report of EXPERIMENT under NEW-NAME too, such as `sample`."""
-    kept = [r for r in map(report.load, report.names()) if r.experiment == source]
+    kept = [
+        (found, case[1] or "")
+        for found in map(report.load, report.names())
+        if (case := re.fullmatch(f"{re.escape(source)}(-{VARIANTS})?", found.experiment))
+    ]
     if not kept:
         raise ReportError(f"no report of experiment {source!r}; `poc show` lists what there is.")
-    for found in kept:
-        renamed = {**found.model_dump(), "experiment": target}
-        path = report.save(Report.model_validate(renamed))
+    for found, suffix in kept:
+        renamed = {**found.model_dump(), "experiment": f"{target}{suffix}"}
+        question = "capacity" if found.strategy == "capacity" else None
+        question = "failure-mode" if suffix else question
+        folder = report.home(question, target) if question else None
+        path = report.save(Report.model_validate(renamed), folder)
         click.echo(path.name)
 
 

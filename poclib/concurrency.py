@@ -6,14 +6,15 @@ measures nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, ScalarFormatter
 
 from . import words
-from .canvas import INK, label
+from .canvas import INK
 from .canvas import instead as say
+from .canvas import names as put_names
 from .canvas import titles as put_titles
 from .capacity import Found, conclude, levels
 from .causes import MEANING
@@ -61,6 +62,28 @@ def sentence(name: str, one: Found) -> str:
     return f"{name} {one.behaviour} ({MEANING[one.behaviour]})"
 
 
+def bottom_line(report: Report) -> str:
+    """What each provider does with several requests at once, and how many it should hold."""
+    said = []
+    for name, one in found(report).items():
+        held = next(level for level in one.levels if level.in_flight == one.capacity)
+        gain = _over(held.tokens_per_s, one.levels[0].tokens_per_s)
+        gains = "" if gain is None else f" ({words.number(gain, 2)} times one alone's throughput)"
+        said.append(f"**{sentence(name, one)}**: at most {one.capacity} at once{gains}.")
+    return words.bullets(said) if said else "**No level was measured.**"
+
+
+def provenance(report: Report) -> str:
+    """One line on where the levels come from."""
+    models = sorted({one.model for one in report.providers if one.model})
+    engines = sorted({one.engine for one in report.providers if one.engine})
+    return f"*{' · '.join([_under(report, found(report)), *models, *engines])}*"
+
+
+def _over(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base
+
+
 def curve(ax: Axes, report: Report) -> None:
     """Tokens per second against requests in flight, a line a provider; the capacity is filled."""
     seen = found(report)
@@ -69,21 +92,68 @@ def curve(ax: Axes, report: Report) -> None:
     if not seen:
         say(ax, "This report has no levels: run poc doctor --capacity.")
         return
-    ticks: set[int] = set()
-    for mark, (name, one) in zip(_MARKS, seen.items(), strict=False):
-        points = [(x.in_flight, x.tokens_per_s) for x in one.levels if x.tokens_per_s is not None]
-        ticks |= {x for x, _ in points}
+    lines = {
+        name: [(x.in_flight, x.tokens_per_s) for x in one.levels if x.tokens_per_s is not None]
+        for name, one in seen.items()
+    }
+    for mark, (name, points) in zip(_MARKS, lines.items(), strict=False):
         ax.plot(*zip(*points, strict=True), f"{mark}-", color=INK, mfc="white", linewidth=1.5)
-        held = [(x, y) for x, y in points if x == one.capacity]
+        held = [(x, y) for x, y in points if x == seen[name].capacity]
         ax.plot(*zip(*held, strict=True), mark, color=INK, markersize=9)
-        label(ax, name, points[-1], (8, 0))
+    ax.set_ylabel("tokens per second")
+    _along(ax, [x for points in lines.values() for x, _ in points])
+    ax.set_xlabel("requests in flight at the provider (filled: the recommended capacity)")
+    put_names(ax, {name: points[-1] for name, points in lines.items()})
+
+
+def times(ax: Axes, report: Report) -> None:
+    """A request's time (solid) and its time to first token (dashed) against requests in flight."""
+    seen = found(report)
+    put_titles(ax, times_title(report), _under(report, seen))
+    if not seen:
+        say(ax, "This report has no levels: run poc doctor --capacity.")
+        return
+    ends, ticks = dict[str, tuple[float, float]](), list[float]()
+    for mark, (name, one) in zip(_MARKS, seen.items(), strict=False):
+        for values, dashes in (
+            ([(x.in_flight, x.request_ms) for x in one.levels], "-"),
+            ([(x.in_flight, x.ttft_ms) for x in one.levels], ":"),
+        ):
+            points = [(float(x), y) for x, y in values if y is not None]
+            if points:
+                ax.plot(*zip(*points, strict=True), f"{mark}{dashes}", color=INK, mfc="white")
+                ticks += [x for x, _ in points]
+                ends.setdefault(name, points[-1])
+    ax.set_ylabel("mean time (ms)")
+    _along(ax, ticks)
+    ax.set_xlabel("requests in flight (solid: the whole request; dotted: to its first token)")
+    put_names(ax, ends)
+
+
+def times_title(report: Report) -> str:
+    """Whose requests grew most, for the requests in flight that were tried there."""
+    grown = {
+        name: (ratio, one.levels[-1].in_flight)
+        for name, one in found(report).items()
+        if (ratio := _over(one.levels[-1].request_ms, one.levels[0].request_ms)) is not None
+    }
+    if not grown:
+        return "No request was timed"
+    worst = max(grown, key=lambda name: grown[name][0] / grown[name][1])
+    ratio, count = grown[worst]
+    return (
+        f"With {count} in flight a request to {worst} takes {words.number(ratio, 1)} times as "
+        "long as one alone"
+    )
+
+
+def _along(ax: Axes, ticks: Sequence[float]) -> None:
     ax.set_xscale("log", base=2)
-    ax.set_xticks(sorted(ticks))
+    ax.set_xticks(sorted(set(ticks)))
     ax.xaxis.set_major_formatter(ScalarFormatter())
     ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlim(0.9, max(ticks, default=1) * 1.8)
     ax.set_ylim(bottom=0)
-    ax.set_xlabel("requests in flight at the provider (filled: the recommended capacity)")
-    ax.set_ylabel("tokens per second")
 
 
 def _under(report: Report, seen: Mapping[str, Found]) -> str:

@@ -69,12 +69,10 @@ def measure(wanted: Sequence[Parameters], bar: Callable[[str], Progress]) -> lis
     return found
 
 
-def _engines(parameters: Parameters) -> tuple[Any, ...]:
+def _engines(parameters: Parameters) -> tuple[str, ...]:
     """What decides which engines are started; how they are driven is no part of it."""
-    return tuple(
-        tuple(one.model_copy(update={"adaptive": "off"}).model_dump().items())
-        for one in parameters.providers
-    )
+    providers = (one.model_copy(update={"adaptive": "off"}) for one in parameters.providers)
+    return tuple(one.model_dump_json() for one in providers)
 
 
 @contextlib.contextmanager

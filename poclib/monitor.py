@@ -12,10 +12,12 @@ import asyncio
 import contextlib
 import gc
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -155,3 +157,22 @@ def _throttled() -> int | None:
         with contextlib.suppress(OSError, ValueError):
             counts.append(int(path.read_text()))
     return sum(counts) if counts else None
+
+
+def environment() -> dict[str, Any]:
+    """What the coordinator ran on: no host name, user or path."""
+    memory_gib = psutil.virtual_memory().total / 2**30
+    return {
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "own_cores": _own_cores(),
+        "memory_gib": round(memory_gib, 1),
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _own_cores() -> list[int] | None:
+    """The cores that the coordinator may run on, where the system says."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -450,6 +450,40 @@ class Ruler(Record):
     rows: list[RulerRow] = []
 
 
+class UnlikeArm(Record):
+    """One strategy once at one point: when each request of each provider began and ended."""
+
+    strategy: Name
+    round: int
+    spans: dict[Name, list[tuple[Milliseconds, Milliseconds]]]
+
+
+class UnlikePoint(Record):
+    """Two machines of which the second has `speed` and lies behind a round trip.
+
+    `alone_ms` is the mean wall of one request at each, from a calibration at this point.
+    """
+
+    speed: float
+    round_trip_ms: Milliseconds
+    alone_ms: dict[Name, Milliseconds]
+    arms: list[UnlikeArm]
+
+
+class Unlike(Record):
+    """Strategies over two machines that were made unlike, point by point."""
+
+    format: Literal["poclib-unlike"] = "poclib-unlike"
+    version: Literal[1] = 1
+    created: str
+    environment: dict[str, Any] = {}
+    providers: list[ProviderFacts]
+    prompts: int
+    max_tokens: int
+    band: float = 0.05
+    points: list[UnlikePoint]
+
+
 class Report(Record):
     """One experiment with one strategy, self-describing: facts only, no address, no key."""
 

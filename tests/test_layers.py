@@ -54,11 +54,15 @@ ALLOWED = {
     },
     "pool": {"engines", "errors", "providers", "records"},
     "usage": {"records"},
+    "workload": {"errors", "records", "report"},
+    "run": {
+        *("adaptive", "attempts", "dispatch", "errors", "forecast", "journal", "monitor"),
+        *("pacing", "policy", "pool", "progress", "providers", "records", "report", "resume"),
+        *("ruler", "strategies", "usage", "workload"),
+    },
     "experiment": {
-        *("adaptive", "attempts", "dispatch", "engines", "errors", "forecast", "journal"),
-        *("monitor", "pacing", "policy", "pool", "progress", "providers", "records", "report"),
-        *("resume", "ruler"),
-        *("strategies", "usage"),
+        *("engines", "errors", "forecast", "journal", "pacing", "pool", "progress", "records"),
+        *("report", "resume", "run", "strategies", "workload"),
     },
     "outage": {
         *("dispatch", "engines", "errors", "experiment", "pool", "progress", "providers"),
@@ -66,6 +70,10 @@ ALLOWED = {
     },
     "failure": {"engines", "experiment", "progress", "records", "report"},
     "finder": {"capacity", "experiment"},
+    "asymmetry": {
+        *("dispatch", "engines", "errors", "experiment", "pool", "progress", "records"),
+        *("report", "strategies"),
+    },
     "parameterfile": {"errors"},
     "repeat": {"errors", "experiment", "records", "report", "resume", "strategies"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
@@ -82,6 +90,7 @@ ALLOWED = {
     "exhibits": {"records", "stats", "titles", "words"},
     "causes": {"capacity", "records", "stats", "words"},
     "concurrency": {"canvas", "capacity", "causes", "records", "words"},
+    "unlike": {"canvas", "records", "words"},
     "crowding": {"canvas", "causes", "records", "stats", "words"},
     "titles": {"stats", "words"},
     "canvas": {"stats", "words"},
@@ -97,7 +106,7 @@ ALLOWED = {
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"concurrency", "canvas", "crowding", "timelines", "plots"},
+    "matplotlib": {"concurrency", "canvas", "crowding", "timelines", "plots", "unlike"},
     "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"pages"},

@@ -402,6 +402,12 @@ def test_a_figure_says_what_its_charts_say(ax: Axes) -> None:
     assert canvas.finding(Figure()) == ""
 
 
+def test_names_move_only_where_they_would_collide() -> None:
+    assert canvas.clear([0, 100, 104], 10) == [0, 97, 107]
+    assert canvas.clear([104, 0, 100, 99], 10) == [111, 0, 101, 91]
+    assert canvas.clear([], 10) == []
+
+
 def test_deaths_are_drawn_as_every_rounds_point(ax: Axes) -> None:
     points = [
         {"strategy": "a", "died": 1, "ratios": (1.1, 1.3, 1.2), "by_speed": 1.25},
