@@ -3,10 +3,10 @@
     python benchmarks/fuzz.py [COUNT] [PARSER]       COUNT (10000) mutated inputs for each parser
     python benchmarks/fuzz.py --atheris PARSER …     guided by coverage, where atheris is installed
 
-The parsers: parameters, reports (and all that is said of them), journals, and every provider's
-answers and descriptions. The seeds are the committed parameters and reports and the recorded
-bodies of real servers. Prints one line a parser; an input that broke it is saved beside this
-script's working folder and its traceback shown; exit code 1 then.
+The parsers: parameters, sweeps, reports (and all that is said of them), journals, and every
+provider's answers and descriptions. The seeds are the committed parameters and reports and the
+recorded bodies of real servers. Prints one line a parser; an input that broke it is saved beside
+this script's working folder and its traceback shown; exit code 1 then.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import types
 import unicodedata
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -32,7 +33,7 @@ import httpx  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
-from poclib import cli, documents, journal, report, tables, words  # noqa: E402
+from poclib import cli, documents, journal, report, sweeps, tables, words  # noqa: E402
 from poclib.attempts import Rules, attempt  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.records import Parameters, Prompt, Request  # noqa: E402
@@ -137,6 +138,20 @@ def parameters(folder: Path) -> tuple[list[bytes], Target]:
         path.write_bytes(data)
         found = Parameters.read(cli.read_yaml(path), path.name)
         Parameters.model_validate_json(found.model_dump_json())
+
+    return seeds, target
+
+
+def sweeps_(folder: Path) -> tuple[list[bytes], Target]:
+    seeds = [path.read_bytes() for path in sorted((HERE.parent / "params").glob("sweep*.yaml"))]
+    seeds += [json.dumps(yaml.safe_load(seed)).encode() for seed in seeds]
+    path = folder / "fuzzed.yaml"
+
+    def target(data: bytes) -> None:
+        path.write_bytes(data)
+        for point in sweeps.points(cli.read_yaml(path), path.name):
+            assert not {"/", "\\", "\0"} & set(point.name), "a point's folder would lie elsewhere"
+            printable(words.safe(point.label))
 
     return seeds, target
 
@@ -276,6 +291,7 @@ def answers(kind: str) -> Callable[[Path], tuple[list[bytes], Target]]:
 SERVERS = ("ollama", "llama-server", "openai")
 PARSERS: dict[str, Callable[[Path], tuple[list[bytes], Target]]] = {
     "parameters": parameters,
+    "sweeps": sweeps_,
     "reports": reports,
     "journals": journals,
     **{kind: answers(kind) for kind in SERVERS},
@@ -307,6 +323,15 @@ def fuzz(parser: str, count: int, begin: int = 0) -> tuple[Counter[str], list[tu
     return ended, broken
 
 
+def _functions(*packages: str) -> Iterator[types.FunctionType]:
+    """Every function of these packages: instrumenting all that is loaded takes minutes."""
+    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] in packages]
+    for module in modules:
+        for one in list(vars(module).values()):
+            inner = vars(one).values() if isinstance(one, type) else [one]
+            yield from (each for each in inner if isinstance(each, types.FunctionType))
+
+
 def guided(parser: str, arguments: list[str]) -> None:
     """The same parser under atheris, guided by coverage, until it is stopped or breaks."""
     import atheris
@@ -320,7 +345,9 @@ def guided(parser: str, arguments: list[str]) -> None:
             with contextlib.suppress(PocError):
                 target(data)
 
-        atheris.instrument_all()
+        for function in _functions("poclib", "yaml"):
+            with contextlib.suppress(RuntimeError):  # what it cannot read it cannot guide
+                atheris.instrument_func(function)
         atheris.Setup([sys.argv[0], str(corpus), *arguments], one)
         atheris.Fuzz()
 

@@ -101,7 +101,8 @@ def told(found: Sequence[Loss], spared_rounds: int = 0) -> str:
             f"long. {best([one.headline for one in mine])} {_soonest(mine)}"
         )
     if spared_rounds:
-        said.append(f"{many(spared_rounds, 'arm')} ended before anybody died and count nowhere.")
+        count = "counts" if spared_rounds == 1 else "count"
+        said.append(f"{many(spared_rounds, 'arm')} ended before anybody died and {count} nowhere.")
     return "\n\n".join([*said, losses_table(found)])
 
 

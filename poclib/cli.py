@@ -98,7 +98,9 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
     its measurements as a report, and a copy of PARAMS with what was found.
     """
-    parameters = Parameters.read(read_yaml(params, changes), params.name)
+    given = read_yaml(params, changes)
+    given.pop("sweep", None)  # its points share the pool
+    parameters = Parameters.read(given, params.name)
     with pool.open_pool(parameters) as providers:
         run = experiment.Run(parameters, providers)
         found: dict[str, Found] | None = {} if capacity else None

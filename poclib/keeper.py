@@ -45,7 +45,7 @@ _CYCLE_S = 0.020
 # suspending, the contention that is to be seen.
 _TURN_S = 0.100
 _POLL_S = 0.010
-_END_S = 2.0
+_END_S = 0.5  # what an engine may take to end by itself: it has nothing to save
 _TRIES = 3
 _HOST = "127.0.0.1"
 _DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
@@ -105,12 +105,12 @@ class Engine:
         assert self.process is not None
         raise EngineError(_how_it_ended(self.process))
 
-    def end(self) -> None:
-        """Terminate, kill and reap the process."""
+    def end(self, until_s: float = 0.0) -> None:
+        """Terminate and reap the process; kill it where it is there at `until_s` still."""
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
             try:
-                self.process.wait(_END_S)
+                self.process.wait(max(0.0, until_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
@@ -188,8 +188,9 @@ class Keeper:
         for engine in self.engines:  # all at once: one after the other would take too long
             if engine.process is not None and engine.process.poll() is None:
                 engine.process.terminate()
+        until_s = time.monotonic() + _END_S
         for engine in self.engines:
-            engine.end()
+            engine.end(until_s)
         for door in (self.front, self.link):
             if door is not None:
                 door.close()

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -25,6 +28,23 @@ LOOK_EVERY_S = 2.0
 # More samples than these are thinned by half, the larger lag of two kept.
 MOST_LAGS, MOST_MOMENTS = 10_000, 2_000
 _CORES = Path("/sys/devices/system/cpu")
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep the garbage collector away from what is there already, while the block runs.
+
+    A full collection walks over every object: in a process that has loaded what notebooks and
+    the command line load it stops everything for over 100 ms, in the middle of a request.
+    """
+    if gc.get_freeze_count():
+        yield  # an outer block does
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Monitor:
@@ -137,3 +157,22 @@ def _throttled() -> int | None:
         with contextlib.suppress(OSError, ValueError):
             counts.append(int(path.read_text()))
     return sum(counts) if counts else None
+
+
+def environment() -> dict[str, Any]:
+    """What the coordinator ran on: no host name, user or path."""
+    memory_gib = psutil.virtual_memory().total / 2**30
+    return {
+        "system": f"{platform.system()} {platform.release().partition('-')[0]}",
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "own_cores": _own_cores(),
+        "memory_gib": round(memory_gib, 1),
+        "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _own_cores() -> list[int] | None:
+    """The cores that the coordinator may run on, where the system says."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -1,10 +1,11 @@
 """Whether a run that was stopped may go on, and whether one that is finished is what was asked.
 
-Compares what was asked for and who was found; measures nothing and writes nothing.
+Compares what was asked for and who was found; measures nothing and writes no row.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from . import journal, report
-from .errors import ParameterError, ReportError
+from .errors import ParameterError, PocError, ReportError
 from .journal import Kept
 from .records import Parameters, ProviderFacts, Report
 
@@ -29,6 +30,27 @@ def asked(parameters: Parameters, prompts: Sequence[str]) -> dict[str, Any]:
 
 def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def left(
+    parameters: Parameters, prompts: Sequence[str], folder: Path | None, path: Path
+) -> tuple[Report | None, Kept | None]:
+    """The finished report of such a run, or else what an unfinished one has left in `path`.
+
+    A run that was begun after the finished one and stopped is gone on with. The journal of the
+    finished one itself, which a kill between saving and removing leaves, is removed.
+    Raises as `kept` does.
+    """
+    done = finished(parameters, prompts, folder)
+    if done is None:
+        return None, kept(parameters, prompts, path)
+    with contextlib.suppress(PocError, OSError):  # of whatever other run it is, this one is done
+        stopped = kept(parameters, prompts, path)
+        if stopped is not None and stopped.header["created"] != done.created:
+            return None, stopped
+        if stopped is not None:
+            path.unlink()
+    return done, None
 
 
 def finished(parameters: Parameters, prompts: Sequence[str], folder: Path | None) -> Report | None:

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from .attempts import Rules
 from .dispatch import run_arm
 from .errors import EngineError, ReportError
+from .monitor import undisturbed
 from .providers import KINDS
 from .records import Arm, Parameters, Probe, Prompt, ProviderSettings, Request, Ruler, RulerRow
 from .strategies import STRATEGIES
@@ -92,7 +93,7 @@ async def check(cases: Sequence[Case] = CASES) -> Ruler:
     """Bias and spread of each quantity in each case."""
     rows: list[RulerRow] = []
     for case in cases:
-        with known_server(case.round_trip_ms) as url:
+        with known_server(case.round_trip_ms) as url, undisturbed():
             arm, probes = await _measured(case, url)
         rows += compared(case, arm, probes)
     created = datetime.now(UTC).isoformat(timespec="seconds")

@@ -483,7 +483,7 @@ def test_a_bare_engine_is_several_behind_one_address_and_all_are_reaped() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way_out", ["normal", "exception", "interrupt"])
+@pytest.mark.parametrize("way_out", ["normal", "exception", "interrupt", "suspended"])
 def test_no_process_is_left_on_any_way_out(way_out: str) -> None:
     raised = {"exception": ValueError, "interrupt": KeyboardInterrupt}.get(way_out)
     left: list[psutil.Process] = []
@@ -491,8 +491,12 @@ def test_no_process_is_left_on_any_way_out(way_out: str) -> None:
         with pool([LOCAL, REMOTE], context_tokens=64) as both:
             left += processes(both)
             assert len(left) == 4 and all(each.is_running() for each in left)
+            if way_out == "suspended":  # it cannot hear that it is to end
+                os.kill(both[0].pid, signal.SIGSTOP)
             if raised:
                 raise raised
+            begun_s = time.monotonic()
+        assert time.monotonic() - begun_s < engines._END_S, "no keeper had to be killed"
     except (ValueError, KeyboardInterrupt) as error:
         assert raised and isinstance(error, raised)
     assert not any(each.is_running() for each in left)  # at once: they were reaped

@@ -172,6 +172,31 @@ def test_a_finished_run_is_not_run_again_unless_it_was_another(tmp_path: Path) -
     assert measured(tmp_path, prompts=3).created != again.created  # without resume: anew
 
 
+def test_a_stopped_run_goes_on_although_an_earlier_one_was_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = measured(tmp_path)
+    stopped(tmp_path, 600, monkeypatch)  # before its first round, so that no report replaced it
+    assert report.load("trial-shared-queue", tmp_path) == earlier
+    found = measured(tmp_path, resume=True)
+    once_each(found, 4)
+    assert found.created != earlier.created and len(found.resumed_ms) == 1
+    assert not (tmp_path / "trial-shared-queue.jsonl").exists()
+
+
+def test_a_journal_left_by_a_kill_after_saving_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        done = measured(tmp_path)
+    path = tmp_path / "trial-shared-queue.jsonl"
+    assert path.exists() and measured(tmp_path, resume=True) == done
+    assert not path.exists()
+    path.write_text("something else\n")  # whatever it is, the run is finished
+    assert measured(tmp_path, resume=True) == done and path.exists()
+
+
 def test_other_parameters_are_refused_in_a_sentence_that_names_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

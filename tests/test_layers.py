@@ -49,14 +49,20 @@ ALLOWED = {
     "progress": set(),
     "monitor": {"records"},
     "stub": set(),
-    "ruler": {"attempts", "dispatch", "errors", "providers", "records", "strategies"},
+    "ruler": {
+        *("attempts", "dispatch", "errors", "monitor", "providers", "records", "strategies"),
+    },
     "pool": {"engines", "errors", "providers", "records"},
     "usage": {"records"},
+    "workload": {"errors", "records", "report"},
+    "run": {
+        *("adaptive", "attempts", "dispatch", "errors", "forecast", "journal", "monitor"),
+        *("pacing", "policy", "pool", "progress", "providers", "records", "report", "resume"),
+        *("ruler", "strategies", "usage", "workload"),
+    },
     "experiment": {
-        *("adaptive", "attempts", "dispatch", "engines", "errors", "forecast", "journal"),
-        *("monitor", "pacing", "policy", "pool", "progress", "providers", "records", "report"),
-        *("resume", "ruler"),
-        *("strategies", "usage"),
+        *("engines", "errors", "forecast", "journal", "pacing", "pool", "progress", "records"),
+        *("report", "resume", "run", "strategies", "workload"),
     },
     "outage": {
         *("dispatch", "engines", "errors", "experiment", "pool", "progress", "providers"),

@@ -1,6 +1,7 @@
 """The monitor against a loop that is blocked on purpose, and counters set by hand."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -73,3 +74,14 @@ def test_our_own_work_is_counted_as_ours() -> None:
     while (after := watch._counters()["own"]) == before:
         pass  # spends what it waits for
     assert after > before
+
+
+def test_what_is_there_is_kept_from_the_garbage_collector_and_let_go_again() -> None:
+    before = gc.get_freeze_count()
+    with monitor.undisturbed():
+        held = gc.get_freeze_count()
+        assert held > 1000
+        with monitor.undisturbed():  # a check within a run
+            assert gc.get_freeze_count() >= held
+        assert gc.get_freeze_count() >= held
+    assert gc.get_freeze_count() == before == 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import browser
+import nbformat
 import pytest
 
 from poclib import catalogue, cli, pages, publish, report
@@ -77,3 +78,47 @@ def test_every_link_leads_to_a_file_of_the_site_and_every_figure_is_there_twice(
             assert (page.parent / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
             assert f'href="{figure}.svg"' in text and f'href="{figure}.png"' in text
     assert "max_tokens 8" in (site / "index.html").read_text()
+
+
+EVIL = [
+    "<script>window.planted = 1</script>",
+    "<img src=x onerror='window.planted = 1'>",
+    "<svg onload='window.planted = 1'><script>window.planted = 1</script></svg>",
+    "<iframe srcdoc='<script>parent.planted = 1</script>'></iframe>",
+    "<a href='javascript:void(window.planted = 1)'>click</a>",
+    "<a href='java&#10;script:window.planted = 1'>click</a>",
+    "<details open ontoggle='window.planted = 1'>x</details>",
+    "<style>@import 'javascript:window.planted = 1';</style>",
+    "<form action='javascript:window.planted = 1'><button>click</button></form>",
+    "<math><mtext></p><script>window.planted = 1</script></mtext></math>",
+    "<noscript><p title='</noscript><img src=x onerror=window.planted=1>'>",
+]
+
+
+def test_what_an_untrusted_notebook_holds_runs_nothing_in_a_browser(tmp_path: Path) -> None:
+    output, whole = nbformat.v4.new_output, "\n\n".join(EVIL)
+    kinds = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "text/plain"]
+    kinds += ["application/javascript"]
+    outputs = [output("display_data", {kind: whole}) for kind in kinds]
+    outputs += [output("display_data", {kind: one}) for kind in kinds[:3] for one in EVIL]
+    outputs.append(output("stream", name="stdout", text=whole))
+    cells = [
+        nbformat.v4.new_markdown_cell(f"# A title {EVIL[0]}\n\n{whole}\n\n[x](javascript:alert)"),
+        nbformat.v4.new_code_cell(f"# {whole}", outputs=outputs, execution_count=1),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_it.ipynb")
+    row = pages.Row("published-phase-0", EVIL[0], EVIL[1], EVIL[2], EVIL[4])
+    pages.site(tmp_path / "site", {"g": [tmp_path / "02_it.ipynb"]}, [row])
+    pressed = (
+        "document.querySelectorAll('a[href^=java i], button, summary').forEach(a => a.click())"
+    )
+    (tmp_path / "as_it_is.html").write_text(f"<!doctype html><body>{whole}</body>")
+    with browser.browser() as one:
+        one.open((tmp_path / "as_it_is.html").as_uri(), 1280)
+        assert one.tell("String(window.planted)") == "1"  # were it not for what is done about it
+        for page in ("g/02_it.html", "index.html"):
+            one.open((tmp_path / "site" / page).as_uri(), 1280)
+            one.tell(f"{pressed}, null")
+            assert one.tell("String(window.planted)") == "undefined"
+            assert one.tell("document.scripts.length") == 0
+            assert one.tell("document.querySelectorAll('iframe, form, object').length") == 0

@@ -1,0 +1,528 @@
+"""One experiment while it runs: who is there, warm-up, calibration, rounds, each fact on disk.
+
+Asks every provider who it is, refuses unequal work, and measures in a fixed order; what a stopped
+run had finished is not done again. Computes no statistic and saves no report: `experiment` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import itertools
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from . import __version__, forecast, pacing, report, ruler, workload
+from . import resume as going_on
+from .adaptive import AdaptiveLimit
+from .attempts import Rules, attempt
+from .dispatch import run_arm
+from .errors import PocError, ProviderError, RunFailed, UnlikeProviders
+from .journal import NO_ROUND, Journal, Kept
+from .monitor import Monitor, environment, undisturbed
+from .policy import Policy
+from .pool import Clock, Measurable, check_alike
+from .progress import Progress, quiet
+from .providers import Provider
+from .records import (
+    Arm,
+    ArmName,
+    Parameters,
+    Probe,
+    Prompt,
+    ProviderFacts,
+    Report,
+    Request,
+    Round,
+    Ruler,
+)
+from .strategies import STRATEGIES, Limit, Strategy
+from .usage import Sampler
+
+# Round trips taken of each provider before every arm.
+PROBES = 5
+# How much of the longest round so far must be left of the time for one more to begin.
+MARGIN = 1.2
+# How long after its limit a run is ended from outside, where it did not end by itself.
+LIMIT_SLACK_S = 0.3
+
+
+class Run:
+    """One experiment while it runs: what it has found so far, and the steps in order."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        providers: Sequence[tuple[Measurable, dict[str, Any]]],
+        progress: Progress = quiet,
+        kept: Kept | None = None,
+        spent_s: float = 0.0,
+    ) -> None:
+        """`spent_s` is what of its time limit went before it begins."""
+        self.parameters = parameters
+        self.kept = kept
+        self._limit_s = max(0.0, parameters.run_limit_s - spent_s)
+        self.name = f"{parameters.experiment}-{parameters.strategy}"
+        self.senders = {provider.name: provider for provider, _ in providers}
+        self.known = {provider.name: dict(facts) for provider, facts in providers}
+        self._pids = {name: facts.pop("pids", ()) for name, facts in self.known.items()}
+        self.texts = workload.texts(parameters.prompts)
+        self.strategy = STRATEGIES[parameters.strategy]
+        self.environment = environment()
+        now = datetime.datetime.now(datetime.UTC)
+        self.created = now.isoformat(timespec="milliseconds")
+        # Where a stopped run goes on, its clock goes on too, past the time it stood still.
+        self._begun_ms = 0.0
+        if kept is not None:
+            self.environment, self.created = kept.header["environment"], kept.header["created"]
+            still_ms = (
+                now - datetime.datetime.fromisoformat(self.created).astimezone()
+            ).total_seconds() * 1000
+            self._begun_ms = max(still_ms, kept.last_ms)
+        self._anchor_s = time.perf_counter()
+        self.monitor = Monitor(
+            lambda: self._begun_ms + (time.perf_counter() - self._anchor_s) * 1000
+        )
+        self.ruler: Ruler | None = None
+        self._real = all(isinstance(one, Provider) for one in self.senders.values())
+        self.facts: list[ProviderFacts] = []
+        self.expected_ms: dict[str, float] = {}
+        self.notes: list[str] = []
+        self._learned: dict[str, AdaptiveLimit] = {}
+        self._journal = Journal()
+        # Of each session its own: what a stopped one has sent may be in a server's cache.
+        self._salt = secrets.token_hex(2)
+        self._progress = progress
+        self._done = kept.requests if kept else 0
+        self._longest_ms = 0.0  # of this session's rounds
+        # Why `rounds: auto` ended, and after how many rounds it is expected to.
+        self.ended: Literal["narrow", "time", "most"] | None = None
+        self._planned: int | None = None if parameters.rounds == "auto" else parameters.rounds
+        self._expected = self._requests(self._planned or pacing.LEAST)
+
+    def _requests(self, rounds: int) -> int:
+        """How many requests a run of so many rounds sends, if none fails."""
+        p = self.parameters
+        once = len(self.senders) * (p.warm_up_prompts + p.calibration_prompts)
+        return once + rounds * (2 * len(self.texts) + len(self.senders))
+
+    def clock(self) -> float:
+        """Milliseconds since the anchor, on the loop's own clock where it is a fake one."""
+        loop = asyncio.get_running_loop()
+        fake: Clock | None = getattr(loop, "clock_ms", None)
+        since_ms = fake() if fake else (time.perf_counter() - self._anchor_s) * 1000
+        return self._begun_ms + since_ms
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the first line of its journal says of the run, beside what was asked for."""
+        return {"run": self.name, "created": self.created, "environment": self.environment}
+
+    def _watched(self) -> contextlib.AbstractContextManager[object]:
+        """The monitor at work; not on a fake clock, which has no machine to watch."""
+        loop = asyncio.get_running_loop()
+        if hasattr(loop, "clock_ms"):
+            return contextlib.nullcontext()
+        return self.monitor.watching(loop)
+
+    @property
+    def rules(self) -> Rules:
+        p = self.parameters
+        whole_s = p.request_timeout_s
+        return Rules(
+            retries=p.retries,
+            request_timeout_s=whole_s,
+            first_token_timeout_s=p.first_token_timeout_s if p.stream else whole_s,
+            between_tokens_timeout_s=p.between_tokens_timeout_s if p.stream else whole_s,
+            deadline_ms=self._begun_ms + self._limit_s * 1000,
+            store_text=p.store_text,
+            policy=Policy(
+                backoff_s=p.backoff_s,
+                breaker_failures=p.breaker_failures,
+                breaker_pause_s=p.breaker_pause_s,
+                hedge_after=p.hedge_after if p.hedge else None,
+            ),
+        )
+
+    # Rows are not kept in memory while the run goes on: they are read from its journal.
+
+    @property
+    def preparation(self) -> list[Arm]:
+        return self._journal.kept().preparation
+
+    @property
+    def probes(self) -> list[Probe]:
+        return self._journal.kept().probes
+
+    @property
+    def rounds(self) -> list[Round]:
+        """The whole rounds so far."""
+        return self._journal.kept().rounds
+
+    async def whole(self, journal: Journal) -> None:
+        """All steps: who is there, is it equal work, warm up, calibrate, then the rounds.
+
+        What a stopped run had finished is not done again. Ends by its time limit whatever the
+        providers do.
+        """
+        self._journal = journal
+        workload.check_size(self.parameters, self._expected)
+        try:
+            # Each arm ends itself by then; this holds where a provider answers no question.
+            async with asyncio.timeout(self._limit_s + LIMIT_SLACK_S) as limit:
+                with self._watched(), undisturbed():
+                    await self._check_the_ruler()
+                    await self._whole()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            asked_s = self.parameters.run_limit_s
+            raise RunFailed(f"the run reached run_limit_s ({asked_s:g} s).") from None
+        finally:
+            for sender in self.senders.values():
+                await sender.aclose()
+
+    async def _whole(self) -> None:
+        if self.kept is not None:
+            self._journal.write({"resumed_ms": self.clock()})
+        await self.describe()
+        self._journal.write({"facts": [one.model_dump(mode="json") for one in self.facts]})
+        await self.prepare()
+        done = {one.index for one in self.kept.rounds} if self.kept else set()
+        for index in itertools.count():
+            if self._enough(index):
+                break
+            begun_ms = self.clock()
+            if index not in done:
+                await self._round(index)
+            # Machines drift: one more request alone on each tells how fast it is by now.
+            for sender in self.senders.values():
+                await self._alone("calibration", sender, 1, f"{sender.name} {index}")
+            self._longest_ms = max(self._longest_ms, self.clock() - begun_ms)
+        await self._same_at_the_end()
+
+    def _enough(self, count: int) -> bool:
+        """Whether so many rounds are all; where their number is not given, `ended` says why."""
+        p = self.parameters
+        if p.rounds != "auto":
+            return count >= p.rounds
+        found = pacing.ratios(self.rounds, len(self.texts))
+        left_ms = self.rules.deadline_ms - self.clock()
+        if count and pacing.narrow(found, p.band):
+            self.ended = "narrow"
+        elif count >= self._most:
+            self.ended = "most"
+        elif count >= 2 and left_ms < MARGIN * self._longest_ms:
+            self.ended = "time"
+        noise = pacing.noise(forecast.calibrated(self.preparation), len(self.texts))
+        self._planned = pacing.foretold(found, noise, p.band)
+        likely = count if self.ended else max(count + 1, self._planned or pacing.LEAST)
+        self._expected = max(self._done, self._requests(likely))
+        return self.ended is not None
+
+    @property
+    def _most(self) -> int:
+        """The most rounds whose report is still read."""
+        room = report.MAX_BYTES / workload.row_bytes(self.parameters) - self._requests(0)
+        per_round = self._requests(1) - self._requests(0)
+        return max(pacing.LEAST, min(pacing.MOST, int(0.9 * room / per_round)))
+
+    async def _check_the_ruler(self) -> None:
+        """The instrument's own error on this machine, now; none on a fake clock."""
+        if not hasattr(asyncio.get_running_loop(), "clock_ms") and self._real:
+            with contextlib.suppress(PocError):  # a run is worth having without it
+                self.ruler = await ruler.check(ruler.QUICK)
+
+    async def describe(self) -> list[ProviderFacts]:
+        """Ask every provider who it is, and refuse unlike models.
+
+        Raises `ProviderError` or `UnlikeProviders`.
+        """
+        asked = (sender.describe() for sender in self.senders.values())
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in found:
+            if isinstance(answer, BaseException):
+                raise answer
+            self.facts.append(answer.model_copy(update=self.known[answer.name]))
+        if not self.parameters.allow_unlike_models:
+            check_alike(self.facts)
+        before = {one.name: one for one in self.kept.facts} if self.kept else {}
+        for fact in self.facts:
+            if (was := before.get(fact.name)) and going_on.who(was) != going_on.who(fact):
+                raise UnlikeProviders(
+                    f"provider {fact.name} is not what it was before the stop "
+                    f"({going_on.differs(was, fact)}), so its times cannot be mixed; run without "
+                    "--resume to start over."
+                )
+        return self.facts
+
+    async def _same_at_the_end(self) -> None:
+        """Note it where a provider is no longer what it was: its answers may be another's."""
+        asked = (sender.describe() for sender in self.senders.values())
+        for was, answer in zip(
+            self.facts, await asyncio.gather(*asked, return_exceptions=True), strict=True
+        ):
+            if isinstance(answer, ProviderFacts):
+                now = answer.model_copy(update=self.known[answer.name])
+                if going_on.who(was) != going_on.who(now):
+                    changed = going_on.differs(was, now)
+                    self.notes.append(
+                        f"provider {was.name} was changed during the run ({changed}): "
+                        "its answers are of two kinds; run again."
+                    )
+            elif not isinstance(answer, Exception):
+                raise answer
+            else:
+                self.notes.append(f"at the end of the run: {answer}")
+
+    async def prepare(self) -> None:
+        """Warm every provider up, then time each alone: `expected_ms` is its mean wall.
+
+        What strategies decide by; the baseline's provider is chosen here, once for all rounds.
+        Where a stopped run goes on, its calibration is kept, and its engines are warmed anew.
+        Raises `RunFailed` where a provider answers nothing.
+        """
+        p = self.parameters
+        session = f" s{len(self.kept.resumed_ms) + 1}" if self.kept else ""
+        for arm, count in (("warm-up", p.warm_up_prompts), ("calibration", p.calibration_prompts)):
+            for sender in self.senders.values():
+                turn = sender.name + (session if arm == "warm-up" else "")
+                rows = await self._alone(arm, sender, count, turn)  # type: ignore[arg-type]
+                walls = [r.wall_ms for r in rows if r.outcome == "ok" and r.wall_ms is not None]
+                if not walls and count:
+                    raise RunFailed(rows[0].error or f"provider {sender.name} does not answer.")
+                if arm == "calibration":
+                    self.expected_ms[sender.name] = sum(walls) / len(walls)
+
+    async def _alone(
+        self, arm: ArmName, sender: Measurable, count: int, turn: str
+    ) -> list[Request]:
+        """`count` requests, one at a time; those that a stopped run has answered are kept."""
+        rows = list(self.kept.turns.get((arm, turn), [])) if self.kept else []
+        rows = [row for row in rows if row.outcome == "ok"]
+        if count and len(rows) >= count:
+            return rows
+        await self._probe([sender])
+        with self._written(arm, NO_ROUND, "sequential", {sender.name: 1}, turn):
+            for prompt in self._prompts(arm, turn, count)[len(rows) :]:
+                rows.append(await attempt(sender, prompt, self.clock, self.rules))
+                self._count(f"{arm} of {sender.name}", arm, NO_ROUND, rows[-1])
+        return rows
+
+    async def level(
+        self, name: str, in_flight: int, count: int, limit_ms: float, which: str = ""
+    ) -> Arm:
+        """`count` requests to one provider, `in_flight` at once; stopped after `limit_ms`.
+
+        None is sent again: what is refused is what is to be seen.
+        """
+        until_ms = self.clock() + limit_ms
+        rules = replace(self.rules, retries=0, policy=Policy(breaker_failures=count + 1))
+        rules = replace(rules, deadline_ms=min(self.rules.deadline_ms, until_ms))
+        limits, turn = {name: in_flight}, f"{name} {in_flight} {which}".strip()
+        await self._probe([self.senders[name]])
+        with self._written("capacity", NO_ROUND, "shared-queue", limits, turn) as seen:
+            with Sampler({name: self._pids[name]}) as sampler:
+                arm = await run_arm(
+                    "capacity",
+                    STRATEGIES["shared-queue"],
+                    self._prompts("capacity", turn, count),
+                    [self.senders[name]],
+                    limits,
+                    self.expected_ms,
+                    self.clock,
+                    rules,
+                    lambda row: self._count(f"capacity of {turn}", "capacity", NO_ROUND, row),
+                )
+            cut_ms = self.clock() if self.clock() >= until_ms else None
+            seen |= {"engines": [one.model_dump() for one in sampler.used], "cut_ms": cut_ms}
+        return arm
+
+    async def _round(self, index: int) -> None:
+        """Baseline and strategy once each, the order alternating from round to round."""
+        baseline, strategy = ("baseline", STRATEGIES["sequential"]), ("strategy", self.strategy)
+        order = [baseline, strategy] if index % 2 == 0 else [strategy, baseline]
+        for arm, chosen in order:
+            await self._arm(index, arm, chosen)  # type: ignore[arg-type]
+
+    async def _arm(self, index: int, arm: ArmName, chosen: Strategy) -> None:
+        senders = list(self.senders.values())
+        if arm == "baseline":
+            senders = [self.senders[self.fastest]]
+        await self._probe(list(self.senders.values()))
+        stage = f"round {index + 1} of {self._of_rounds}, {arm}"
+        limits = self._limits(chosen.limit, [s.name for s in senders])
+        limit_ms = self.clock() + 1000 * (self.parameters.arm_limit_s or float("inf"))
+        rules = replace(self.rules, deadline_ms=min(self.rules.deadline_ms, limit_ms))
+        answered, last_error = 0, None
+
+        def done(request: Request) -> None:
+            nonlocal answered, last_error
+            answered += request.outcome == "ok"
+            last_error = request.error or last_error
+            self._count(stage, arm, index, request)
+
+        with self._written(arm, index, chosen.name, limits) as seen:
+            with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
+                ran = await run_arm(
+                    arm,
+                    chosen,
+                    self._prompts(f"{arm}", str(index), len(self.texts)),
+                    senders,
+                    limits,
+                    self.expected_ms,
+                    self.clock,
+                    rules,
+                    done,
+                    keep_rows=False,
+                    live=self._live(chosen.limit, [s.name for s in senders]),
+                )
+            if self.clock() >= self.rules.deadline_ms:
+                limit_s = self.parameters.run_limit_s
+                raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
+            cut = self.clock() >= limit_ms
+            if not answered and not cut:
+                raise RunFailed(f"{stage}: {last_error or 'no prompt was answered.'}")
+            seen |= ran.model_dump(mode="json", include={"limit_changes"})
+            seen |= {
+                "engines": [one.model_dump() for one in sampler.used],
+                "cut_ms": self.clock() if cut else None,
+            }
+
+    @property
+    def _of_rounds(self) -> str:
+        """Their number, or what is known of it by now."""
+        if self.parameters.rounds != "auto":
+            return str(self.parameters.rounds)
+        return f"about {self._planned}" if self._planned else "as many as it takes"
+
+    @contextlib.contextmanager
+    def _written(
+        self,
+        arm: str,
+        index: int,
+        strategy: str,
+        limits: dict[str, int] | None,
+        turn: str | None = None,
+    ) -> Iterator[dict[str, Any]]:
+        """Note in the journal that an arm begins, and, where nothing is raised, that it ended.
+
+        What is put into the dictionary, fields of `Arm`, is noted with its end.
+        """
+        place = {"arm": arm, "round": index}
+        begin = {"strategy": strategy, "limits": limits}
+        self._journal.write({**place, "turn": turn, "begin": begin})
+        seen: dict[str, Any] = {}
+        yield seen
+        self._journal.write({**place, "end": True, **({"seen": seen} if seen else {})})
+        self._journal.sync()
+
+    @property
+    def fastest(self) -> str:
+        return min(self.expected_ms, key=lambda name: self.expected_ms[name])
+
+    def tokens_per_s(self) -> dict[str, float]:
+        """Output tokens over wall time of each provider's calibration, where it counts them."""
+        found = {}
+        for arm in self.preparation:
+            rows = [r for r in arm.requests if r.outcome == "ok" and arm.arm == "calibration"]
+            wall_ms = sum(r.wall_ms or 0 for r in rows)
+            tokens = sum(r.output_tokens or 0 for r in rows)
+            if tokens and wall_ms:
+                found[rows[0].provider] = 1000 * tokens / wall_ms
+        return found
+
+    def _prompts(self, arm: str, turn: str, count: int) -> list[Prompt]:
+        """The texts of an arm; both arms of a round get the same, to compare their answers.
+
+        Where some server's cache cannot be switched off by a request, each text begins with a
+        mark of its round, so that no prefix of an earlier one fits.
+        """
+        cached = not all(facts.cache_defeated for facts in self.facts)
+        return workload.prompts(self.texts, arm, turn, count, self._salt, marked=cached)
+
+    def _limits(self, limit: Limit, names: Sequence[str]) -> dict[str, int] | None:
+        if limit == "none":
+            return None
+        facts = {f.name: f for f in self.facts}
+        slots = {n: f.slots or f.capacity for n, f in facts.items()}
+        capacity = {n: f.capacity for n, f in facts.items()}
+        return {n: {"one": 1, "capacity": capacity[n], "slots": slots[n]}[limit] for n in names}
+
+    def _live(self, limit: Limit, names: Sequence[str]) -> dict[str, AdaptiveLimit]:
+        """The limits that move: from the strategy's down, or without one from 1 up if forced.
+
+        What was found of the latter in one round is where the next begins.
+        """
+        fixed = self._limits(limit, names)
+        wanted = {s.name: s.adaptive for s in self.parameters.providers}
+        found = {}
+        for name in names:
+            if fixed is not None and wanted.get(name, "off") != "off":
+                ends = fixed[name], fixed[name]
+            elif fixed is None and wanted.get(name) == "forced":
+                ends = 1, len(self.texts)
+            else:
+                continue
+            learned = self._learned.get(name) if fixed is None else None
+            found[name] = (
+                learned.again(self.clock())
+                if learned
+                else AdaptiveLimit(name, self.expected_ms[name], *ends)
+            )
+        self._learned |= found if fixed is None else {}
+        return found
+
+    async def _probe(self, senders: Sequence[Measurable]) -> None:
+        """Round trips on a warm connection; as a side effect each connection is warm."""
+        for sender in senders:
+            for _ in range(PROBES):
+                try:
+                    async with asyncio.timeout(self.parameters.connect_timeout_s):
+                        trip = await sender.probe(self.clock)
+                except (ProviderError, TimeoutError):
+                    break  # whether it can answer prompts is for the requests to show
+                if trip is not None:
+                    self._journal.write({"probe": trip.model_dump()})
+
+    def _count(self, stage: str, arm: str, index: int, request: Request) -> None:
+        row = request.model_dump(exclude_none=True)
+        self._journal.write({"arm": arm, "round": index, "request": row})
+        self._done += 1
+        self._expected = max(self._expected, self._done)
+        self._progress(stage, self._done, self._expected)
+
+    def as_report(self, complete: bool = True) -> Report:
+        """What was found so far, as facts."""
+        p = self.parameters
+        kept = self._journal.kept()
+        return Report(
+            experiment=p.experiment,
+            strategy=p.strategy,
+            created=self.created,
+            poclib=__version__,
+            # A number only: the texts are in `prompts` if wanted, a file's name nowhere.
+            parameters=p.model_copy(update={"prompts": len(self.texts)}),
+            environment=self.environment,
+            providers=self.facts or kept.facts,
+            prompt_sha256=[going_on.sha256(text) for text in self.texts],
+            prompts=self.texts if p.store_text else None,
+            fastest=self.fastest if self.expected_ms else None,
+            gate_max_ratio=p.gate_max_ratio,
+            band=p.band,
+            preparation=kept.preparation,
+            probes=kept.probes,
+            rounds=sorted(kept.rounds, key=lambda one: one.index),
+            ended=self.ended,
+            cut=kept.cut,
+            resumed_ms=kept.resumed_ms,
+            lags=self.monitor.lags,
+            moments=self.monitor.moments,
+            notes=self.notes,
+            ruler=self.ruler,
+            complete=complete,
+        )

@@ -1,0 +1,69 @@
+"""What a run sends: its prompts with their marks, and how large a report of them would be.
+
+Knows texts and numbers; sends nothing. Imports `errors`, `records` and `report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from . import report
+from .errors import ParameterError
+from .records import Parameters, Prompt
+
+# Sizes in a report's file: of a row without its tokens, and of each token's time and text.
+ROW_BYTES, TOKEN_BYTES = 1100, 14
+
+
+def texts(prompts: int | list[str] | str) -> list[str]:
+    """The prompts: the first n built-in ones (again and again), a list, or a file's lines.
+
+    Raises `ParameterError` for a file that cannot be read or holds none.
+    """
+    if isinstance(prompts, str):
+        try:
+            found = Path(prompts).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError):
+            raise ParameterError(f"prompts: cannot read {prompts!r} as a text file.") from None
+        prompts = [line.strip() for line in found if line.strip()]
+    if isinstance(prompts, list):
+        if not prompts:
+            raise ParameterError("prompts: there is none; give a number, a list or a file.")
+        return prompts
+    built_in = resources.files(__package__).joinpath("prompts.txt").read_text("utf-8").splitlines()
+    return [built_in[i % len(built_in)] for i in range(prompts)]
+
+
+def prompts(
+    given: Sequence[str], arm: str, turn: str, count: int, salt: str, marked: bool
+) -> list[Prompt]:
+    """`count` prompts of the texts in turn; both arms of a round get the same, to compare them.
+
+    Where they are `marked`, each begins with a mark of its round, so that no prefix of an earlier
+    one fits a server's cache.
+    """
+    mark = turn if arm in ("baseline", "strategy") else f"{arm} {turn}"
+    chosen = [given[i % len(given)] for i in range(count)]
+    return [
+        Prompt(i, f"[{mark}.{i} {salt}] {text}" if marked else text, f"{salt}/{arm}/{turn}")
+        for i, text in enumerate(chosen)
+    ]
+
+
+def row_bytes(parameters: Parameters) -> int:
+    """About what one request takes in a report's file."""
+    p = parameters
+    return ROW_BYTES + (TOKEN_BYTES * p.max_tokens if p.stream or p.store_text else 0)
+
+
+def check_size(parameters: Parameters, requests: int) -> None:
+    """Raise `ParameterError` where the report would be larger than one that is read."""
+    size = requests * row_bytes(parameters)
+    if size > report.MAX_BYTES:
+        raise ParameterError(
+            f"{requests:,} requests make a report of about {size / 2**20:,.0f} MiB, and one of "
+            f"over {report.MAX_BYTES // 2**20} MiB is not read; use fewer rounds or prompts, or "
+            "stream: false."
+        )
