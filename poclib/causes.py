@@ -75,7 +75,7 @@ def causes(report: Report) -> list[Cause]:
         arms = [one for r in report.rounds for one in r.arms if one.arm == arm]
         for facts in report.providers:
             mine = [[q for q in one.requests if q.provider == facts.name] for one in arms]
-            calm = _calibration(report, facts.name)
+            calm = _calm(report, facts.name)
             if any(mine) and calm:
                 rows.append(_cause(arm, facts, arms, [m for m in mine if m], alone(calm)))
     return rows
@@ -101,8 +101,10 @@ def _cause(
     return Cause(arm, facts, together, calm, use, sum(tokens(rows) for rows in mine))
 
 
-def _calibration(report: Report, provider: str) -> list[Request]:
+def _calm(report: Report, provider: str) -> list[Request]:
+    """Its requests that ran alone: in calibration, and in the baseline where that was its."""
     arms = [one for one in report.preparation if one.arm == "calibration"]
+    arms += [one for r in report.rounds for one in r.arms if one.arm == "baseline"]
     return [row for one in arms for row in one.requests if row.provider == provider]
 
 

@@ -313,7 +313,9 @@ class Run:
                 self._count(f"{arm} of {sender.name}", arm, NO_ROUND, rows[-1])
         return rows
 
-    async def level(self, name: str, in_flight: int, count: int, limit_ms: float) -> Arm:
+    async def level(
+        self, name: str, in_flight: int, count: int, limit_ms: float, which: str = ""
+    ) -> Arm:
         """`count` requests to one provider, `in_flight` at once; stopped after `limit_ms`.
 
         None is sent again: what is refused is what is to be seen.
@@ -321,7 +323,7 @@ class Run:
         until_ms = self.clock() + limit_ms
         rules = replace(self.rules, retries=0, policy=Policy(breaker_failures=count + 1))
         rules = replace(rules, deadline_ms=min(self.rules.deadline_ms, until_ms))
-        limits, turn = {name: in_flight}, f"{name} {in_flight}"
+        limits, turn = {name: in_flight}, f"{name} {in_flight} {which}".strip()
         await self._probe([self.senders[name]])
         with self._written("capacity", NO_ROUND, "shared-queue", limits, turn) as seen:
             with Sampler({name: self._pids[name]}) as sampler:

@@ -89,16 +89,18 @@ def _lasted_ms(arm: UnlikeArm) -> float:
 
 
 def stops(rows: Sequence[Worth], strategy: str, of: Callable[[Worth], float]) -> float | None:
-    """Where along `of` the ratio first reaches 1, on a straight line between measured points.
+    """Where along `of` the ratio reaches 1 for good, on a straight line between measured points.
 
-    From the more helpful end on; None where it does not reach 1.
+    `rows` go from the more helpful end on; None where the last of them is still below 1.
     """
     mine = [row for row in rows if row.strategy == strategy]
-    for before, after in pairwise(mine):
-        if before.ratio < 1 <= after.ratio:
+    if not mine or mine[-1].ratio < 1:
+        return None
+    for before, after in reversed(list(pairwise(mine))):
+        if before.ratio < 1:
             share = (1 - before.ratio) / (after.ratio - before.ratio)
             return of(before) + share * (of(after) - of(before))
-    return of(mine[0]) if mine and mine[0].ratio >= 1 else None
+    return of(mine[0])
 
 
 def by_speed(found: Unlike) -> list[Worth]:

@@ -62,6 +62,21 @@ def test_each_server_is_named_and_its_capacity_found(
     assert (seen["p"].behaviour, seen["p"].capacity) == (behaviour, capacity)
 
 
+def test_a_machine_that_was_busy_in_the_beginning_does_not_seem_to_batch() -> None:
+    """Half as fast until its sixth request; one alone is measured again at the end."""
+    sent: list[Prompt] = []
+
+    def service_ms(prompt: Prompt) -> float:
+        sent.append(prompt)
+        return 200 if len(sent) < 10 else 100
+
+    seen, made = found(fake.Provider("p", service_ms, slots=1))
+    assert (seen["p"].behaviour, seen["p"].capacity) == ("queues", 1)
+    first = [arm for arm in made.preparation if (arm.limits or {}).get("p") == 1]
+    assert len([arm for arm in first if arm.arm == "capacity"]) == 2
+    assert concurrency.found(made)["p"].levels == seen["p"].levels
+
+
 def test_where_it_thrashes_the_next_level_is_not_tried() -> None:
     provider = Crowded("p")
     found(provider)
