@@ -291,7 +291,7 @@ def real_engines(pause_s: float = 60.0) -> list[Row]:
     stopped, paused = struck(signal.SIGSTOP, short), struck(signal.SIGSTOP, as_given, pause_s)
     return [
         row("an engine killed (-9)", killed),
-        row("an engine suspended for good", stopped),
+        row("an engine suspended", stopped),
         late("an engine suspended for a minute", paused),
     ]
 

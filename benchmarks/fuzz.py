@@ -33,7 +33,7 @@ import httpx  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
-from poclib import cli, documents, journal, report, sweeps, tables, words  # noqa: E402
+from poclib import cli, documents, journal, report, sweeps, tables, words, workload  # noqa: E402
 from poclib.attempts import Rules, attempt  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.records import Parameters, Prompt, Request  # noqa: E402
@@ -138,6 +138,7 @@ def parameters(folder: Path) -> tuple[list[bytes], Target]:
         path.write_bytes(data)
         found = Parameters.read(cli.read_yaml(path), path.name)
         Parameters.model_validate_json(found.model_dump_json())
+        assert workload.texts(found.prompts)
 
     return seeds, target
 

@@ -25,6 +25,8 @@ def agreement(
 ) -> str:
     """Whether a rerun agrees with what it repeats: the sentence, then what it rests on."""
     said = "The two agree" if found.agrees else "The two do not agree"
+    if found.agrees and found.place == "across":
+        said = "The two do not contradict each other, but could differ beyond the band"
     if found.change.low is None:
         said = "Whether the two agree cannot be said"
     if found.compared:

@@ -46,7 +46,7 @@ def values(text: str, where: str) -> Any:
 
 
 def _bound(root: yaml.Node, where: str) -> None:
-    """Raise `ParameterError` where aliases, written out, make too much of the text."""
+    """Raise `ParameterError` where aliases, written out, make too much of it, or a key is unfit."""
     characters = count = 0
     waiting: list[tuple[yaml.Node, int]] = [(root, 0)]
     while waiting:
@@ -55,6 +55,9 @@ def _bound(root: yaml.Node, where: str) -> None:
         if isinstance(node, yaml.ScalarNode):
             characters += len(node.value)
         elif isinstance(node, yaml.MappingNode):
+            for key, _ in node.value:  # messages name keys as they are
+                if isinstance(key, yaml.ScalarNode) and not key.value.isprintable():
+                    raise ParameterError(f"{where}: a key holds what cannot be printed; remove it.")
             waiting += [(one, depth + 1) for pair in node.value for one in pair]
         else:
             waiting += [(one, depth + 1) for one in node.value]

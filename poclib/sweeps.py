@@ -158,7 +158,11 @@ def _set(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     known = [*ProviderSettings.model_fields, *Parameters.model_fields, "engines", *names]
     if head not in ProviderSettings.model_fields or not mine:
         near = difflib.get_close_matches(head, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else " nor a provider or its setting."
+        hint = (
+            f"; did you mean {words.safe(near[0], 60)}?"
+            if near
+            else " nor a provider or its setting."
+        )
         raise ParameterError(f"{where}: sweep.{key} is not a parameter{hint}")
     for settings in mine:
         place, step = settings, head

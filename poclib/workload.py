@@ -15,6 +15,7 @@ from .records import Parameters, Prompt
 
 # Sizes in a report's file: of a row without its tokens, and of each token's time and text.
 ROW_BYTES, TOKEN_BYTES = 1100, 14
+MAX_CHARACTERS = 32 * 2**20  # of a file of prompts
 
 
 def texts(prompts: int | list[str] | str) -> list[str]:
@@ -24,10 +25,19 @@ def texts(prompts: int | list[str] | str) -> list[str]:
     """
     if isinstance(prompts, str):
         try:
-            found = Path(prompts).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise ParameterError(f"prompts: cannot read {prompts!r} as a text file.") from None
-        prompts = [line.strip() for line in found if line.strip()]
+            if not Path(prompts).is_file():  # a device, a pipe: it may never end
+                raise OSError
+            with Path(prompts).open(encoding="utf-8") as file:
+                found = file.read(MAX_CHARACTERS + 1)
+        except (OSError, ValueError):
+            shown = repr(prompts[:200])
+            raise ParameterError(f"prompts: cannot read {shown} as a text file.") from None
+        if len(found) > MAX_CHARACTERS:
+            raise ParameterError(
+                f"prompts: the file has more than {MAX_CHARACTERS // 2**20} million characters; "
+                "take fewer or shorter ones."
+            )
+        prompts = [line.strip() for line in found.splitlines() if line.strip()]
     if isinstance(prompts, list):
         if not prompts:
             raise ParameterError("prompts: there is none; give a number, a list or a file.")

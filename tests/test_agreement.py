@@ -214,6 +214,14 @@ def test_answers_are_compared_only_where_both_got_the_same_texts() -> None:
     assert "answers were not compared" in said
 
 
+def test_intervals_too_wide_to_tell_are_not_called_agreement() -> None:
+    mine = pool_report()
+    headline = tables.headline(mine)
+    found = agreement.between((mine, headline), (mine, headline))
+    assert found.place == "across"  # 0.75 to 0.81 over itself can be 5 % off
+    assert comparisons.agreement(found, headline, headline, {}).startswith("The two do not contra")
+
+
 def test_unlike_reports_are_refused_and_shown_anyway(poc: Any) -> None:
     pair = ("sample-shared-queue", "published-phase-0")
     code, out, err = poc("compare", *pair)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poclib import journal, parameterfile, report
+from poclib import journal, parameterfile, report, workload
 from poclib.attempts import Rules, attempt
 from poclib.errors import ParameterError, PocError, ReportError
 from poclib.records import Parameters, Prompt, Report, Request
@@ -89,6 +89,7 @@ def doubled(first: str, line: str, times: int = 40) -> str:
         *("a: 2026-13-45", "a: !!float x", "a: !!timestamp x", "a: !!int ''", "a: !!bool x"),
         f"a: {'9' * 5000}",
         "a: &a !!python/object/apply:os.getpid []",
+        'a: {"\\e[2J": 1}',
     ],
 )
 def test_a_file_of_parameters_stands_for_no_more_than_it_may(text: str) -> None:
@@ -143,3 +144,19 @@ def test_no_name_leads_out_of_its_folder(name: str) -> None:
     for values in ({"experiment": name}, {"strategy": name}, {"providers": [{"name": name}]}):
         with pytest.raises(ParameterError):
             Parameters.read({"providers": [{"name": "a"}], **values})
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "a\0b", "", ".", "x" * 5000, "/dev/stdin"])
+def test_a_file_of_prompts_that_is_none_is_one_sentence(name: str) -> None:
+    with pytest.raises(ParameterError, match=r"^prompts: cannot read .* as a text file\.$"):
+        workload.texts(name)
+
+
+def test_a_huge_file_of_prompts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "MAX_CHARACTERS", 20)
+    path = tmp_path / "prompts.txt"
+    path.write_text("one\n\n two \n")
+    assert workload.texts(str(path)) == ["one", "two"]
+    path.write_text("x" * 21)
+    with pytest.raises(ParameterError, match="fewer or shorter"):
+        workload.texts(str(path))
