@@ -499,7 +499,3 @@ def _changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             raise ParameterError(f"--set {change}: write it as KEY=VALUE.")
         values[key.strip()] = parameterfile.values(value, f"--set {key}")
     return values
-
-
-if __name__ == "__main__":
-    main()

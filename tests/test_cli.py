@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+import poclib
+from poclib import __main__ as entry
 from poclib import cli, report
 
 
@@ -31,6 +34,26 @@ def _yaml(tmp_path: Path, text: str) -> str:
     path = tmp_path / "my.yaml"
     path.write_text(text)
     return str(path)
+
+
+class _Pressed:
+    """Ctrl-C at the moment in which the command is being loaded."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "poclib.cli":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_libraries_load_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(poclib, "cli")
+    monkeypatch.delitem(sys.modules, "poclib.cli")
+    monkeypatch.setattr(sys, "meta_path", [_Pressed(), *sys.meta_path])
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "poc: interrupted before anything was measured.\n"
 
 
 def test_the_published_run_as_numbers(poc) -> None:  # type: ignore[no-untyped-def]

@@ -48,7 +48,7 @@ def test_ctrl_c_while_the_kernel_starts_ends_the_command_too(tmp_path: Path) -> 
     (tmp_path / "stopped.yaml").write_text(PARAMETERS)
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
-        [sys.executable, "-m", "poclib.cli", "run", str(tmp_path / "stopped.yaml")],
+        [sys.executable, "-m", "poclib", "run", str(tmp_path / "stopped.yaml")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -83,7 +83,7 @@ def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(tmp_path:
         "POCLIB_HOME": str(tmp_path),
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
     }
-    command = [sys.executable, "-m", "poclib.cli", "run", str(tmp_path / "stopped.yaml")]
+    command = [sys.executable, "-m", "poclib", "run", str(tmp_path / "stopped.yaml")]
     with subprocess.Popen(
         [*command, "--only", "shared-queue"],
         stdout=subprocess.PIPE,

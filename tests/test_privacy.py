@@ -88,7 +88,7 @@ def test_a_planted_secret_is_found_nowhere_after_a_whole_run(
     given = {"experiment": "planted", "providers": providers, "prompts": [QUESTION] * 4}
     given |= {"rounds": 3, "stream": False, "store_text": False, "max_tokens": 4, "retries": 4}
     (tmp_path / "planted.yaml").write_text(json.dumps(given))  # which is YAML too
-    command = [sys.executable, "-m", "poclib.cli", "run", str(tmp_path / "planted.yaml")]
+    command = [sys.executable, "-m", "poclib", "run", str(tmp_path / "planted.yaml")]
     listed: set[str] = set()
     with subprocess.Popen(
         [*command, "--only", "shared-queue"],

@@ -314,7 +314,7 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     first, second = sweeps.points(cli.read_yaml(tmp_path / "tiny.yaml"), "tiny.yaml")
     folder = tmp_path / "data" / "runs" / "tiny"
     journal = folder.parent / f"{second.parameters.experiment}-shared-queue.jsonl"
-    command = [sys.executable, "-m", "poclib.cli", "sweep", str(tmp_path / "tiny.yaml")]
+    command = [sys.executable, "-m", "poclib", "sweep", str(tmp_path / "tiny.yaml")]
     environment = {
         **os.environ,
         "POCLIB_HOME": str(tmp_path),

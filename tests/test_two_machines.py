@@ -125,7 +125,7 @@ def test_the_experiment_runs_over_a_real_network(servers: dict[str, str], tmp_pa
     text = text.replace("http://127.0.0.1:11434", f"http://{servers['a']}:{PORT}")
     text = text.replace("http://192.168.1.20:11434", f"http://{servers['b']}:{PORT}")
     params.write_text(text)
-    poc = [sys.executable, "-m", "poclib.cli"]
+    poc = [sys.executable, "-m", "poclib"]
     for words in (["doctor", str(params)], ["run", str(params), "--only", "serial-per-provider"]):
         done = subprocess.run(
             ["ip", "netns", "exec", servers["coordinator"], *poc, *words],
