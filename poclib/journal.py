@@ -64,6 +64,16 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
+def held(folder: Path) -> bool:
+    """Whether a run holds `folder` now."""
+    with contextlib.suppress(OSError), (folder / ".lock").open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 class Journal:
     """Every fact on disk, one JSON line each, before the next request goes to its slot.
 

@@ -28,7 +28,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from . import progress, report
+from . import journal, progress, report
 from .errors import ParameterError, ReportError, RunFailed
 
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
@@ -116,9 +116,11 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _interrupting_kernel() -> Iterator[None]:
-    """Ctrl-C goes to the kernel first, where the run stops its engines and saves what it has.
+    """Ctrl-C goes to a kernel that measures, whose run stops its engines and saves what it has.
 
-    Left alone, papermill would have the kernel killed. A second one ends this process too.
+    Left alone, papermill would have the kernel killed. That is right where it measures nothing:
+    one that still starts, or is between two cells, would not heed it and go on for ever. A second
+    Ctrl-C ends this process too.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -131,7 +133,7 @@ def _interrupting_kernel() -> Iterator[None]:
         nonlocal pressed
         pressed += 1
         kernels = [child for child in me.children() if child not in before]
-        if pressed > 1 or not kernels:
+        if pressed > 1 or not kernels or not journal.held(report.root() / "data" / "runs"):
             raise KeyboardInterrupt
         for kernel in kernels:
             kernel.send_signal(signal.SIGINT)

@@ -39,6 +39,38 @@ def whole_rounds(path: Path) -> int:
     return 0
 
 
+def test_ctrl_c_while_the_kernel_starts_ends_the_command_too(tmp_path: Path) -> None:
+    """A kernel that is not there yet heeds no signal, and nobody may wait for it."""
+    root = report.root()
+    (tmp_path / "data" / "reports").mkdir(parents=True)
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(root / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
+    (tmp_path / "stopped.yaml").write_text(PARAMETERS)
+    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, "-m", "poclib.cli", "run", str(tmp_path / "stopped.yaml")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "POCLIB_HOME": str(tmp_path), "PYTHONPATH": path},
+    ) as run:
+        try:
+            ends_s = time.monotonic() + PATIENCE_S
+            kernels: list[psutil.Process] = []
+            while not kernels and run.poll() is None and time.monotonic() < ends_s:
+                kernels = psutil.Process(run.pid).children(recursive=True)
+                time.sleep(0.02)
+            assert kernels
+            os.killpg(run.pid, signal.SIGINT)
+            said, _ = run.communicate(timeout=PATIENCE_S)
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert run.returncode == 130 and "Traceback" not in said, said[-2000:]
+    assert not psutil.wait_procs(kernels, timeout=PATIENCE_S)[1]
+
+
 def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(tmp_path: Path) -> None:
     root = report.root()
     (tmp_path / "data" / "reports").mkdir(parents=True)

@@ -280,6 +280,13 @@ def test_a_second_run_on_a_folder_refuses_until_the_first_is_gone_however(tmp_pa
 # ── the file ────────────────────────────────────────────────────────────────────────────────
 
 
+def test_whether_a_folder_is_held_can_be_asked(tmp_path: Path) -> None:
+    assert not journal.held(tmp_path / "nowhere") and not journal.held(tmp_path)
+    with journal.only_one(tmp_path):
+        assert journal.held(tmp_path)
+    assert not journal.held(tmp_path)
+
+
 def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "x.jsonl"
     log = Journal(path)

@@ -96,7 +96,7 @@ ALLOWED = {
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "stats", "titles", "words"},
     "plots": {"canvas", "stats", "timelines", "titles", "words"},
-    "publish": {"errors", "progress", "report"},
+    "publish": {"errors", "journal", "progress", "report"},
     "pages": {"errors", "publish", "report"},
     "catalogue": {"errors", "records", "report", "stats", "tables", "words"},
     # Above both.

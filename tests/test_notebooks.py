@@ -170,6 +170,7 @@ def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
     (tmp_path / "data" / "reports").mkdir(parents=True)
     notebook = load_notebook_node(str(ROOT / "notebooks" / "04_serial_per_provider.ipynb"))
     values = {"live": True, "rounds": 1, "prompts": 2, "max_tokens": 4, "calibration_prompts": 1}
+    cells = [c for c in notebook.cells if c.cell_type == "code"]
     nbformat.write(parameterize_notebook(notebook, values), tmp_path / "live.ipynb")
     done = subprocess.run(
         [
@@ -188,6 +189,5 @@ def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:]
-    cells = [c for c in notebook.cells if c.cell_type == "code"]
     assert f"{len(cells) + 1} passed" in done.stdout, "the injected parameters are one more"
     assert report.load(tmp_path / "data" / "reports" / "live-serial-per-provider.json").complete
