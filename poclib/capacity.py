@@ -22,6 +22,8 @@ Behaviour = Literal["batches", "queues", "shares", "thrashes", "refuses", "undis
 GAIN, LOSS = 1.2, 0.8
 # A request's time against alone, from which on others were in its way.
 SLOWER = 1.5
+# So many at once are tried even where fewer gained nothing: some engines first gain there.
+TRIED = 8
 # The smallest level that reaches this share of the best throughput is recommended.
 ENOUGH = 0.93
 REFUSALS = (429, 503)
@@ -132,15 +134,20 @@ def next_in_flight(found: Sequence[Level], most: int) -> int | None:
     last, before = found[-1], found[:-1]
     if last.refused or last.in_flight >= most:
         return None
-    best = max((one.tokens_per_s or 0.0 for one in before), default=0.0)
     rate = last.tokens_per_s or 0.0
-    if before and rate <= LOSS * best:
+    if lost(last, before):
         return None
-    if len(before) > 1:
+    if len(before) > 1 and last.in_flight >= TRIED:
         earlier = max(one.tokens_per_s or 0.0 for one in before[:-1])
         if max(rate, before[-1].tokens_per_s or 0.0) < GAIN * earlier:
             return None
     return min(2 * last.in_flight, most)
+
+
+def lost(last: Level, before: Sequence[Level]) -> bool:
+    """Whether a level gives clearly less than fewer in flight gave; not where it was refused."""
+    best = max((one.tokens_per_s or 0.0 for one in before), default=0.0)
+    return not last.refused and bool(before) and (last.tokens_per_s or 0.0) <= LOSS * best
 
 
 @dataclass(frozen=True)

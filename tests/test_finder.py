@@ -77,6 +77,18 @@ def test_a_machine_that_was_busy_in_the_beginning_does_not_seem_to_batch() -> No
     assert concurrency.found(made)["p"].levels == seen["p"].levels
 
 
+def test_a_loss_that_does_not_come_again_is_another_programs() -> None:
+    sent: list[Prompt] = []
+
+    def service_ms(prompt: Prompt) -> float:
+        sent.append(prompt)
+        # The warm-up, four of calibration and four of the first level; then two times two.
+        return 900 if 10 <= len(sent) <= 13 else 100
+
+    seen, _ = found(fake.Provider("p", service_ms, slots=4))
+    assert (seen["p"].behaviour, seen["p"].capacity) == ("batches", 4)
+
+
 def test_where_it_thrashes_the_next_level_is_not_tried() -> None:
     provider = Crowded("p")
     found(provider)
