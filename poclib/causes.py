@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, median_high
 
-from .capacity import Behaviour, Level, alone, behaviour, level, tokens
+from .capacity import GAIN, Behaviour, Level, alone, behaviour, level, tokens
 from .records import Arm, EngineUse, ProviderFacts, Report, Request
 from .stats import Headline
 from .words import bullets, many, milliseconds, number, table
@@ -34,10 +34,21 @@ class Cause:
     alone: Level
     use: tuple[EngineUse, ...]
     tokens: int
+    cpu_alone_ms: float | None = None  # of a token of the baseline
 
     @property
     def behaviour(self) -> Behaviour:
-        return behaviour(self.found, self.alone)
+        """What it did; where engines take turns, work counts as lost only if it cost CPU time.
+
+        One short request may fit into a single turn, and then looks faster alone than it is.
+        """
+        named, cost_ms = behaviour(self.found, self.alone), self.cpu_ms_per_token
+        if named == "thrashes" and self.provider.turns and cost_ms and self.cpu_alone_ms:
+            if cost_ms <= self.cpu_alone_ms / GAIN:
+                return "batches"
+            if cost_ms <= self.cpu_alone_ms * GAIN:
+                return "shares"
+        return named
 
     @property
     def wanting(self) -> int | None:
@@ -78,7 +89,8 @@ def causes(report: Report) -> list[Cause]:
             calm = _calm(report, facts.name)
             if any(mine) and calm:
                 rows.append(_cause(arm, facts, arms, [m for m in mine if m], alone(calm)))
-    return rows
+    costs = [one.cpu_ms_per_token for one in rows if one.arm == "baseline"]
+    return [replace(one, cpu_alone_ms=costs[0] if costs else None) for one in rows]
 
 
 def _cause(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,21 @@ def test_what_the_processes_used_is_divided_by_what_came_of_it() -> None:
     assert ours.cpu_share == pytest.approx(1.9)
     assert ours.cpu_ms_per_token == pytest.approx(950)  # 38 s for 40 tokens
     assert ours.switches_per_token == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+    ("cpu_ms", "named"), [(600, "batches"), (1000, "shares"), (3000, "thrashes")]
+)
+def test_engines_that_take_turns_lost_work_only_where_a_token_cost_more(
+    cpu_ms: float, named: str
+) -> None:
+    """One alone looks faster than it is where it fits into a turn."""
+    by_turns = BARE.model_copy(update={"turns": 2, "engine_kind": "batched"})
+    slow = report([(0, 20000)] * 4, 19000).model_copy(update={"providers": [by_turns]})
+    _, ours = causes.causes(slow)
+    use = EngineUse(provider="p", wall_ms=2e4, cpu_ms=40 * cpu_ms, processes=1, threads=2)
+    assert replace(ours, use=(use,), cpu_alone_ms=1000.0).behaviour == named
+    assert replace(ours, use=(use,), cpu_alone_ms=None).behaviour == "thrashes"
 
 
 def test_an_arm_that_was_stopped_gives_a_bound_and_says_so() -> None:
