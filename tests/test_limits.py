@@ -115,9 +115,9 @@ def test_the_time_that_engines_take_to_start_is_part_of_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def slow_to_start(parameters: Parameters, pool: Any) -> Iterator[Any]:
+    def slow_to_start(parameters: Parameters, *others: Any) -> Iterator[Any]:
         time.sleep(0.7)  # of the 1 s that it has
-        with open_pool(parameters, pool) as providers:
+        with open_pool(parameters, *others) as providers:
             yield providers
 
     monkeypatch.setattr(experiment, "open_pool", slow_to_start)

@@ -118,6 +118,7 @@ def test_the_experiment_runs_over_a_real_network(servers: dict[str, str], tmp_pa
     root = report.root()
     for folder in ("notebooks", "params", "data/reports"):
         shutil.copytree(root / folder, tmp_path / folder)
+    shutil.copy(root / "data" / "ruler.json", tmp_path / "data")
     params = tmp_path / "params" / "two-machines.yaml"
     text = params.read_text()
     assert text.count("kind: ollama") == 2 and text.count(MODEL) >= 2
