@@ -118,6 +118,11 @@ def _names(rows: Sequence[Worth]) -> list[str]:
     return list(dict.fromkeys(row.strategy for row in rows))
 
 
+def _end(last: Worth, found: Unlike) -> str:
+    """Of a machine that is never worse than none: what it is at the last point."""
+    return "still helps at" if last.ratio < 1 - found.band else "makes no practical difference at"
+
+
 def speed_sentences(found: Unlike) -> list[str]:
     """For each strategy: how slow a second machine still helps."""
     rows = by_speed(found)
@@ -129,8 +134,8 @@ def speed_sentences(found: Unlike) -> list[str]:
             f"{name}: the second machine stops helping at {words.number(at, 2)} of the first's "
             "speed."
             if at is not None
-            else f"{name}: it helps down to {words.number(last.speed, 2)} of the first's speed, "
-            f"the slowest measured ({words.number(last.ratio, 2)} times)."
+            else f"{name}: it {_end(last, found)} {words.number(last.speed, 2)} of the first's "
+            f"speed, the slowest measured ({words.number(last.ratio, 2)} times)."
         )
     return said
 
@@ -145,8 +150,9 @@ def distance_sentences(found: Unlike) -> list[str]:
         said.append(
             f"{name}: the second machine stops helping at a round trip of {words.milliseconds(at)}."
             if at is not None
-            else f"{name}: it helps up to a round trip of {words.milliseconds(last.round_trip_ms)}"
-            f", the longest measured ({words.number(last.ratio, 2)} times)."
+            else f"{name}: it {_end(last, found)} a round trip of "
+            f"{words.milliseconds(last.round_trip_ms)}, the longest measured "
+            f"({words.number(last.ratio, 2)} times)."
         )
     return said
 

@@ -98,7 +98,7 @@ def test_where_it_helps_at_every_point_nothing_is_invented() -> None:
     found = made(0.5, 0.7, 0.9)
     assert unlike.stops(unlike.by_speed(found), unlike.EVEN, lambda row: row.speed) is None
     assert unlike.speed_title(found) == "Equal shares gain at every speed measured"
-    assert "it helps down to 0.10" in unlike.speed_sentences(found)[0]
+    assert "it still helps at 0.10" in unlike.speed_sentences(found)[0]
 
 
 def test_an_arm_that_was_not_answered_whole_is_left_out() -> None:
