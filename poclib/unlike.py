@@ -123,38 +123,43 @@ def _end(last: Worth, found: Unlike) -> str:
     return "still helps at" if last.ratio < 1 - found.band else "makes no practical difference at"
 
 
+def _sentences(
+    found: Unlike,
+    rows: Sequence[Worth],
+    key: Callable[[Worth], float],
+    said: Callable[[float], str],
+    farthest: str,
+) -> list[str]:
+    """For each strategy: where along `key` a second machine stops helping, as `said` tells it."""
+    told = []
+    for name in _names(rows):
+        at = stops(rows, name, key)
+        last = [row for row in rows if row.strategy == name][-1]
+        told.append(
+            f"{name}: the second machine stops helping at {said(at)}."
+            if at is not None
+            else f"{name}: it {_end(last, found)} {said(key(last))}, the {farthest} measured "
+            f"({words.number(last.ratio, 2)} times)."
+        )
+    return told
+
+
 def speed_sentences(found: Unlike) -> list[str]:
     """For each strategy: how slow a second machine still helps."""
-    rows = by_speed(found)
-    said = []
-    for name in _names(rows):
-        at = stops(rows, name, lambda row: row.speed)
-        last = [row for row in rows if row.strategy == name][-1]
-        said.append(
-            f"{name}: the second machine stops helping at {words.number(at, 2)} of the first's "
-            "speed."
-            if at is not None
-            else f"{name}: it {_end(last, found)} {words.number(last.speed, 2)} of the first's "
-            f"speed, the slowest measured ({words.number(last.ratio, 2)} times)."
-        )
-    return said
+
+    def said(speed: float) -> str:
+        return f"{words.number(speed, 2)} of the first's speed"
+
+    return _sentences(found, by_speed(found), lambda row: row.speed, said, "slowest")
 
 
 def distance_sentences(found: Unlike) -> list[str]:
     """For each strategy: how far away a second machine of the same speed still helps."""
-    rows = by_distance(found)
-    said = []
-    for name in _names(rows):
-        at = stops(rows, name, lambda row: row.round_trip_ms)
-        last = [row for row in rows if row.strategy == name][-1]
-        said.append(
-            f"{name}: the second machine stops helping at a round trip of {words.milliseconds(at)}."
-            if at is not None
-            else f"{name}: it {_end(last, found)} a round trip of "
-            f"{words.milliseconds(last.round_trip_ms)}, the longest measured "
-            f"({words.number(last.ratio, 2)} times)."
-        )
-    return said
+
+    def said(round_trip_ms: float) -> str:
+        return f"a round trip of {words.milliseconds(round_trip_ms)}"
+
+    return _sentences(found, by_distance(found), lambda row: row.round_trip_ms, said, "longest")
 
 
 def bottom_line(found: Unlike) -> str:
