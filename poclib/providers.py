@@ -105,6 +105,7 @@ class Provider:
                         raise self._surprise(error) from None
                     if self.parameters.stream and len(exchange.pieces) > before:
                         exchange.token_ms.append(exchange.arrival_ms())
+                response.mark_end()
             if not exchange.finished:
                 raise BadAnswer(
                     f"provider {self.name}: its answer stops before its end; "
@@ -112,7 +113,8 @@ class Provider:
                     self.name,
                 )
         finally:
-            exchange.mark("end")
+            if "end_ms" not in exchange.marks:  # it failed
+                exchange.mark("end")
             if exchange.token_ms:
                 exchange.marks["first_token_ms"] = exchange.token_ms[0]
 
@@ -173,7 +175,7 @@ class Provider:
 
     def _surprise(self, error: Exception) -> BadAnswer:
         return BadAnswer(
-            f"provider {self.name}: its answer is not what a {self.settings.kind} server "
+            f"provider {self.name}: its answer is not what the kind {self.settings.kind} "
             f"sends ({type(error).__name__}); is its kind right?",
             self.name,
         )

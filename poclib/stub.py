@@ -23,6 +23,24 @@ from dataclasses import dataclass, field
 _SPIN_S = 0.002
 
 
+def _chunk(last: bool, more: dict[str, object]) -> bytes:
+    """One token in both formats: llama-server's `content`, the others' `choices`."""
+    choice = {"text": "x ", "finish_reason": "length" if last else None}
+    event = {"content": "x ", "stop": last, "choices": [choice], **more}
+    data = b"data: " + json.dumps(event).encode() + b"\n\n"
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+# All but the last token are ready beforehand: making them would delay what is said to be sent.
+_TOKEN = _chunk(False, {})
+_HEADS = {
+    keep: b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+    + (b"" if keep else b"connection: close\r\n")
+    + b"transfer-encoding: chunked\r\n\r\n"
+    for keep in (True, False)
+}
+
+
 @dataclass
 class _Connection:
     """One connection, and the answer it is giving."""
@@ -130,31 +148,21 @@ class Stub:
         start = b""
         if not connection.sent:
             connection.first_s = now_s
-            start = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-            start += b"" if connection.keep else b"connection: close\r\n"
-            start += b"transfer-encoding: chunked\r\n\r\n"
+            start = _HEADS[connection.keep]
         connection.sent += 1
-        last = connection.sent == len(connection.due_s)
-        # Both formats in one event: llama-server's `content`, the others' `choices`.
-        event: dict[str, object] = {
-            "content": "x ",
-            "stop": last,
-            "choices": [{"text": "x ", "finish_reason": "length" if last else None}],
+        if connection.sent < len(connection.due_s):
+            return start + _TOKEN, False
+        end: dict[str, object] = {
+            "stop_type": "limit",
+            "tokens_predicted": connection.sent,
+            "tokens_evaluated": 3,
+            "usage": {"prompt_tokens": 3, "completion_tokens": connection.sent},
+            "timings": {
+                "prompt_ms": 1000 * (connection.first_s - connection.arrived_s),
+                "predicted_ms": 1000 * (now_s - connection.first_s),
+            },
         }
-        if last:
-            event |= {
-                "stop_type": "limit",
-                "tokens_predicted": connection.sent,
-                "tokens_evaluated": 3,
-                "usage": {"prompt_tokens": 3, "completion_tokens": connection.sent},
-                "timings": {
-                    "prompt_ms": 1000 * (connection.first_s - connection.arrived_s),
-                    "predicted_ms": 1000 * (now_s - connection.first_s),
-                },
-            }
-        data = b"data: " + json.dumps(event).encode() + b"\n\n"
-        chunk = b"%x\r\n%b\r\n" % (len(data), data)
-        return start + chunk + (b"0\r\n\r\n" if last else b""), last
+        return start + _chunk(True, end) + b"0\r\n\r\n", True
 
     def _close(self, connection: _Connection) -> None:
         self._due = [one for one in self._due if one[2] is not connection]
