@@ -256,7 +256,7 @@ run_tests() {
   check ruff format --check .
   check mypy
   say '== fast tests'
-  python -m pytest -m 'not slow'
+  python -m pytest -m 'not slow' -n auto --maxprocesses 8
   say '== slow tests'
   python -m pytest -m slow || [ $? -eq 5 ] # 5: none are marked slow
 }

@@ -331,7 +331,12 @@ def test_a_failed_install_is_one_sentence(ready: Machine, pip: str, sentence: st
 
 def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine) -> None:
     ready.tool("python", 'exec "$VIRTUAL_ENV/bin/python" "$@"')
-    stages = ["ruff check .", "ruff format --check .", "mypy", "pytest -m not slow"]
+    stages = [
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "pytest -m not slow -n auto --maxprocesses 8",
+    ]
     assert ready.run("test")[0] == 0
     stages_run = [c.removeprefix("-m ") for c in ready.calls() if "pip" not in c]
     assert stages_run == [*stages, "pytest -m slow"]
@@ -344,7 +349,7 @@ def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine)
 
     ready.calls_file.unlink()
     assert ready.run("test", FAILS="not slow")[0] == 1
-    assert ready.calls()[-1] == "-m pytest -m not slow"
+    assert ready.calls()[-1] == "-m pytest -m not slow -n auto --maxprocesses 8"
 
 
 def test_words_after_test_go_to_pytest_alone(ready: Machine) -> None:
