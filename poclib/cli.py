@@ -110,8 +110,8 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     )
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
-    expected, powers = experiment.predicted_ratios(run), experiment.foretold_rounds(run)
-    click.echo(words.expected_gain(expected, run.expected_ms, powers))
+    expected = words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds())
+    click.echo(expected)
     if found:
         saved = report.save(run.as_report().model_copy(update={"strategy": "capacity"}))
         click.echo(concurrency.capacity_text(report.load(saved.stem)))

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import forecast, pacing, report
 from . import journal as journals
+from . import report
 from . import resume as going_on
 from .engines import RunningEngine
 from .errors import ParameterError
@@ -146,19 +146,3 @@ def on_own_loop(work: Callable[[], Any]) -> Any:
     if not worked:
         raise value
     return value
-
-
-def predicted_ratios(run: Run) -> dict[str, float]:
-    """Ratio to the baseline of each strategy, from calibration alone, before anything runs.
-
-    Knows nothing of batching or contention: what it leaves out is what a run measures.
-    """
-    capacity = {facts.name: facts.capacity for facts in run.facts}
-    return forecast.ratios(len(run.texts), run.expected_ms, capacity)
-
-
-def foretold_rounds(run: Run) -> dict[str, pacing.Power]:
-    """How many rounds each predicted ratio needs to be told from the gate, and from 1."""
-    p = run.parameters
-    expected = predicted_ratios(run)
-    return forecast.powers(expected, run.preparation, len(run.texts), p.gate_max_ratio, p.band)

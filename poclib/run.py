@@ -12,7 +12,7 @@ import datetime
 import itertools
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -260,24 +260,47 @@ class Run:
                 )
         return self.facts
 
-    async def _same_at_the_end(self) -> None:
-        """Note it where a provider is no longer what it was: its answers may be another's."""
-        asked = (sender.describe() for sender in self.senders.values())
-        for was, answer in zip(
-            self.facts, await asyncio.gather(*asked, return_exceptions=True), strict=True
-        ):
+    async def _changed(self, names: Collection[str]) -> tuple[list[str], list[str]]:
+        """Ask these providers again who they are: a sentence of each that is another, or silent.
+
+        In bounded time: whether it can answer prompts is for the requests to show.
+        """
+
+        async def asked(name: str) -> ProviderFacts:
+            async with asyncio.timeout(self.parameters.connect_timeout_s):
+                return await self.senders[name].describe()
+
+        was = [one for one in self.facts if one.name in names]
+        answers = await asyncio.gather(*(asked(one.name) for one in was), return_exceptions=True)
+        changed, silent = [], []
+        for before, answer in zip(was, answers, strict=True):
             if isinstance(answer, ProviderFacts):
                 now = answer.model_copy(update=self.known[answer.name])
-                if going_on.who(was) != going_on.who(now):
-                    changed = going_on.differs(was, now)
-                    self.notes.append(
-                        f"provider {was.name} was changed during the run ({changed}): "
-                        "its answers are of two kinds; run again."
-                    )
-            elif not isinstance(answer, Exception):
-                raise answer
+                if going_on.who(before) != going_on.who(now):
+                    how = going_on.differs(before, now)
+                    changed.append(f"provider {before.name} was changed during the run ({how})")
+            elif isinstance(answer, PocError):
+                silent.append(str(answer))
+            elif isinstance(answer, TimeoutError):
+                silent.append(f"provider {before.name} does not say who it is.")
             else:
-                self.notes.append(f"at the end of the run: {answer}")
+                raise answer
+        return changed, silent
+
+    async def _unchanged(self, stage: str, names: Collection[str]) -> None:
+        """Raise `RunFailed` where answers of this arm may be another model's."""
+        changed, _ = await self._changed(names)
+        if changed:
+            raise RunFailed(
+                f"{stage}: {changed[0]}, so answers of this arm may be of two kinds; the rounds "
+                "before it are kept. Run again."
+            )
+
+    async def _same_at_the_end(self) -> None:
+        """Note who is no longer what it was after the last arm, or no longer there."""
+        changed, silent = await self._changed(self.senders)
+        self.notes += [f"{one} after its last round." for one in changed]
+        self.notes += [f"at the end of the run: {one}" for one in silent]
 
     async def prepare(self) -> None:
         """Warm every provider up, then time each alone: `expected_ms` is its mean wall.
@@ -354,7 +377,7 @@ class Run:
         if arm == "baseline":
             senders = [self.senders[self.fastest]]
         await self._probe(list(self.senders.values()))
-        stage = f"round {index + 1} of {self._of_rounds}, {arm}"
+        stage = f"round {index + 1} of {self._of_rounds(index)}, {arm}"
         limits = self._limits(chosen.limit, [s.name for s in senders])
         limit_ms = self.clock() + 1000 * (self.parameters.arm_limit_s or float("inf"))
         rules = replace(self.rules, deadline_ms=min(self.rules.deadline_ms, limit_ms))
@@ -387,18 +410,38 @@ class Run:
             cut = self.clock() >= limit_ms
             if not answered and not cut:
                 raise RunFailed(f"{stage}: {last_error or 'no prompt was answered.'}")
+            await self._unchanged(stage, [s.name for s in senders])
             seen |= ran.model_dump(mode="json", include={"limit_changes"})
             seen |= {
                 "engines": [one.model_dump() for one in sampler.used],
                 "cut_ms": self.clock() if cut else None,
             }
 
-    @property
-    def _of_rounds(self) -> str:
-        """Their number, or what is known of it by now."""
-        if self.parameters.rounds != "auto":
-            return str(self.parameters.rounds)
-        return f"about {self._planned}" if self._planned else "as many as it takes"
+    def _of_rounds(self, index: int) -> str:
+        """Their number, or what is known of it by now; at first what calibration says of it."""
+        rounds = self.parameters.rounds
+        if rounds == "auto":
+            return f"about {self._planned}" if self._planned else "as many as it takes"
+        if index or (needed := self.foretold_rounds().get(self.strategy.name)) is None:
+            return str(rounds)
+        if needed.one is None:
+            return f"{rounds} (no number would tell the ratio foretold from 1)"
+        return f"{rounds} ({needed.one} would tell the ratio foretold from 1)"
+
+    def foretold_ratios(self) -> dict[str, float]:
+        """Ratio to the baseline of each strategy, from calibration alone, before anything runs.
+
+        Knows nothing of batching or contention: what it leaves out is what a run measures.
+        """
+        capacity = {facts.name: facts.capacity for facts in self.facts}
+        return forecast.ratios(len(self.texts), self.expected_ms, capacity)
+
+    def foretold_rounds(self) -> dict[str, pacing.Power]:
+        """How many rounds each foretold ratio needs to be told from the gate, and from 1."""
+        p, expected = self.parameters, self.foretold_ratios()
+        return forecast.powers(
+            expected, self.preparation, len(self.texts), p.gate_max_ratio, p.band
+        )
 
     @contextlib.contextmanager
     def _written(

@@ -227,16 +227,33 @@ def test_without_resume_what_a_stopped_run_left_is_kept_aside(
 
 
 class Restarted(fake.Provider):
-    """Somebody loads another model into it after its n-th request."""
+    """Somebody loads another model into it after so many requests."""
+
+    after = 6
 
     async def describe(self) -> Any:
-        if len(self.seen) > 6:
+        if len(self.seen) > self.after:
             self.digest = "fake:9"
         return await super().describe()
 
 
-def test_a_model_that_was_changed_during_the_run_is_noted(tmp_path: Path) -> None:
-    found = measured(tmp_path, [fake.Provider("fast", 100), Restarted("slow", 160)])
+def test_a_model_that_was_changed_during_an_arm_ends_the_run(tmp_path: Path) -> None:
+    changed = r"provider slow was changed during the run \(digest fake:1, now fake:9\)"
+    with pytest.raises(RunFailed, match=f"round 2 of 3, strategy: {changed}"):
+        measured(tmp_path, [fake.Provider("fast", 100), Restarted("slow", 160)])
+    saved = report.load("trial-shared-queue", tmp_path)
+    assert not saved.complete and [one.index for one in saved.rounds] == [0]
+    (cut,) = saved.cut  # no ratio is made of it, and its rows are there
+    assert cut.index == 1 and {row.outcome for arm in cut.arms for row in arm.requests} == {"ok"}
+
+
+def test_a_model_that_was_changed_after_the_last_round_is_noted(tmp_path: Path) -> None:
+    first = two()
+    measured(tmp_path, first)
+    slow = Restarted("slow", 160)
+    slow.after = len(first[1].seen) - 1  # its last request is the calibration after the last round
+    found = measured(tmp_path, [fake.Provider("fast", 100), slow])
+    assert found.complete and len(found.rounds) == 3
     assert "provider slow was changed during the run (digest fake:1, now fake:9)" in found.notes[0]
     said = words.warnings(found, tables.headline(found))
     assert any("was changed during the run" in one for one in said)

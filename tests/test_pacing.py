@@ -173,6 +173,18 @@ def test_how_far_an_automatic_run_is_gets_told(tmp_path: Path) -> None:
     assert told[-1][1] == told[-1][2]  # it ends where it said
 
 
+def test_whether_the_rounds_asked_for_are_enough_is_told_as_they_begin(tmp_path: Path) -> None:
+    """Calibration varies by nothing here, so that two rounds, the fewest, would do."""
+    told: list[str] = []
+    pool = restless([1.0, 1.3, 0.8])
+    experiment.measure(
+        parameters(rounds=3), lambda stage, *_: told.append(stage), folder=tmp_path, pool=pool
+    )
+    stages = list(dict.fromkeys(stage for stage in told if stage.startswith("round")))
+    assert stages[0] == "round 1 of 3 (2 would tell the ratio foretold from 1), baseline"
+    assert stages[2:4] == ["round 2 of 3, strategy", "round 2 of 3, baseline"]
+
+
 @pytest.mark.parametrize("given", ["many", 0, 1.5, None])
 def test_rounds_are_a_number_or_auto(given: Any) -> None:
     with pytest.raises(ParameterError, match="rounds: needs a number from 1, or auto"):
