@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/reruns.py N [again|same]
 
-Measures the embedded pool for real. `again`: a small experiment once, then N more times from its
-report alone, as `poc rerun` does. `same`: N times a strategy against itself, one at a time on
-the faster machine. Without a word both. Reports lie in data/runs/reruns, and what lies there is
-counted too, so that N may come in pieces. About 15 s each, on a machine that does nothing else.
+Measures params/embedded.yaml for real. `again`: once, then N more times from that report alone,
+as `poc rerun` does. `same`: N times a strategy against itself, one at a time on the faster
+machine. Without a word both. Reports lie in data/runs/reruns, and what lies there is counted
+too, so that N may come in pieces. About 40 s each, on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from poclib.cli import read_yaml
 from poclib.records import Parameters, Report
 
 FOLDER = Path("data", "runs", "reruns")
-SMALL = {"prompts": 4, "max_tokens": 8, "rounds": 5, "calibration_prompts": 2}
 # What each is measured with, and the name its reports begin with.
 KINDS = {"again": "earliest-finish", "same": "sequential"}
 
@@ -36,7 +35,7 @@ def measure(kind: str) -> Report:
     if before:
         parameters = repeat.parameters(before[0], {}, {})
     else:
-        given = {**read_yaml(Path("params", "embedded.yaml")), **SMALL, "strategy": KINDS[kind]}
+        given = {**read_yaml(Path("params", "embedded.yaml")), "strategy": KINDS[kind]}
         parameters = Parameters.read(given)
     named = parameters.model_copy(update={"experiment": f"{kind}-{len(before):03}"})
     return experiment.measure(named, folder=FOLDER)

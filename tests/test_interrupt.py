@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -39,53 +40,28 @@ def whole_rounds(path: Path) -> int:
     return 0
 
 
-def test_ctrl_c_while_the_kernel_starts_ends_the_command_too(tmp_path: Path) -> None:
-    """A kernel that is not there yet heeds no signal, and nobody may wait for it."""
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A home with one notebook and the parameters, and what makes the command use it."""
     root = report.root()
     (tmp_path / "data" / "reports").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
     shutil.copy(root / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
     (tmp_path / "stopped.yaml").write_text(PARAMETERS)
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    with subprocess.Popen(
-        [sys.executable, "-m", "poclib", "run", str(tmp_path / "stopped.yaml")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "POCLIB_HOME": str(tmp_path), "PYTHONPATH": path},
-    ) as run:
-        try:
-            ends_s = time.monotonic() + PATIENCE_S
-            kernels: list[psutil.Process] = []
-            while not kernels and run.poll() is None and time.monotonic() < ends_s:
-                kernels = psutil.Process(run.pid).children(recursive=True)
-                time.sleep(0.02)
-            assert kernels
-            os.killpg(run.pid, signal.SIGINT)
-            said, _ = run.communicate(timeout=PATIENCE_S)
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130 and "Traceback" not in said, said[-2000:]
-    assert not psutil.wait_procs(kernels, timeout=PATIENCE_S)[1]
+    return {**os.environ, "POCLIB_HOME": str(tmp_path), "PYTHONPATH": path}
 
 
-def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(tmp_path: Path) -> None:
-    root = report.root()
-    (tmp_path / "data" / "reports").mkdir(parents=True)
-    (tmp_path / "notebooks").mkdir()
-    shutil.copy(root / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
-    (tmp_path / "stopped.yaml").write_text(PARAMETERS)
-    log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
-    environment = {
-        **os.environ,
-        "POCLIB_HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
-    command = [sys.executable, "-m", "poclib", "run", str(tmp_path / "stopped.yaml")]
+def command(tmp_path: Path) -> list[str]:
+    asked = [str(tmp_path / "stopped.yaml"), "--only", "shared-queue"]
+    return [sys.executable, "-m", "poclib", "run", *asked]
+
+
+@contextlib.contextmanager
+def begun(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """The command in a process group of its own, as under a terminal; killed with the block."""
     with subprocess.Popen(
-        [*command, "--only", "shared-queue"],
+        command(tmp_path),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -93,33 +69,73 @@ def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(tmp_path:
         env=environment,
     ) as run:
         try:
-            ends_s = time.monotonic() + PATIENCE_S
-            while whole_rounds(log) < 2 and run.poll() is None and time.monotonic() < ends_s:
-                time.sleep(0.1)
-            assert whole_rounds(log) >= 2
-            everyone = psutil.Process(run.pid).children(recursive=True)
-            assert len(everyone) >= 5  # the kernel, and two engines with their keepers
-            pressed_s = time.monotonic()
-            os.killpg(run.pid, signal.SIGINT)  # to the whole group, as a terminal does
-            run.wait(PATIENCE_S)
-            took_s = time.monotonic() - pressed_s
+            yield run
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
-        assert run.stdout is not None
-        said = run.stdout.read()
+
+
+def waited(run: subprocess.Popen[str], until: Callable[[], object]) -> None:
+    ends_s = time.monotonic() + PATIENCE_S
+    while not until() and run.poll() is None and time.monotonic() < ends_s:
+        time.sleep(0.02)
+    assert until()
+
+
+def interrupted(run: subprocess.Popen[str], everyone: list[psutil.Process]) -> None:
+    """Ctrl-C, to the whole group as a terminal does: it ends in time and leaves nobody behind."""
+    pressed_s = time.monotonic()
+    os.killpg(run.pid, signal.SIGINT)
+    said, _ = run.communicate(timeout=PATIENCE_S)
+    took_s = time.monotonic() - pressed_s
     print(f"Ctrl-C to the end: {took_s:.2f} s")
-    assert run.returncode == 130, said[-2000:]
-    assert "interrupted" in said and "Traceback" not in said
+    assert run.returncode == 130 and "Traceback" not in said, said[-2000:]
+    assert "interrupted" in said
     assert not psutil.wait_procs(everyone, timeout=PATIENCE_S)[1]
     assert took_s < 10
+
+
+def test_ctrl_c_while_the_kernel_starts_ends_the_command_too(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """A kernel that is not there yet heeds no signal, and nobody may wait for it."""
+    with begun(tmp_path, environment) as run:
+        me = psutil.Process(run.pid)
+        waited(run, lambda: me.children(recursive=True))
+        interrupted(run, me.children(recursive=True))
+
+
+def test_ctrl_c_ends_an_engine_that_is_suspended_too(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with begun(tmp_path, environment) as run:
+        log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
+        waited(run, lambda: whole_rounds(log))
+        everyone = psutil.Process(run.pid).children(recursive=True)
+        engines = [one for one in everyone if one.cmdline()[-1:] == ["xllamacpp"]]
+        assert len(engines) == 2
+        for engine in engines:
+            engine.suspend()
+        interrupted(run, everyone)
+    assert len(report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.json").rounds) >= 1
+
+
+def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
+    with begun(tmp_path, environment) as run:
+        waited(run, lambda: whole_rounds(log) >= 2)
+        everyone = psutil.Process(run.pid).children(recursive=True)
+        assert len(everyone) >= 5  # the kernel, and two engines with their keepers
+        interrupted(run, everyone)
     saved = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.json")
     assert not saved.complete and len(saved.rounds) >= 2
     kept = journal.read(log)
     assert [one.index for one in kept.rounds] == [one.index for one in saved.rounds]
 
     again = subprocess.run(
-        [*command, "--only", "shared-queue", "--resume"],
+        [*command(tmp_path), "--resume"],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
