@@ -188,6 +188,7 @@ class Keeper:
         for engine in self.engines:  # all at once: one after the other would take too long
             if engine.process is not None and engine.process.poll() is None:
                 engine.process.terminate()
+                engine.process.send_signal(signal.SIGCONT)  # suspended, it would not hear of it
         until_s = time.monotonic() + _END_S
         for engine in self.engines:
             engine.end(until_s)
