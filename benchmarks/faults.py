@@ -42,11 +42,11 @@ from poclib.attempts import Rules  # noqa: E402
 from poclib.dispatch import run_arm  # noqa: E402
 from poclib.errors import RunFailed  # noqa: E402
 from poclib.journal import Journal, Kept  # noqa: E402
+from poclib.notation import many, safe, table  # noqa: E402
 from poclib.policy import Policy  # noqa: E402
 from poclib.providers import KINDS, Provider  # noqa: E402
 from poclib.records import Arm, Parameters, Prompt, ProviderSettings, Request  # noqa: E402
 from poclib.strategies import STRATEGIES  # noqa: E402
-from poclib.words import many, safe, table  # noqa: E402
 
 TARGET = HERE.parent / "FAULTS.md"
 PROMPTS = 6

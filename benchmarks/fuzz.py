@@ -33,7 +33,7 @@ import httpx  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
-from poclib import cli, documents, journal, report, sweeps, tables, words, workload  # noqa: E402
+from poclib import cli, documents, journal, notation, report, sweeps, tables, words, workload  # noqa: E402
 from poclib.attempts import Rules, attempt  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.records import Parameters, Prompt, Request  # noqa: E402
@@ -152,7 +152,7 @@ def sweeps_(folder: Path) -> tuple[list[bytes], Target]:
         path.write_bytes(data)
         for point in sweeps.points(cli.read_yaml(path), path.name):
             assert not {"/", "\\", "\0"} & set(point.name), "a point's folder would lie elsewhere"
-            printable(words.safe(point.label))
+            printable(notation.safe(point.label))
 
     return seeds, target
 

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from poclib import agreement, comparisons, experiment, repeat, report, tables, words
+from poclib import agreement, comparisons, experiment, notation, repeat, report, tables, words
 from poclib.cli import read_yaml
 from poclib.records import Parameters, Report
 
@@ -49,7 +49,7 @@ def counted(kind: str) -> str:
     verdicts = Counter(one.verdict for one in headlines)
     medians = [one.overhead_ratio.median or 0.0 for one in headlines]
     lines = [
-        f"{kind}: {words.many(len(reports), 'report')} of {KINDS[kind]}",
+        f"{kind}: {notation.many(len(reports), 'report')} of {KINDS[kind]}",
         f"  effect:  {dict(effects)}",
         f"  gate:    {dict(verdicts)}",
         f"  medians: {min(medians):.3f} to {max(medians):.3f}",

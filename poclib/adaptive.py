@@ -1,6 +1,6 @@
 """How many requests a provider may hold, found while it works: additive up, halved in trouble.
 
-Knows times and counts; sends nothing. Imports `records`.
+Knows times and counts; sends nothing.
 
 The scheme of TCP (Jacobson 1988; Chiu and Jain 1989): where all went well, one request more;
 where the provider refused, or its requests took so much longer that several at once gave less than

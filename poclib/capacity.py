@@ -1,6 +1,6 @@
 """What a provider does with several requests at once, and how many it should hold: decisions only.
 
-Knows rows and numbers; sends nothing and writes no sentence. Imports `records`.
+Knows rows and numbers; sends nothing and writes no sentence.
 
 A level is one arm with so many requests in flight. The same work is done at every level, so that
 tokens per second compare. From one level to the next a provider *batches* (throughput rises),

@@ -1,6 +1,6 @@
 """What deaths cost a strategy: the reports of `outage`, divided by how many providers died.
 
-Knows reports and numbers; draws nothing. Imports `cautions`, `records`, `tables`, `words`.
+Knows reports and numbers; draws nothing. Reads what `tables` makes of them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from typing import Any
 
 from . import tables
 from .cautions import calibrations
+from .notation import many, milliseconds, number, table
 from .records import Arm, Report, Round
 from .stats import Headline
-from .words import best, many, milliseconds, number, ratio, table, where_and_when
+from .words import best, ratio, where_and_when
 
 COUNTS = ("no", "one", "two", "three", "four", "five", "six")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import report, tables, words
 from .errors import PocError
+from .notation import date, safe, table
 from .records import Report
 from .stats import Headline
 
@@ -32,7 +33,7 @@ class Entry:
         found, one = self.report, self.headline
         return [
             self.name,
-            words.date(found),
+            date(found),
             words.pool(found),
             found.strategy,
             words.ratio(one),
@@ -54,16 +55,16 @@ def entries(
             if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
                 found.append(Entry(Path(name).stem, loaded, tables.headline(loaded)))
         except PocError as error:
-            passed_over(words.safe(str(error)))
+            passed_over(safe(str(error)))
     by_name = sorted(found, key=lambda one: one.name)
-    return sorted(by_name, key=lambda one: words.date(one.report), reverse=True)
+    return sorted(by_name, key=lambda one: date(one.report), reverse=True)
 
 
 def text(found: Sequence[Entry], markdown: bool = False) -> str:
     """The list for a terminal or as Markdown; a sentence where nothing is saved."""
     if not found:
         return "No report is saved yet: run the experiment first (./run-poc.sh)."
-    return words.table(HEADER, [one.cells for one in found], markdown)
+    return table(HEADER, [one.cells for one in found], markdown)
 
 
 def saved() -> Any:

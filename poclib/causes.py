@@ -1,6 +1,6 @@
 """Why an arm was slow: queueing, sharing or thrashing, from a report's facts, told in a table.
 
-Knows reports and numbers; draws nothing. Imports `capacity`, `records`, `stats` and `words`.
+Knows reports and numbers; draws nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median, median_high
 
 from .capacity import GAIN, Behaviour, Level, alone, behaviour, level, tokens
+from .notation import bullets, many, milliseconds, number, table
 from .records import Arm, EngineUse, ProviderFacts, Report, Request
 from .stats import Headline
-from .words import bullets, many, milliseconds, number, table
 
 MEANING = {
     "batches": "batching: several requests share each step of the engine",

@@ -1,14 +1,17 @@
-"""Warnings about the machine and the instrument: drift, disturbance, and what cannot be seen.
+"""What could mislead a reader of a report: its pool and answers, the machine, the instrument.
 
-Each is observation, likely cause, next action, chosen from the facts of a report; `words` adds
-them to those about the pool and the answers. Knows no frame and draws nothing.
+Each warning is observation, likely cause, next action, chosen from the facts of the report. Knows
+no frame and draws nothing.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 
+from .notation import inline, many, milliseconds
 from .records import Report, Request
 from .stats import Headline, median, minimum_n
 
@@ -18,10 +21,125 @@ STEAL_MOST = 0.02
 LAG_MOST = 0.05
 COLD_FACTOR = 1.5
 STEP_MS = 50.0
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+
+def warnings(report: Report, headline: Headline) -> list[str]:
+    """Every warning that this report's facts call for."""
+    found: list[str] = []
+    rows = report.requests
+    good = [row for row in rows if row.outcome == "ok"]
+    rounds = headline.overhead_ratio.rounds
+    if not report.complete:
+        found.append("The run did not finish: it was stopped or failed; run it again.")
+    found += [inline(note, 300) for note in report.notes]
+    found += _stops(report)
+    found += [ending(report)] if report.ended else []
+    if rounds < 2:
+        found.append(
+            f"There is no interval: the report has {many(rounds, 'complete round')}, and drift "
+            "cannot be told from gain; measure 5 rounds or more."
+        )
+    if headline.incomplete_rounds:
+        found.append(
+            f"{many(headline.incomplete_rounds, 'round')} left out: some prompt has no answer "
+            "there; see the failed requests, then run again."
+        )
+    if headline.failed_requests:
+        kinds = Counter(inline(row.error_kind or "?") for row in rows if row.outcome == "failed")
+        causes = ", ".join(f"{kind} {count} times" for kind, count in kinds.most_common())
+        found.append(
+            f"{many(headline.failed_requests, 'request')} of {headline.requests:,} failed "
+            f"({causes}; {_blame(report)}): a server was overloaded or away; read its log, lower "
+            "its capacity. Their time is part of the makespan, and none of a request's time."
+        )
+    empty = sum(row.answer_sha256 == _EMPTY_SHA256 for row in good)
+    if empty:
+        found.append(
+            f"{many(empty, 'answer')} of {len(good):,} empty: the server ended them at once, so "
+            "their times are of no work; look at its log and at the prompts."
+        )
+    if hedges := [row for row in rows if row.role == "hedge"]:
+        won = sum(row.outcome == "ok" for row in hedges)
+        found.append(
+            f"{many(len(hedges), 'late prompt')} went to a second provider too, whose answer came "
+            f"first {won} times; the other copy was cancelled there and counts as no answer."
+        )
+    if headline.answers_equal.different:
+        found.append(
+            f"{headline.answers_equal.different} of {headline.answers_equal.compared} answers "
+            "differ between the arms: batching or another build rounds differently, or the models "
+            "differ; compare digests and engine versions before trusting equal work."
+        )
+    digests = {p.digest for p in report.providers}
+    if len(digests - {None}) > 1:
+        found.append(
+            "The providers hold different models (their digests differ), so their work is not "
+            "equal; load the same model everywhere."
+        )
+    elif None in digests:
+        found.append(
+            "Some model digests are unknown: the server does not tell; compare the model files "
+            "by hand."
+        )
+    engines = {(p.engine or p.server) for p in report.providers} - {None}
+    if len(engines) > 1:
+        found.append(
+            "The providers run different engines or versions, which changes speed and rounding; "
+            "install the same version everywhere."
+        )
+    embedded = [p for p in report.providers if p.kind == "embedded"]
+    if loose := [p.name for p in embedded if not p.pinned]:
+        found.append(
+            f"{', '.join(loose)} not pinned to a core: this system cannot pin, or no core was "
+            "free, so engines may share cores; give each its own core where that is possible."
+        )
+    if len(embedded) > 1 and len(embedded) == len(report.providers):
+        found.append(
+            "All engines ran on one machine: they share its memory and caches, and their link is "
+            "made in software; measure two machines before deciding on two machines."
+        )
+    if cached := sum(bool(row.cached_tokens) for row in good):
+        found.append(
+            f"{many(cached, 'request')} reused cached prompt tokens: the server's prompt cache "
+            "made them cheaper; make prompts unique or switch the cache off."
+        )
+    fresh = [row.provider for row in good if row.marks.connected_ms is not None]
+    if len(fresh) > 0.2 * len(good):
+        found.append(
+            f"{many(len(fresh), 'request')} of {len(good):,} opened a new connection, which costs "
+            f"a round trip more ({', '.join(sorted(set(fresh)))}): the server closes it after "
+            "each answer, as llama-server does after a streamed one; try stream: false."
+        )
+    tokens = [row.output_tokens for row in good if row.output_tokens is not None]
+    if tokens and min(tokens) != max(tokens):
+        found.append(
+            f"Answers differ in length ({min(tokens)} to {max(tokens)} tokens): the server does "
+            "not fix it; read times per token as well."
+        )
+    if silent := sorted({row.provider for row in good if row.over_ms is None}):
+        found.append(
+            f"{', '.join(silent)} did not report server time for every request, so added latency "
+            "is partly unknown; use a server or an option that reports it."
+        )
+    remote, local = headline.added_latency_ms["remote"], headline.added_latency_ms["local"]
+    if remote and local and local.mean >= remote.mean:
+        found.append(
+            f"Local requests paid as much overhead as remote ones or more "
+            f"({milliseconds(local.mean)} and {milliseconds(remote.mean)}): HTTP, parsing or "
+            "waiting inside the server, not mostly the network; look there first."
+        )
+    if slow := _outliers(report):
+        found.append(
+            f"{many(slow, 'request')} took over 3 times the median of their provider and arm "
+            "(they are counted like all others): another load on the machine, or a queue in the "
+            "server; look at the timeline."
+        )
+    return found + cautions(report, headline)
 
 
 def cautions(report: Report, headline: Headline) -> list[str]:
-    """Every warning that this report's facts call for; empty where it holds no such facts."""
+    """Those about the machine and the instrument; empty where the report holds no such facts."""
     checks = (
         _drift(report),
         _others(report),
@@ -214,3 +332,55 @@ def _unseen(report: Report, headline: Headline) -> list[str]:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def ending(report: Report) -> str:
+    """What ended `rounds: auto`; empty where their number was given."""
+    count = many(len(report.rounds), "round")
+    if report.ended == "narrow":
+        return (
+            f"The run ended after {count}, when its interval lay within the band to both sides "
+            "of its middle (rounds: auto)."
+        )
+    if report.ended == "time":
+        return (
+            f"The run ended after {count}, because one more would have passed run_limit_s, and "
+            "its interval is wider than the band (rounds: auto); raise run_limit_s for a "
+            "narrower one."
+        )
+    if report.ended == "most":
+        return (
+            f"The run ended after {count}, the most that rounds: auto takes, and its interval "
+            "is wider than the band: the machines vary too much; measure more prompts a round."
+        )
+    return ""
+
+
+def _blame(report: Report) -> str:
+    """Each provider's share of the failures: slow 3 of 12."""
+    failed = Counter(row.provider for row in report.requests if row.outcome == "failed")
+    asked = Counter(row.provider for row in report.requests)
+    return ", ".join(f"{name} {count} of {asked[name]}" for name, count in failed.most_common())
+
+
+def _stops(report: Report) -> list[str]:
+    """That the run was stopped and went on, and what of it is kept but not counted."""
+    rows = sum(len(arm.requests) for one in report.cut for arm in one.arms)
+    cut = ", ".join(str(index + 1) for index in sorted({one.index for one in report.cut}))
+    kept = f"{many(rows, 'request')} of round {cut}" if rows else ""
+    if not report.resumed_ms:
+        return [f"{kept}, which was cut, are kept in the report and counted nowhere."] * bool(rows)
+    said = f"The run was stopped and went on {many(len(report.resumed_ms), 'time')}"
+    if rows:
+        said += f"; round {cut} was repeated whole: {kept} are kept and counted nowhere"
+    return [f"{said}. Engines were warmed anew: compare the rounds before and after."]
+
+
+def _outliers(report: Report) -> int:
+    walls: dict[tuple[str, str], list[float]] = {}
+    for one in report.rounds:
+        for arm in one.arms:
+            for row in arm.requests:
+                if row.outcome == "ok" and row.wall_ms is not None:
+                    walls.setdefault((arm.arm, row.provider), []).append(row.wall_ms)
+    return sum(wall > 3 * (median(group) or wall) for group in walls.values() for wall in group)

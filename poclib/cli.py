@@ -20,6 +20,7 @@ import click
 
 from . import (
     __version__,
+    accuracy,
     agreement,
     catalogue,
     causes,
@@ -29,6 +30,7 @@ from . import (
     experiment,
     finder,
     journal,
+    notation,
     pages,
     parameterfile,
     plots,
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    click.echo(f"poc: {words.safe(sentence)}", err=True)
+    click.echo(f"poc: {notation.safe(sentence)}", err=True)
     sys.exit(code)
 
 
@@ -187,7 +189,7 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
             )
         except RunFailed as error:
             failures.append(str(error))
-            click.echo(f"    failed: {words.safe(str(error))}", err=True)
+            click.echo(f"    failed: {notation.safe(str(error))}", err=True)
     headlines = _headlines(name)
     page = _publish()
     click.echo(words.comparison_text(headlines))
@@ -232,7 +234,7 @@ def sweep(file: Path, changes: tuple[str, ...]) -> None:
                 done.append(outcome)
                 _tell(outcome, numbers[outcome.point.name])
         except KeyboardInterrupt:
-            left = words.many(len(found) - len(done), "point")
+            left = notation.many(len(found) - len(done), "point")
             click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
             raise
     page = _publish()
@@ -353,8 +355,8 @@ def ruler_command() -> None:
     """
     found = ruler.run()
     ruler.save(found, report.root())
-    click.echo(words.ruler_table(found))
-    click.echo(words.ruler_finding(found))
+    click.echo(accuracy.ruler_table(found))
+    click.echo(accuracy.ruler_finding(found))
 
 
 @poc.command("publish")
@@ -454,7 +456,7 @@ def _all_headlines() -> dict[str, Headline]:
             if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
                 found[name] = tables.headline(loaded)
         except PocError as error:
-            _pass_over(words.safe(str(error)))
+            _pass_over(notation.safe(str(error)))
     return found
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .agreement import Agreement
+from .notation import bullets, date, inline, many, number, table
 from .records import Report
 from .stats import Headline, Ratio
-from .words import bullets, date, effect, inline, many, number, ratio, table
+from .words import effect, ratio
 
 _PLACES = {
     "inside": "any difference is within the band of {band} %",

@@ -18,6 +18,7 @@ from .canvas import names as put_names
 from .canvas import titles as put_titles
 from .capacity import Found, conclude, levels
 from .causes import MEANING
+from .notation import bullets, day, many, milliseconds, number, table
 from .records import Report
 
 _MARKS = "osD^v<>"
@@ -40,19 +41,19 @@ def capacity_text(report: Report, markdown: bool = False) -> str:
                 [
                     name,
                     str(level.in_flight),
-                    "-" if rate is None else words.number(rate, 1),
-                    "-" if rate is None or not first else f"{words.number(rate / first, 2)} times",
-                    words.milliseconds(level.ttft_ms),
-                    words.milliseconds(level.request_ms),
-                    words.milliseconds(level.server_ms),
+                    "-" if rate is None else number(rate, 1),
+                    "-" if rate is None or not first else f"{number(rate / first, 2)} times",
+                    milliseconds(level.ttft_ms),
+                    milliseconds(level.request_ms),
+                    milliseconds(level.server_ms),
                     str(level.refused),
                 ]
             )
         said.append(f"{sentence(name, one)}; recommended capacity: {one.capacity}.")
     header = ["provider", "in flight", "tokens per s", "of one alone", "to first token"]
     header += ["request", "server's own", "refused"]
-    listing = words.bullets(said) if markdown else "\n".join(said)
-    return f"{words.table(header, rows, markdown)}\n\n{listing}"
+    listing = bullets(said) if markdown else "\n".join(said)
+    return f"{table(header, rows, markdown)}\n\n{listing}"
 
 
 def sentence(name: str, one: Found) -> str:
@@ -68,9 +69,9 @@ def bottom_line(report: Report) -> str:
     for name, one in found(report).items():
         held = next(level for level in one.levels if level.in_flight == one.capacity)
         gain = _over(held.tokens_per_s, one.levels[0].tokens_per_s)
-        gains = "" if gain is None else f" ({words.number(gain, 2)} times one alone's throughput)"
+        gains = "" if gain is None else f" ({number(gain, 2)} times one alone's throughput)"
         said.append(f"**{sentence(name, one)}**: at most {one.capacity} at once{gains}.")
-    return words.bullets(said) if said else "**No level was measured.**"
+    return bullets(said) if said else "**No level was measured.**"
 
 
 def provenance(report: Report) -> str:
@@ -142,7 +143,7 @@ def times_title(report: Report) -> str:
     worst = max(grown, key=lambda name: grown[name][0] / grown[name][1])
     ratio, count = grown[worst]
     return (
-        f"With {count} in flight a request to {worst} takes {words.number(ratio, 1)} times as "
+        f"With {count} in flight a request to {worst} takes {number(ratio, 1)} times as "
         "long as one alone"
     )
 
@@ -158,4 +159,4 @@ def _along(ax: Axes, ticks: Sequence[float]) -> None:
 
 def _under(report: Report, seen: Mapping[str, Found]) -> str:
     count = sum(level.answered for one in seen.values() for level in one.levels)
-    return f"{words.many(count, 'answer')} · {words.pool(report)} · {words.day(report.created)}"
+    return f"{many(count, 'answer')} · {words.pool(report)} · {day(report.created)}"

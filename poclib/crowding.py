@@ -18,6 +18,7 @@ from .canvas import FAINT, INK, WAITING, label
 from .canvas import instead as say
 from .canvas import titles as put_titles
 from .causes import Cause, at_least, causes, labelled
+from .notation import bullets, day, many, number, table
 from .records import Report
 from .stats import Headline
 
@@ -103,7 +104,7 @@ def bottom_line(reports: Sequence[Report], headlines: Sequence[Headline]) -> str
         for one in known
         if one is not worst
     ]
-    return f"{said}\n\nThe same prompts otherwise:\n\n{words.bullets(rest)}" if rest else said
+    return f"{said}\n\nThe same prompts otherwise:\n\n{bullets(rest)}" if rest else said
 
 
 def separation(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
@@ -119,7 +120,7 @@ def separation(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
         for one in crowds(reports, headlines)
     ]
     header = ["run", "wall of a request", "its server's own time", "CPU time of a token"]
-    return words.table([*header, "what it is"], rows, markdown=True)
+    return table([*header, "what it is"], rows, markdown=True)
 
 
 def walls(ax: Axes, reports: Sequence[Report], headlines: Sequence[Headline]) -> None:
@@ -168,17 +169,17 @@ def title(found: Sequence[Crowd]) -> str:
 
 
 def _under(reports: Sequence[Report], found: Sequence[Crowd]) -> str:
-    count = words.many(sum(len(one.walls) for one in found), "request")
-    days = sorted({words.day(one.created) for one in reports})
+    count = many(sum(len(one.walls) for one in found), "request")
+    days = sorted({day(one.created) for one in reports})
     pools = sorted({words.pool(one) for one in reports})
     return " · ".join([count, *pools, *days])
 
 
 def _ratio(one: Crowd) -> str:
-    text = words.number(one.ratio or 0.0, 2)
+    text = number(one.ratio or 0.0, 2)
     return f"at least {text}" if one.bound else text
 
 
 def _times(value: float | None) -> str:
     """Two digits that count: 1.3, 12, 130."""
-    return "-" if value is None else words.number(value, 1 if value < 10 else 0)
+    return "-" if value is None else number(value, 1 if value < 10 else 0)

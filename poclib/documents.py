@@ -13,7 +13,9 @@ from pathlib import Path
 from statistics import median
 
 from . import titles
+from .cautions import warnings
 from .errors import ReportError
+from .notation import bullets, inline, many, milliseconds, number, percent, table
 from .records import Report
 from .report import root
 from .stats import PASS, Headline
@@ -21,24 +23,16 @@ from .words import (
     best,
     bottom_line,
     breakdown_text,
-    bullets,
     comparison_text,
     crowded,
     crowding,
     effect,
     failures,
     finding,
-    inline,
-    many,
-    milliseconds,
-    number,
-    percent,
     provenance,
     ratio,
     slowdowns,
     suite_gate,
-    table,
-    warnings,
 )
 
 

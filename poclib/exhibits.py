@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any
 
 from . import titles
+from .notation import inline, milliseconds, number, percent, table
 from .records import Report
 from .stats import Headline
-from .words import PHASES, inline, milliseconds, number, percent, ratio, table
+from .words import PHASES, ratio
 
 _FIRST = ["queued_ms", "connect_ms", "send_ms", "first_byte_wait_ms", "first_token_wait_ms"]
 _CLIENT = [*_FIRST, "generating_ms", "last_byte_ms"]

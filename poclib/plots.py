@@ -20,6 +20,7 @@ from . import titles, words
 from .canvas import BAND, FAINT, INK, PALETTE, WAITING, apart, ink_on, instead, key, label
 from .canvas import titles as put_titles
 from .canvas import use_style as use_style
+from .notation import day, many, milliseconds, number, percent
 from .stats import SEGMENTS, Headline
 from .stats import shares as provider_shares
 from .timelines import anatomy as anatomy
@@ -55,10 +56,10 @@ def breakdown(ax: Axes, *headlines: Headline) -> None:
             width, colour = found[part], PALETTE[part]
             ax.barh(y, width, left=left, height=0.7, color=colour, edgecolor="white")
             if width > (0.08 if alone else 0.12) * whole:
-                text = words.number(width, 1 if width < 100 else 0)
+                text = number(width, 1 if width < 100 else 0)
                 ax.text(left + width / 2, y, text, ha="center", va="center", color=ink_on(colour))
             left += width
-        ax.text(left, y, f" {words.milliseconds(left)}", va="center")
+        ax.text(left, y, f" {milliseconds(left)}", va="center")
     ax.set_yticks(range(len(bars)), [name for name, _ in bars])
     ax.set_ylim(len(bars) - 0.5, -0.5)
     ax.set_xlim(0, whole * 1.18)
@@ -87,7 +88,7 @@ def overhead(ax: Axes, overheads: pd.DataFrame, headline: Headline) -> None:
             mean = float(values.mean())
             ax.plot([mean, mean], [y - 0.42, y + 0.42], color=INK, linewidth=2.5)
             ax.annotate(
-                words.milliseconds(mean),
+                milliseconds(mean),
                 (1.01, y),
                 xycoords=ax.get_yaxis_transform(),
                 va="center",
@@ -132,7 +133,7 @@ def ratios(
         if found.low is not None and found.high is not None:
             ax.plot([found.low, found.high], [y, y], color=INK, linewidth=2.5)
         ax.plot([middle], [y], "o" if len(ends) == 3 else "D", color=INK, markersize=8)
-        text = words.ratio(one) if len(ends) < 3 else words.number(middle, 2)
+        text = words.ratio(one) if len(ends) < 3 else number(middle, 2)
         foretold = (predicted or {}).get(one.strategy)
         if foretold:
             ax.plot([foretold], [y + 0.27], "^", color=INK, mfc="white", markersize=9)
@@ -229,7 +230,7 @@ def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
         label(ax, f"{name}\n(n = {len(walls)})", point, (9, -4) if right else (-9, 4))
     ax.set_xlim(0, longest * 1.3)
     ax.set_ylim(0, 1.02)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.percent(value)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     ax.set_xlabel("wall time of one request (ms)")
     ax.set_ylabel("share of requests (%)")
 
@@ -252,7 +253,7 @@ def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
         ax.plot([beside, beside], [found.low, found.high], color=INK, linewidth=2.5)
         middle = _middle(headline)
         ax.plot([beside], [middle], "D", color=INK, markersize=8)
-        text = f"median {words.number(middle, 2)}\n95 % interval"
+        text = f"median {number(middle, 2)}\n95 % interval"
         label(ax, text, (beside, middle), (8, 0))
     ax.set_xlim(0.5, last * 1.25 + 1)
     ax.set_ylim(0, max(1.2, float(done["ratio"].max()) * 1.15))
@@ -282,8 +283,8 @@ def shares(ax: Axes, headline: Headline) -> None:
     for one, height in zip(found, column, strict=True):
         face = INK if one.busy == busiest else "white"
         x, y = one.speed or 0.0, one.done
-        busy = "never busy" if not y else f"busy {words.percent(one.busy)} of the time"
-        text = f"{one.provider}: {words.percent(y)} of the prompts,"
+        busy = "never busy" if not y else f"busy {percent(one.busy)} of the time"
+        text = f"{one.provider}: {percent(y)} of the prompts,"
         if len(found) <= 2:  # beside its point, on the side away from the diagonal
             label(
                 ax, text.replace(": ", ":\n") + f"\n{busy}", (x, y), _beside(x / reach, y / reach)
@@ -295,7 +296,7 @@ def shares(ax: Axes, headline: Headline) -> None:
     ax.set_xlim(0, reach)
     ax.set_ylim(0, reach * 1.04)
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: words.percent(value)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     ax.set_xlabel("share of the pool's speed (%)")
     ax.set_ylabel("share of the prompts (%)")
 
@@ -354,12 +355,12 @@ def _middle(headline: Headline) -> float:
 
 
 def _dates(headlines: Sequence[Headline]) -> str:
-    days = sorted({words.day(one.created) for one in headlines}) or ["no date"]
+    days = sorted({day(one.created) for one in headlines}) or ["no date"]
     providers = sorted({name for one in headlines for name in one.providers})
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     counts = [one.overhead_ratio.rounds for one in headlines] or [0]
     n = (
-        words.many(counts[0], "round")
+        many(counts[0], "round")
         if min(counts) == max(counts)
         else f"{min(counts)} to {max(counts)} rounds"
     )
@@ -392,7 +393,7 @@ def drift(ax: Axes, requests: pd.DataFrame, title: str, headline: Headline) -> N
 def ruler(ax: Axes, rows: pd.DataFrame, cases: Sequence[str], title: str, under: str) -> None:
     """The instrument's bias for each known behaviour, and the range that 95 % stay within.
 
-    `rows` is `tables.ruler(found)`, `cases` its `words.ruler_cases`, `title` its finding.
+    `rows` is `tables.ruler(found)`, `cases` its `accuracy.ruler_cases`, `title` its finding.
     """
     put_titles(ax, title, under)
     if rows.empty:
@@ -402,7 +403,7 @@ def ruler(ax: Axes, rows: pd.DataFrame, cases: Sequence[str], title: str, under:
         if row["p95_ms"] == row["p95_ms"]:  # not NaN
             ax.plot([0, row["p95_ms"]], [y, y], color=FAINT, linewidth=2.5)
         ax.plot([row["bias_ms"]], [y], "D", color=INK, markersize=7)
-        text = f"{words.number(row['bias_ms'], 2)} ms"
+        text = f"{number(row['bias_ms'], 2)} ms"
         ax.annotate(text, (row["bias_ms"], y), (0, 9), textcoords="offset points", ha="left")
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(rows)), list(cases), fontsize=10)

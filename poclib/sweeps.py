@@ -27,7 +27,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from . import experiment, report, resume, tables, words
+from . import experiment, notation, report, resume, tables, words
 from .errors import ParameterError, PocError, ReportError
 from .records import Parameters, ProviderSettings, Report
 
@@ -159,7 +159,7 @@ def _set(values: dict[str, Any], key: str, value: Any, where: str) -> None:
     if head not in ProviderSettings.model_fields or not mine:
         near = difflib.get_close_matches(head, known, n=1)
         hint = (
-            f"; did you mean {words.safe(near[0], 60)}?"
+            f"; did you mean {notation.safe(near[0], 60)}?"
             if near
             else " nor a provider or its setting."
         )
@@ -189,8 +189,8 @@ def _shown(value: Any) -> str:
         return " ".join(f"{k} {_shown(v)}" for k, v in value.items() if k not in PRIVATE)
     if isinstance(value, list):
         named = (v.get("name", v) if isinstance(v, dict) else v for v in value)
-        return " ".join(words.inline(v, 40) for v in named)
-    return words.inline(value, 40)
+        return " ".join(notation.inline(v, 40) for v in named)
+    return notation.inline(value, 40)
 
 
 def finished(point: Point, folder: Path) -> Report | None:
@@ -217,7 +217,7 @@ def run(found: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outc
             execute(point, folder / point.name)
             yield Outcome(point, _settle(point, folder / point.name))
         except PocError as error:
-            yield Outcome(point, problem=words.safe(str(error)))
+            yield Outcome(point, problem=notation.safe(str(error)))
 
 
 def _file(point: Point) -> str:
@@ -251,12 +251,12 @@ def table(outcomes: Sequence[Outcome], markdown: bool = False) -> str:
             rows.append([*what, "failed", "-", "-"])
             continue
         headline = tables.headline(one.report)
-        speedup = "-" if headline.speedup is None else words.number(headline.speedup, 2)
+        speedup = "-" if headline.speedup is None else notation.number(headline.speedup, 2)
         rows.append([*what, words.ratio(headline), speedup, headline.verdict])
     header = [*keys, "ratio (95 % interval)", "speedup", "gate"]
     failed = [f"{one.point.label}: {one.problem}" for one in outcomes if one.report is None]
-    told = f"\n\nFailed:\n{words.bullets(failed)}" if failed else ""
-    return words.table(header, rows, markdown) + told
+    told = f"\n\nFailed:\n{notation.bullets(failed)}" if failed else ""
+    return notation.table(header, rows, markdown) + told
 
 
 def write_summary(found: Sequence[Point], folder: Path) -> None:

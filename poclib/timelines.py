@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from . import titles, words
 from .canvas import BAND, FAINT, INK, PALETTE, WAITING, ink_on, instead, key
 from .canvas import titles as put_titles
+from .notation import milliseconds
 from .stats import Headline, segments
 
 MOST_ROWS = 60
@@ -56,7 +57,7 @@ def timeline(
     if headline.ideal_ms is not None and headline.ideal_ms < 3 * end:
         ax.axvline(headline.ideal_ms, color=INK, linewidth=1, linestyle="--")
         right = headline.ideal_ms > 0.5 * end
-        text = f" ideal {words.milliseconds(headline.ideal_ms)} "
+        text = f" ideal {milliseconds(headline.ideal_ms)} "
         ax.text(headline.ideal_ms, y, text, va="center", ha="right" if right else "left")
         end, y = max(end, headline.ideal_ms), y + 1
     if len(ticks) <= _LABELLED:
@@ -134,7 +135,7 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
     whole = wall + before
     for part, width in seen.items():
         if part == "queued_ms" and before < queued:
-            _phase(ax, y, left, before, WAITING, whole, f"… {words.milliseconds(queued)}")
+            _phase(ax, y, left, before, WAITING, whole, f"… {milliseconds(queued)}")
             left, y = 0.0, y + 1
             continue
         _phase(ax, y, left, width, _PHASES[part], whole)
@@ -154,7 +155,7 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
         if row["over_ms"] is not None:
             colour = PALETTE["outside_ms"]
             ax.barh(y, begin, height=0.75, color=colour)
-            _phase(ax, y, left, wall - left, colour, whole, words.milliseconds(row["over_ms"]))
+            _phase(ax, y, left, wall - left, colour, whole, milliseconds(row["over_ms"]))
             names, y = [*names, "over_ms"], y + 1
     ax.axvline(0, color=INK, linewidth=0.8)
     ax.set_yticks(range(y), [words.PHASES[one][0] for one in names])
@@ -169,7 +170,7 @@ def _phase(
     ax.barh(y, width, left=left, height=0.75, color=colour, edgecolor="white", lw=0.4)
     if width < 0.004 * whole:  # else it would not be seen at all
         ax.plot([left], [y], "|", color=colour, markersize=12, markeredgewidth=1.5)
-    text = text or words.milliseconds(width)
+    text = text or milliseconds(width)
     if width > 0.16 * whole:
         ax.text(left + width / 2, y, text, ha="center", va="center", color=ink_on(colour))
     else:

@@ -10,17 +10,9 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from typing import Any
 
+from .notation import many, milliseconds, number, percent
 from .stats import Headline, shares
-from .words import (
-    OVERHEAD_LABELS,
-    SEGMENT_LABELS,
-    effect,
-    many,
-    milliseconds,
-    number,
-    percent,
-    slowdown,
-)
+from .words import OVERHEAD_LABELS, SEGMENT_LABELS, effect, slowdown
 
 
 def timeline(headline: Headline) -> str:

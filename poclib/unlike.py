@@ -14,9 +14,10 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from . import words
 from .canvas import BAND, FAINT, INK, label, names
 from .canvas import titles as put_titles
+from .notation import bullets, day, many, milliseconds, number
+from .notation import table as columns
 from .records import Unlike, UnlikeArm, UnlikePoint
 
 EVEN, ALONE = "serial-per-provider", "sequential"
@@ -139,7 +140,7 @@ def _sentences(
             f"{name}: the second machine stops helping at {said(at)}."
             if at is not None
             else f"{name}: it {_end(last, found)} {said(key(last))}, the {farthest} measured "
-            f"({words.number(last.ratio, 2)} times)."
+            f"({number(last.ratio, 2)} times)."
         )
     return told
 
@@ -148,7 +149,7 @@ def speed_sentences(found: Unlike) -> list[str]:
     """For each strategy: how slow a second machine still helps."""
 
     def said(speed: float) -> str:
-        return f"{words.number(speed, 2)} of the first's speed"
+        return f"{number(speed, 2)} of the first's speed"
 
     return _sentences(found, by_speed(found), lambda row: row.speed, said, "slowest")
 
@@ -157,7 +158,7 @@ def distance_sentences(found: Unlike) -> list[str]:
     """For each strategy: how far away a second machine of the same speed still helps."""
 
     def said(round_trip_ms: float) -> str:
-        return f"a round trip of {words.milliseconds(round_trip_ms)}"
+        return f"a round trip of {milliseconds(round_trip_ms)}"
 
     return _sentences(found, by_distance(found), lambda row: row.round_trip_ms, said, "longest")
 
@@ -165,8 +166,8 @@ def distance_sentences(found: Unlike) -> list[str]:
 def bottom_line(found: Unlike) -> str:
     """Where equal shares stop helping, in bold; then every strategy, by speed and by distance."""
     return (
-        f"**{speed_title(found)}.**\n\n{words.bullets(speed_sentences(found))}\n\n"
-        f"**{distance_title(found)}.**\n\n{words.bullets(distance_sentences(found))}"
+        f"**{speed_title(found)}.**\n\n{bullets(speed_sentences(found))}\n\n"
+        f"**{distance_title(found)}.**\n\n{bullets(distance_sentences(found))}"
     )
 
 
@@ -178,8 +179,8 @@ def speed_title(found: Unlike) -> str:
     slowest = min((row.speed for row in rows), default=1.0)
     best = min((row for row in rows if row.speed == slowest), key=lambda row: row.ratio)
     return (
-        f"Equal shares stop helping at {words.number(at, 2)} of the first machine's speed; at "
-        f"{words.number(slowest, 2)}, {best.strategy} takes {words.number(best.ratio, 2)} times "
+        f"Equal shares stop helping at {number(at, 2)} of the first machine's speed; at "
+        f"{number(slowest, 2)}, {best.strategy} takes {number(best.ratio, 2)} times "
         "the first one's time"
     )
 
@@ -188,13 +189,13 @@ def distance_title(found: Unlike) -> str:
     rows = by_distance(found)
     at = stops(rows, EVEN, lambda row: row.round_trip_ms)
     if at is not None:
-        return f"Equal shares stop helping at a round trip of {words.milliseconds(at)}"
+        return f"Equal shares stop helping at a round trip of {milliseconds(at)}"
     far = max((row.round_trip_ms for row in rows), default=0.0)
     last = [row for row in rows if row.round_trip_ms == far]
     low, high = min(row.ratio for row in last), max(row.ratio for row in last)
     return (
-        f"At a round trip of {words.milliseconds(far)} two machines take "
-        f"{words.number(low, 2)} to {words.number(high, 2)} times one's time"
+        f"At a round trip of {milliseconds(far)} two machines take "
+        f"{number(low, 2)} to {number(high, 2)} times one's time"
     )
 
 
@@ -207,16 +208,20 @@ def table(rows: Sequence[Worth]) -> str:
         here = {
             row.strategy: row for row in rows if (row.speed, row.round_trip_ms) == (speed, trip)
         }
-        cells = [words.number(speed, 2), words.milliseconds(trip), words.number(computed, 2)]
+        cells = [
+            number(speed, 2),
+            milliseconds(trip),
+            number(computed, 2),
+        ]
         lines.append([*cells, *(_cell(here.get(name)) for name in names)])
-    return words.table(["speed", "round trip", "ideal", *names], lines, markdown=True)
+    return columns(["speed", "round trip", "ideal", *names], lines, markdown=True)
 
 
 def _cell(row: Worth | None) -> str:
     if row is None:
         return "-"
-    low, high = words.number(row.low, 2), words.number(row.high, 2)
-    return f"{words.number(row.ratio, 2)} ({low} to {high})"
+    low, high = number(row.low, 2), number(row.high, 2)
+    return f"{number(row.ratio, 2)} ({low} to {high})"
 
 
 def provenance(found: Unlike) -> str:
@@ -226,12 +231,12 @@ def provenance(found: Unlike) -> str:
     rounds = max((row.rounds for row in worth(found)), default=0)
     return " · ".join(
         [
-            words.day(found.created),
+            day(found.created),
             model,
             engine,
-            words.many(len(found.points), "point"),
-            f"{words.many(rounds, 'round')} each",
-            words.many(found.prompts, "prompt"),
+            many(len(found.points), "point"),
+            f"{many(rounds, 'round')} each",
+            many(found.prompts, "prompt"),
         ]
     )
 
@@ -245,7 +250,7 @@ def speeds(ax: Axes, found: Unlike) -> None:
     ax.set_xlabel("speed of the second machine (share of the first one's)")
     at = stops(rows, EVEN, lambda row: row.speed)
     if at is not None:
-        _stop(ax, at, f"equal shares\nstop helping: {words.number(at, 2)}")
+        _stop(ax, at, f"equal shares\nstop helping: {number(at, 2)}")
 
 
 def distances(ax: Axes, found: Unlike) -> None:
@@ -258,7 +263,7 @@ def distances(ax: Axes, found: Unlike) -> None:
     ax.set_xlabel("round trip to the second machine (ms)")
     at = stops(rows, EVEN, lambda row: row.round_trip_ms)
     if at is not None:
-        _stop(ax, at, f"equal shares\nstop helping: {words.milliseconds(at)}")
+        _stop(ax, at, f"equal shares\nstop helping: {milliseconds(at)}")
 
 
 def _curves(

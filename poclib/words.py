@@ -1,21 +1,19 @@
 """Every sentence that a person reads, made from a report and its headline. Draws nothing.
 
-The only module that turns numbers into words; text that came from servers passes `inline`.
-Long because all of the wording lives here: each function is one kind of sentence.
+Each function is one kind of sentence; text that came from servers passes `inline`. Warnings are
+made by `cautions`, how far the instrument is off is told by `accuracy`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from statistics import median
 
-from .cautions import calibrations, cautions, instrument_ms
+from .cautions import calibrations, warnings
+from .notation import bullets, date, day, inline, many, milliseconds, number, percent, safe, table
 from .pacing import Power
-from .records import Probe, ProviderFacts, Report, Ruler, RulerRow
+from .records import Probe, ProviderFacts, Report
 from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread, throughput
 
 SEGMENT_LABELS = {
@@ -34,16 +32,7 @@ OVERHEAD_LABELS = {
     "ours_ms": "our own work",
     "unexplained_ms": "not explained",
 }
-# The quantities of the instrument's check on itself.
-RULER_LABELS = {
-    "ttft_ms": "time to first token",
-    "over_ms": "outside its server",
-    "inter_token_ms": "between tokens",
-    "stub": "the known server's own",
-    "network_ms": "round trip",
-    "makespan_ms": "makespan, per request",
-    "connect_ms": "connecting",
-}
+
 # Every part of a request, in the order it passes: what charts call it and what it is.
 PHASES = {
     "queued_ms": ("waiting for a slot", "in the coordinator, for the provider to have room; "
@@ -67,51 +56,6 @@ PHASES = {
     "ttft_ms": ("time to first token", "from the start of the wall time to the first token"),
     "ms_per_token": ("wall per token", "wall time over the answer's tokens"),
 }  # fmt: skip
-
-
-def safe(text: object, limit: int = 500) -> str:
-    """`text` on one line fit for a terminal: no control, direction or surrogate character."""
-    line = " ".join(str(text).split())
-    kept = "".join("?" if unicodedata.category(c)[0] == "C" else c for c in line)
-    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
-
-
-def inline(text: object, limit: int = 80) -> str:
-    """`text` from a server fit for a terminal, Markdown, HTML and a chart alike."""
-    kept = "".join(c if c.isalnum() or c in " ._:;/@+,='%()-" else "?" for c in safe(text, limit))
-    return kept.replace("//", "/ /")
-
-
-def number(value: float, decimals: int) -> str:
-    """`value` with thousands separated; exact halves of the decimal number round up."""
-    text = f"{round(value, 6) + 1e-9:,.{decimals}f}"
-    return text if text.strip("-0.,") else text.lstrip("-")  # no minus before a zero
-
-
-def milliseconds(value: float | None) -> str:
-    """Three digits or more: 22.4 ms, 382 ms, 2,515 ms; a hyphen for what is absent."""
-    return "-" if value is None else f"{number(value, 1 if abs(value) < 100 else 0)} ms"
-
-
-def percent(share: float | None, decimals: int = 0) -> str:
-    return "-" if share is None else f"{number(100 * share, decimals)} %"
-
-
-def many(count: int, noun: str) -> str:
-    """1 round, 2 rounds."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def date(report: Report) -> str:
-    return day(report.created)
-
-
-def day(created: str) -> str:
-    """The date of a time of day as reports hold it."""
-    try:
-        return datetime.fromisoformat(created).date().isoformat()
-    except ValueError:
-        return inline(created, 20)
 
 
 def effect(headline: Headline) -> str:
@@ -341,153 +285,6 @@ def bottom_line(report: Report, headline: Headline, verdict: str = "") -> str:
     return f"**{finding(headline)}.**{total}\n\n{bullets(rest)}"
 
 
-def warnings(report: Report, headline: Headline) -> list[str]:
-    """What could mislead a reader: observation, likely cause, next action; from the data."""
-    found: list[str] = []
-    rows = report.requests
-    good = [row for row in rows if row.outcome == "ok"]
-    rounds = headline.overhead_ratio.rounds
-    if not report.complete:
-        found.append("The run did not finish: it was stopped or failed; run it again.")
-    found += [inline(note, 300) for note in report.notes]
-    found += _stops(report)
-    found += [ending(report)] if report.ended else []
-    if rounds < 2:
-        found.append(
-            f"There is no interval: the report has {many(rounds, 'complete round')}, and drift "
-            "cannot be told from gain; measure 5 rounds or more."
-        )
-    if headline.incomplete_rounds:
-        found.append(
-            f"{many(headline.incomplete_rounds, 'round')} left out: some prompt has no answer "
-            "there; see the failed requests, then run again."
-        )
-    if headline.failed_requests:
-        kinds = Counter(inline(row.error_kind or "?") for row in rows if row.outcome == "failed")
-        causes = ", ".join(f"{kind} {count} times" for kind, count in kinds.most_common())
-        found.append(
-            f"{many(headline.failed_requests, 'request')} of {headline.requests:,} failed "
-            f"({causes}; {_blame(report)}): a server was overloaded or away; read its log, lower "
-            "its capacity. Their time is part of the makespan, and none of a request's time."
-        )
-    empty = sum(row.answer_sha256 == _EMPTY_SHA256 for row in good)
-    if empty:
-        found.append(
-            f"{many(empty, 'answer')} of {len(good):,} empty: the server ended them at once, so "
-            "their times are of no work; look at its log and at the prompts."
-        )
-    if hedges := [row for row in rows if row.role == "hedge"]:
-        won = sum(row.outcome == "ok" for row in hedges)
-        found.append(
-            f"{many(len(hedges), 'late prompt')} went to a second provider too, whose answer came "
-            f"first {won} times; the other copy was cancelled there and counts as no answer."
-        )
-    if headline.answers_equal.different:
-        found.append(
-            f"{headline.answers_equal.different} of {headline.answers_equal.compared} answers "
-            "differ between the arms: batching or another build rounds differently, or the models "
-            "differ; compare digests and engine versions before trusting equal work."
-        )
-    digests = {p.digest for p in report.providers}
-    if len(digests - {None}) > 1:
-        found.append(
-            "The providers hold different models (their digests differ), so their work is not "
-            "equal; load the same model everywhere."
-        )
-    elif None in digests:
-        found.append(
-            "Some model digests are unknown: the server does not tell; compare the model files "
-            "by hand."
-        )
-    engines = {(p.engine or p.server) for p in report.providers} - {None}
-    if len(engines) > 1:
-        found.append(
-            "The providers run different engines or versions, which changes speed and rounding; "
-            "install the same version everywhere."
-        )
-    embedded = [p for p in report.providers if p.kind == "embedded"]
-    if loose := [p.name for p in embedded if not p.pinned]:
-        found.append(
-            f"{', '.join(loose)} not pinned to a core: this system cannot pin, or no core was "
-            "free, so engines may share cores; give each its own core where that is possible."
-        )
-    if len(embedded) > 1 and len(embedded) == len(report.providers):
-        found.append(
-            "All engines ran on one machine: they share its memory and caches, and their link is "
-            "made in software; measure two machines before deciding on two machines."
-        )
-    if cached := sum(bool(row.cached_tokens) for row in good):
-        found.append(
-            f"{many(cached, 'request')} reused cached prompt tokens: the server's prompt cache "
-            "made them cheaper; make prompts unique or switch the cache off."
-        )
-    fresh = [row.provider for row in good if row.marks.connected_ms is not None]
-    if len(fresh) > 0.2 * len(good):
-        found.append(
-            f"{many(len(fresh), 'request')} of {len(good):,} opened a new connection, which costs "
-            f"a round trip more ({', '.join(sorted(set(fresh)))}): the server closes it after "
-            "each answer, as llama-server does after a streamed one; try stream: false."
-        )
-    tokens = [row.output_tokens for row in good if row.output_tokens is not None]
-    if tokens and min(tokens) != max(tokens):
-        found.append(
-            f"Answers differ in length ({min(tokens)} to {max(tokens)} tokens): the server does "
-            "not fix it; read times per token as well."
-        )
-    if silent := sorted({row.provider for row in good if row.over_ms is None}):
-        found.append(
-            f"{', '.join(silent)} did not report server time for every request, so added latency "
-            "is partly unknown; use a server or an option that reports it."
-        )
-    remote, local = headline.added_latency_ms["remote"], headline.added_latency_ms["local"]
-    if remote and local and local.mean >= remote.mean:
-        found.append(
-            f"Local requests paid as much overhead as remote ones or more "
-            f"({milliseconds(local.mean)} and {milliseconds(remote.mean)}): HTTP, parsing or "
-            "waiting inside the server, not mostly the network; look there first."
-        )
-    if slow := _outliers(report):
-        found.append(
-            f"{many(slow, 'request')} took over 3 times the median of their provider and arm "
-            "(they are counted like all others): another load on the machine, or a queue in the "
-            "server; look at the timeline."
-        )
-    return found + cautions(report, headline)
-
-
-_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
-
-
-def _blame(report: Report) -> str:
-    """Each provider's share of the failures: slow 3 of 12."""
-    failed = Counter(row.provider for row in report.requests if row.outcome == "failed")
-    asked = Counter(row.provider for row in report.requests)
-    return ", ".join(f"{name} {count} of {asked[name]}" for name, count in failed.most_common())
-
-
-def _stops(report: Report) -> list[str]:
-    """That the run was stopped and went on, and what of it is kept but not counted."""
-    rows = sum(len(arm.requests) for one in report.cut for arm in one.arms)
-    cut = ", ".join(str(index + 1) for index in sorted({one.index for one in report.cut}))
-    kept = f"{many(rows, 'request')} of round {cut}" if rows else ""
-    if not report.resumed_ms:
-        return [f"{kept}, which was cut, are kept in the report and counted nowhere."] * bool(rows)
-    said = f"The run was stopped and went on {many(len(report.resumed_ms), 'time')}"
-    if rows:
-        said += f"; round {cut} was repeated whole: {kept} are kept and counted nowhere"
-    return [f"{said}. Engines were warmed anew: compare the rounds before and after."]
-
-
-def _outliers(report: Report) -> int:
-    walls: dict[tuple[str, str], list[float]] = {}
-    for one in report.rounds:
-        for arm in one.arms:
-            for row in arm.requests:
-                if row.outcome == "ok" and row.wall_ms is not None:
-                    walls.setdefault((arm.arm, row.provider), []).append(row.wall_ms)
-    return sum(wall > 3 * median(group) for group in walls.values() for wall in group)
-
-
 _HEADER = ["strategy", "ratio (95 % interval)", "speedup", "efficiency"]
 _HEADER += ["added, remote", "added, local", "gate"]
 
@@ -519,23 +316,6 @@ def failures(headlines: Sequence[Headline]) -> str:
         f"{one.strategy} {one.failed_requests:,} of {one.requests:,} requests" for one in failed
     )
     return f"Providers failed in these runs, whose times count what that cost: {told}.\n\n"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    """Aligned columns; with `markdown` a pipe table that reads well unrendered too."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    edge, between = ("| ", " | ") if markdown else ("", "  ")
-    padded = (
-        between.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-    return "\n".join(f"{edge}{line}{edge[::-1]}".rstrip() for line in padded)
-
-
-def bullets(lines: Sequence[str]) -> str:
-    """A Markdown list."""
-    return "\n".join(f"- {line}" for line in lines)
 
 
 def opening(report: Report, headline: Headline) -> str:
@@ -802,129 +582,6 @@ def _power(power: Power) -> str:
         f"{percent(power.noise, 1)}; drift and contention come on top. `rounds: auto` goes on "
         "until the interval is within the band to both sides of its middle."
     )
-
-
-def ending(report: Report) -> str:
-    """What ended `rounds: auto`; empty where their number was given."""
-    count = many(len(report.rounds), "round")
-    if report.ended == "narrow":
-        return (
-            f"The run ended after {count}, when its interval lay within the band to both sides "
-            "of its middle (rounds: auto)."
-        )
-    if report.ended == "time":
-        return (
-            f"The run ended after {count}, because one more would have passed run_limit_s, and "
-            "its interval is wider than the band (rounds: auto); raise run_limit_s for a "
-            "narrower one."
-        )
-    if report.ended == "most":
-        return (
-            f"The run ended after {count}, the most that rounds: auto takes, and its interval "
-            "is wider than the band: the machines vary too much; measure more prompts a round."
-        )
-    return ""
-
-
-def ruler_case(row: RulerRow) -> str:
-    """1 at a time, 25 ms to the first token, new connections."""
-    parts = [f"{row.in_flight} at a time, {row.delay_ms:g} ms to the first token"]
-    parts += [f"link {row.round_trip_ms:g} ms"] if row.round_trip_ms else []
-    parts += [] if row.keep_alive else ["new connections"]
-    return ", ".join(parts)
-
-
-def ruler_cases(found: Ruler, quantity: str = "over_ms") -> list[str]:
-    """The cases of one quantity, in the order of `tables.ruler`."""
-    return [ruler_case(row) for row in found.rows if row.quantity == quantity]
-
-
-def ruler_table(found: Ruler, markdown: bool = False) -> str:
-    """Bias and spread of every quantity in every case, in milliseconds."""
-    rows = [
-        [
-            ruler_case(row),
-            row.quantity,
-            str(row.n),
-            number(row.bias_ms, 3),
-            "-" if row.p95_ms is None else number(row.p95_ms, 3),
-        ]
-        for row in found.rows
-    ]
-    header = ["known behaviour", "quantity", "n", "bias (ms)", "95 % within (ms)"]
-    return table(header, rows, markdown)
-
-
-def ruler_grid(found: Ruler) -> str:
-    """A row a case, a column a quantity, as Markdown: the bias, and what 95 % stay within."""
-    cells: dict[str, dict[str, str]] = {}
-    for row in found.rows:
-        spread = "" if row.p95_ms is None else f" ({number(row.p95_ms, 2)})"
-        cell = f"{number(row.bias_ms, 2)}{spread}"
-        cells.setdefault(ruler_case(row), {})[RULER_LABELS.get(row.quantity, row.quantity)] = cell
-    quantities = list(dict.fromkeys(label for one in cells.values() for label in one))
-    rows = [[case, *(one.get(q, "-") for q in quantities)] for case, one in cells.items()]
-    return table(["known behaviour, errors in ms", *quantities], rows, markdown=True)
-
-
-def ruler_provenance(found: Ruler) -> str:
-    """When the instrument was checked, on how many cores, with how many requests."""
-    asked = sum(row.n for row in found.rows if row.quantity == "over_ms")
-    cores = "unknown cores" if found.cores is None else many(found.cores, "core")
-    return f"{day(found.created)} · {cores} · {many(asked, 'request')} to a server of known times"
-
-
-def ruler_finding(found: Ruler) -> str:
-    """How far the instrument can be trusted here, held against what it aims at."""
-    seen = [row for row in found.rows if row.quantity == "ttft_ms"]
-    alone = [row for row in seen if row.in_flight == 1]
-    many_at_once = [row for row in seen if row.in_flight == 64]
-    said = []
-    if alone:
-        bias = max(abs(row.bias_ms) for row in alone)
-        spread = max((row.p95_ms or 0.0 for row in alone), default=0.0)
-        said.append(
-            f"One at a time a known delay is recovered within {number(bias, 2)} ms at the median "
-            f"(the aim of 0.5 ms is {_met(bias <= 0.5)}) and {number(spread, 2)} ms in 95 % of "
-            f"requests (the aim of 2 ms is {_met(spread <= 2)})"
-        )
-    if many_at_once:
-        bias = max(abs(row.bias_ms) for row in many_at_once)
-        said.append(
-            f"with 64 at once the bias is {number(bias, 2)} ms (the aim of under 1 ms is "
-            f"{_met(bias < 1)})"
-        )
-    return "; ".join(said) + "." if said else "Nothing was checked."
-
-
-def _met(is_met: bool) -> str:
-    return "met" if is_met else "not met"
-
-
-def title_ruler(found: Ruler, quantity: str = "ttft_ms") -> str:
-    """By how much one quantity is off, over all cases of the check."""
-    rows = [row for row in found.rows if row.quantity == quantity]
-    if not rows:
-        return f"{RULER_LABELS.get(quantity, quantity)}: not checked"
-    low, high = min(row.bias_ms for row in rows), max(row.bias_ms for row in rows)
-    label = RULER_LABELS.get(quantity, quantity)
-    return f"{label.capitalize()}: off by {number(low, 2)} to {number(high, 2)} ms (medians)"
-
-
-def checks_before_runs(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
-    """The instrument's error as each run found it beforehand, beside the smallest it reports."""
-    rows = []
-    for report, headline in zip(reports, headlines, strict=True):
-        added = [one.mean for one in headline.added_latency_ms.values() if one]
-        rows.append(
-            [
-                headline.report,
-                milliseconds(instrument_ms(report)),
-                milliseconds(min(added)) if added else "-",
-            ]
-        )
-    header = ["report", "instrument's error before the run", "least added latency it reports"]
-    return table(header, rows, markdown=True)
 
 
 def title_drift(report: Report) -> str:

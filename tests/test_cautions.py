@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from test_tables import pool_report, row
 
-from poclib import cautions, tables, words
+from poclib import cautions, tables
 from poclib.records import Report, Request, Ruler, RulerRow
 
 
@@ -67,7 +67,9 @@ def test_what_a_report_recorded_is_warned_of(facts: dict[str, Any], sentence: st
     assert sentence in found
     warning = next(line for line in found.splitlines() if sentence in line)
     assert ": " in warning and warning.endswith(".")  # a cause, and what to do
-    assert found in "\n".join(words.warnings(changed(**facts), tables.headline(changed(**facts))))
+    assert found in "\n".join(
+        cautions.warnings(changed(**facts), tables.headline(changed(**facts)))
+    )
 
 
 def test_a_load_average_counts_only_where_others_share_is_unknown() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from poclib import experiment, fake, journal, report, tables, words
+from poclib import cautions, experiment, fake, journal, report, tables
 from poclib.errors import (
     NewerReport,
     ParameterError,
@@ -146,7 +146,7 @@ def test_a_cut_round_is_repeated_whole_and_its_rows_are_marked(
     assert min(row.marks.start_ms or 0 for row in later) >= last_ms
     headline = tables.headline(found)
     assert headline.requests == 3 * 2 * 4  # the cut round counts nowhere
-    (said,) = [one for one in words.warnings(found, headline) if "stopped" in one]
+    (said,) = [one for one in cautions.warnings(found, headline) if "stopped" in one]
     assert "round 2 was repeated whole" in said and f"{len(outcomes)} requests" in said
 
 
@@ -255,7 +255,7 @@ def test_a_model_that_was_changed_after_the_last_round_is_noted(tmp_path: Path) 
     found = measured(tmp_path, [fake.Provider("fast", 100), slow])
     assert found.complete and len(found.rounds) == 3
     assert "provider slow was changed during the run (digest fake:1, now fake:9)" in found.notes[0]
-    said = words.warnings(found, tables.headline(found))
+    said = cautions.warnings(found, tables.headline(found))
     assert any("was changed during the run" in one for one in said)
 
 

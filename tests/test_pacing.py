@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poclib import experiment, fake, forecast, pacing, stats, tables, words
+from poclib import cautions, experiment, fake, forecast, pacing, stats, tables, words
 from poclib.errors import ParameterError, RunFailed
 from poclib.records import Arm, Parameters, Prompt, Report, Request
 
@@ -120,7 +120,7 @@ def test_the_time_limit_ends_it_and_is_told(tmp_path: Path) -> None:
     assert found.ended == "time" and found.complete
     last_ms = max(row.marks.end_ms or 0 for row in found.requests)
     assert 5_000 < last_ms < 9_000
-    said = "\n".join(words.warnings(found, tables.headline(found)))
+    said = "\n".join(cautions.warnings(found, tables.headline(found)))
     assert f"ended after {len(found.rounds)} rounds, because one more would have passed" in said
 
 
@@ -133,7 +133,7 @@ def test_the_most_rounds_end_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pacing, "MOST", 8)
     found = measured(tmp_path, [0.5, 2.0])
     assert found.ended == "most" and len(found.rounds) == 8
-    assert "the machines vary too much" in words.ending(found)
+    assert "the machines vary too much" in cautions.ending(found)
 
 
 def test_an_automatic_run_that_was_stopped_goes_on_to_the_same_end(

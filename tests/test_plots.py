@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import canvas, cases, plots, stats, tables, timelines, titles, words
+from poclib import accuracy, canvas, cases, notation, plots, stats, tables, timelines, titles, words
 from poclib import report as reports
 from poclib.records import Report, Ruler, RulerRow
 from poclib.stats import Ratio, Spread
@@ -345,7 +345,7 @@ def test_every_chart_has_units_a_finding_and_its_provenance_and_returns_none() -
         assert drawn == [None] * 7
         for chart in charts:
             assert chart.get_title(loc="left")
-            assert words.day(report.created) in texts(chart)
+            assert notation.day(report.created) in texts(chart)
             assert not chart.axison or "(" in chart.get_xlabel()
 
 
@@ -371,10 +371,10 @@ def test_drift_and_the_rulers_error_are_drawn_or_said_to_be_unknown() -> None:
     rows = [RulerRow(quantity="over_ms", bias_ms=0.4, p95_ms=p95, **row) for p95 in (1.5, None)]
     for found in (Ruler(created="2026-11-24", rows=rows), Ruler(created="2026-11-24")):
         chart = Figure().subplots()
-        cases = words.ruler_cases(found)
-        plots.ruler(chart, tables.ruler(found), cases, words.ruler_finding(found), "today")
+        cases = accuracy.ruler_cases(found)
+        plots.ruler(chart, tables.ruler(found), cases, accuracy.ruler_finding(found), "today")
         assert ("0.40 ms" in texts(chart)) == bool(found.rows)
-        assert "new connections" in words.ruler_table(found) or not found.rows
+        assert "new connections" in accuracy.ruler_table(found) or not found.rows
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_a_figure_says_what_its_charts_say(ax: Axes) -> None:
     plots.round_ratios(ax, tables.rounds(REPORT), HEADLINE)
     said = canvas.finding(ax.figure)  # type: ignore[arg-type]
     assert said.startswith(ax.get_title(loc="left").replace("\n", " ") + ". ")
-    assert words.day(HEADLINE.created) in said
+    assert notation.day(HEADLINE.created) in said
     assert canvas.finding(Figure()) == ""
 
 

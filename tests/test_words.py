@@ -9,9 +9,9 @@ import pytest
 from test_cautions import checked
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import documents, tables, titles, words
+from poclib import cautions, documents, notation, tables, titles, words
 from poclib import report as reports
-from poclib.records import Report, Ruler, RulerRow
+from poclib.records import Report
 from poclib.stats import Headline, Ratio, Spread
 
 PASSED = tables.headline(pool_report())
@@ -61,13 +61,6 @@ def test_the_band_decides_what_is_called_a_difference(
     assert "same" not in words.finding(headline)
 
 
-def test_numbers_in_words() -> None:
-    assert words.milliseconds(27.849999999999994) == "27.9 ms"  # 27.85, less a rounding error
-    assert words.milliseconds(2515.0) == "2,515 ms" and words.milliseconds(None) == "-"
-    assert words.percent(0.7534) == "75 %" and words.percent(0.03585, 1) == "3.6 %"
-    assert words.many(1, "round") == "1 round" and words.many(1200, "round") == "1,200 rounds"
-
-
 EVIL = "<script>alert(1)</script> **b** [x](http://evil.example) \x1b[31m\u202e`$|\n# h"
 
 
@@ -87,12 +80,10 @@ def test_text_of_servers_is_harmless_everywhere() -> None:
         words.report_text(report, headline),
         documents.phase_0_result([report], [headline]),
         words.doctor_table(report.providers, report.probes, {}, {}, {"local": "x"}),
-        *words.warnings(report, headline),
+        *cautions.warnings(report, headline),
     ]
     for text in said:
         assert not re.search(r"[<>`$\x1b\u202e\[\]]|//|\*\*b|\n# h", text), text
-    line = words.safe("ok\x1b[2J\r\nnext \u202e\ud800")
-    assert line == "ok?[2J next ??" and len(words.safe("x" * 9999)) == 500
 
 
 def test_no_sentence_uses_plus_minus() -> None:
@@ -176,7 +167,7 @@ def test_the_cause_of_what_is_lost_is_named() -> None:
 
 
 def warned(report: Report) -> str:
-    return "\n".join(words.warnings(report, tables.headline(report)))
+    return "\n".join(cautions.warnings(report, tables.headline(report)))
 
 
 def providers(**changes: Any) -> list[dict[str, Any]]:
@@ -352,16 +343,6 @@ def test_the_doctor_speaks_of_each_provider() -> None:
     assert "unknown" in words.expected_gain({}, {})
 
 
-def test_the_ruler_is_held_against_its_aims() -> None:
-    row = {"quantity": "ttft_ms", "delay_ms": 5, "round_trip_ms": 0, "keep_alive": True, "n": 80}
-    alone = RulerRow(in_flight=1, bias_ms=0.5, p95_ms=2.0, **row)
-    at_once = RulerRow(in_flight=64, bias_ms=-1.0, p95_ms=9.0, **row)
-    said = words.ruler_finding(Ruler(created="2026-11-24", rows=[alone, at_once]))
-    assert "0.50 ms at the median (the aim of 0.5 ms is met)" in said
-    assert "2.00 ms in 95 % of requests (the aim of 2 ms is met)" in said
-    assert "the bias is 1.00 ms (the aim of under 1 ms is not met)" in said
-
-
 def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
     data = pool_report().model_dump()
     arm = next(arm for arm in data["rounds"][0]["arms"] if arm["arm"] == "strategy")
@@ -370,7 +351,7 @@ def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
     report = Report.model_validate(data)
     headline = tables.headline(report)
     assert headline.failed_requests == 1
-    number = words.number(headline.overhead_ratio.median or 0.0, 2)
+    number = notation.number(headline.overhead_ratio.median or 0.0, 2)
     for text in (
         words.comparison_text([headline]),
         words.report_text(report, headline),
@@ -378,32 +359,3 @@ def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
         words.opening(report, headline) + words.bottom_line(report, headline),
     ):
         assert 0 <= text.index(" failed ") < text.index(number), text
-
-
-def test_a_zero_has_no_minus() -> None:
-    assert [words.number(value, 2) for value in (-0.001, -0.0, -0.01)] == ["0.00", "0.00", "-0.01"]
-
-
-def test_the_check_of_the_instrument_in_words() -> None:
-    rows = [
-        RulerRow(
-            quantity=quantity, in_flight=at_once, delay_ms=25, round_trip_ms=0, keep_alive=True,
-            n=80, bias_ms=bias, p95_ms=p95,
-        )
-        for quantity, at_once, bias, p95 in (
-            ("ttft_ms", 1, 0.4, 1.5), ("ttft_ms", 64, 0.7, 9.0), ("over_ms", 1, 0.6, 2.0),
-        )
-    ]  # fmt: skip
-    found = Ruler(created="2026-11-24T00:00:00Z", cores=2, rows=rows)
-    said = words.ruler_finding(found)
-    assert "within 0.40 ms at the median (the aim of 0.5 ms is met) and 1.50 ms in 95 %" in said
-    assert "with 64 at once the bias is 0.70 ms (the aim of under 1 ms is met)" in said
-    late = found.model_copy(update={"rows": [rows[0].model_copy(update={"bias_ms": 0.6})]})
-    assert "the aim of 0.5 ms is not met) and 1.50 ms" in words.ruler_finding(late)
-    grid = words.ruler_grid(found).splitlines()
-    assert [cell.strip() for cell in grid[2].split("|")[2:4]] == ["0.40 (1.50)", "0.60 (2.00)"]
-    assert grid[3].split("|")[3].strip() == "-"
-    assert words.title_ruler(found) == "Time to first token: off by 0.40 to 0.70 ms (medians)"
-    assert words.ruler_provenance(found).startswith("2026-11-24 · 2 cores · 80 requests")
-    before = words.checks_before_runs([pool_report(ruler=found.model_dump())], [PASSED])
-    assert "| 2.0 ms " in before.splitlines()[2]
