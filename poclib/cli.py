@@ -29,6 +29,7 @@ from . import (
     documents,
     experiment,
     finder,
+    identity,
     journal,
     notation,
     pages,
@@ -142,7 +143,7 @@ async def _examine(
                 run.facts.append(answer.model_copy(update=run.known[name]))
         if not problems:
             if not run.parameters.allow_unlike_models:
-                pool.check_alike(run.facts)
+                identity.check_alike(run.facts)
             await run.prepare()
             if capacities is not None:
                 capacities.update(await finder.find(run))

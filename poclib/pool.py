@@ -1,4 +1,4 @@
-"""The providers of an experiment: engines started, keys read, unlike models refused.
+"""The providers of an experiment: engines started, keys read.
 
 Joins what the parameters say with the embedded engines that it starts; measures nothing.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from . import engines
-from .errors import ParameterError, UnlikeProviders
+from .errors import ParameterError
 from .providers import KINDS
 from .records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
 
@@ -98,19 +98,3 @@ def _key(name: str, variable: str | None) -> str | None:
             f"export {variable}=… with its key."
         )
     return key
-
-
-def check_alike(facts: Sequence[ProviderFacts]) -> None:
-    """Raise `UnlikeProviders` where two digests of the same scheme differ: unequal work."""
-    seen: dict[str, tuple[str, str]] = {}
-    for fact in facts:
-        if fact.digest is None:
-            continue
-        scheme = fact.digest.partition(":")[0]
-        name, digest = seen.setdefault(scheme, (fact.name, fact.digest))
-        if digest != fact.digest:
-            raise UnlikeProviders(
-                f"providers {name} and {fact.name} hold different models ({digest[:19]} and "
-                f"{fact.digest[:19]}): their work would not be equal; load the same model on "
-                "both, or set allow_unlike_models: true if that is meant."
-            )

@@ -1,6 +1,6 @@
 """Whether a run that was stopped may go on, and whether one that is finished is what was asked.
 
-Compares what was asked for and who was found; measures nothing and writes no row.
+Compares what was asked for; measures nothing and writes no row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from . import journal, report
 from .errors import ParameterError, PocError, ReportError
 from .journal import Kept
-from .records import Parameters, ProviderFacts, Report
+from .records import Parameters, Report
 
 
 def asked(parameters: Parameters, prompts: Sequence[str]) -> dict[str, Any]:
@@ -97,15 +97,3 @@ def kept(parameters: Parameters, prompts: Sequence[str], path: Path) -> Kept | N
             "--resume to start over (the file is kept aside)."
         ) from None
     return left
-
-
-def who(facts: ProviderFacts) -> dict[str, Any]:
-    """What must stay the same of a provider for its times to be of one kind."""
-    return facts.model_dump(include={"model", "digest", "server", "engine", "context_tokens"})
-
-
-def differs(was: ProviderFacts, now: ProviderFacts) -> str:
-    """What is another, and how: digest x, now y."""
-    mine = who(now)
-    return ", ".join(f"{key} {old}, now {mine[key]}" for key, old in who(was).items()
-                     if old != mine[key])  # fmt: skip

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from . import __version__, forecast, pacing, report, ruler, workload
+from . import __version__, forecast, identity, pacing, report, ruler, workload
 from . import resume as going_on
 from .adaptive import AdaptiveLimit
 from .attempts import Rules, attempt
@@ -25,7 +25,7 @@ from .errors import PocError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
 from .monitor import Monitor, environment, undisturbed
 from .policy import Policy
-from .pool import Clock, Measurable, check_alike
+from .pool import Clock, Measurable
 from .progress import Progress, quiet
 from .providers import Provider
 from .records import (
@@ -249,43 +249,22 @@ class Run:
                 raise answer
             self.facts.append(answer.model_copy(update=self.known[answer.name]))
         if not self.parameters.allow_unlike_models:
-            check_alike(self.facts)
+            identity.check_alike(self.facts)
         before = {one.name: one for one in self.kept.facts} if self.kept else {}
         for fact in self.facts:
-            if (was := before.get(fact.name)) and going_on.who(was) != going_on.who(fact):
+            if (was := before.get(fact.name)) and (how := identity.differs(was, fact)):
                 raise UnlikeProviders(
                     f"provider {fact.name} is not what it was before the stop "
-                    f"({going_on.differs(was, fact)}), so its times cannot be mixed; run without "
+                    f"({how}), so its times cannot be mixed; run without "
                     "--resume to start over."
                 )
         return self.facts
 
     async def _changed(self, names: Collection[str]) -> tuple[list[str], list[str]]:
-        """Ask these providers again who they are: a sentence of each that is another, or silent.
-
-        In bounded time: whether it can answer prompts is for the requests to show.
-        """
-
-        async def asked(name: str) -> ProviderFacts:
-            async with asyncio.timeout(self.parameters.connect_timeout_s):
-                return await self.senders[name].describe()
-
         was = [one for one in self.facts if one.name in names]
-        answers = await asyncio.gather(*(asked(one.name) for one in was), return_exceptions=True)
-        changed, silent = [], []
-        for before, answer in zip(was, answers, strict=True):
-            if isinstance(answer, ProviderFacts):
-                now = answer.model_copy(update=self.known[answer.name])
-                if going_on.who(before) != going_on.who(now):
-                    how = going_on.differs(before, now)
-                    changed.append(f"provider {before.name} was changed during the run ({how})")
-            elif isinstance(answer, PocError):
-                silent.append(str(answer))
-            elif isinstance(answer, TimeoutError):
-                silent.append(f"provider {before.name} does not say who it is.")
-            else:
-                raise answer
-        return changed, silent
+        return await identity.changed(
+            was, self.senders, self.known, self.parameters.connect_timeout_s
+        )
 
     async def _unchanged(self, stage: str, names: Collection[str]) -> None:
         """Raise `RunFailed` where answers of this arm may be another model's."""

@@ -53,15 +53,16 @@ ALLOWED = {
         *("attempts", "dispatch", "errors", "monitor", "providers", "records", "strategies"),
     },
     "pool": {"engines", "errors", "providers", "records"},
+    "identity": {"errors", "pool", "records"},
     "usage": {"records"},
     "workload": {"errors", "records", "report"},
     "run": {
-        *("adaptive", "attempts", "dispatch", "errors", "forecast", "journal", "monitor"),
-        *("pacing", "policy", "pool", "progress", "providers", "records", "report", "resume"),
-        *("ruler", "strategies", "usage", "workload"),
+        *("adaptive", "attempts", "dispatch", "errors", "forecast", "identity", "journal"),
+        *("monitor", "pacing", "policy", "pool", "progress", "providers", "records", "report"),
+        *("resume", "ruler", "strategies", "usage", "workload"),
     },
     "experiment": {
-        *("engines", "errors", "forecast", "journal", "pacing", "pool", "progress", "records"),
+        *("engines", "errors", "journal", "pool", "progress", "records"),
         *("report", "resume", "run", "strategies", "workload"),
     },
     "outage": {
