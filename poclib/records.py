@@ -234,7 +234,8 @@ class RequestMarks(Record):
     """Offsets of transport events from the report's anchor; None where none was seen.
 
     `connected_ms` is None on a warm connection: no connect took place. `ready_ms` is when the
-    connection was there, new or warm: what came before was our own work.
+    connection was there, new or warm: what came before was our own work. `end_ms` of an answer is
+    its last byte's arrival and our own work on it, without the event loop's wait for its turn.
     """
 
     assigned_ms: Milliseconds | None = None
