@@ -113,9 +113,6 @@ class _Dispatch:
                 self._give(now_ms)
                 self._send(now_ms)
                 for task in await _next(self.ended, self._patience_s(now_ms)):
-                    # Between two of them, take what has arrived for others meanwhile: with many
-                    # in flight it would else be timed when all work on these is done.
-                    await asyncio.sleep(0)
                     if task in self.in_flight:  # else its row went with the answer that beat it
                         await self._take(task)
         finally:

@@ -276,7 +276,7 @@ class Exchange:
     finished: bool = False
     pieces: list[str] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
-    # When bytes were last taken from the network, by `time.perf_counter`, where that is known.
+    # When bytes last came from the network, by `time.perf_counter`, where that is known.
     arrived_s: Callable[[], float] | None = None
 
     def mark(self, event: str) -> None:
