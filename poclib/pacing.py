@@ -72,7 +72,7 @@ def narrow(found: Sequence[float], band: float) -> bool:
 
     Judged by width alone and never by where it lies, so that stopping there favours no claim.
     Even so, an interval that was looked at after every round holds less than the 95 % of one
-    whose rounds were fixed beforehand: 91 % at the least (`benchmarks/interval_coverage.py`).
+    whose rounds were fixed beforehand: about 90 % at the least (`benchmarks/interval_coverage.py`).
     """
     if len(found) < LEAST:
         return False
