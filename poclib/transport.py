@@ -12,15 +12,12 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import platform
 import socket
 import ssl
-import struct
-import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -30,6 +27,7 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from .arrivals import Stamped
 from .errors import BadAnswer, Forbidden, ParameterError, ProviderError, TimedOut, Unreachable
 from .records import Exchange
 
@@ -46,10 +44,6 @@ PRIVATE = [
 # How long a request that is being sent keeps others waiting: enough for what is our own work,
 # not for a network's round trip.
 TURN_S = 0.001
-# Linux's number, on 64-bit x86 and Arm, for the moment at which a packet was received.
-_SO_TIMESTAMPNS = 35
-_TIMESPEC = struct.Struct("@ll")
-_TOLD_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 # What aiohttp's trace callbacks mark, and tell that it is sent; they run in the requesting task.
 _exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 _sent: ContextVar[Callable[[], None] | None] = ContextVar("sent", default=None)
@@ -60,48 +54,6 @@ def is_private(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return any((mapped or ip) in net for net in PRIVATE)
-
-
-class _Stamped(socket.socket):
-    """A socket that knows when its last bytes came: what a task is told of only later.
-
-    On Linux as the kernel noted it, before anybody was woken; elsewhere when they were taken.
-    """
-
-    arrived_s = 0.0
-    noted = False  # whether the kernel notes it
-
-    def stamp(self) -> None:
-        """Have the kernel note it, where it can."""
-        if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64"):
-            with contextlib.suppress(OSError):
-                self.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-                self.noted = True
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        if self.noted:
-            data, told, _, _ = self.recvmsg(size, _TOLD_BYTES, flags)
-        else:
-            data, told = super().recv(size, flags), []
-        self._arrived(told)
-        return data
-
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        if self.noted and not size:
-            count, told, _, _ = self.recvmsg_into([buffer], _TOLD_BYTES, flags)
-        else:
-            count, told = super().recv_into(buffer, size, flags), []
-        self._arrived(told)
-        return count
-
-    def _arrived(self, told: Sequence[tuple[int, int, bytes]]) -> None:
-        self.arrived_s = time.perf_counter()
-        for level, kind, value in told:
-            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-                seconds, nanoseconds = _TIMESPEC.unpack(value)
-                # By the system's clock, as is what it is compared with at once; a clock that was
-                # set in between makes it now, or no earlier than what was marked before.
-                self.arrived_s -= max(0.0, time.time() - seconds - nanoseconds / 1e9)
 
 
 class _NotAllowed(OSError):
@@ -204,7 +156,7 @@ class TimedClient:
         # make is never used, only costly.
         self._transport = AiohttpTransport(client=self._session, verify=False)
         self._turn = asyncio.Lock()
-        self._sockets: weakref.WeakValueDictionary[int, _Stamped] = weakref.WeakValueDictionary()
+        self._sockets: weakref.WeakValueDictionary[int, Stamped] = weakref.WeakValueDictionary()
 
     def _session(self) -> aiohttp.ClientSession:
         trace = aiohttp.TraceConfig()
@@ -239,7 +191,7 @@ class TimedClient:
         family, kind, protocol, _, address = info
         if not self._allow_public and not is_private(address[0]):
             raise _NotAllowed("address not allowed")
-        made = _Stamped(family, kind, protocol)
+        made = Stamped(family, kind, protocol)
         made.stamp()
         self._sockets[made.fileno()] = made
         return made

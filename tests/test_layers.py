@@ -25,7 +25,8 @@ ALLOWED = {
     "errors": set(),
     "records": {"errors"},
     # The measuring half talks to machines and writes facts.
-    "transport": {"errors", "records"},
+    "arrivals": set(),
+    "transport": {"arrivals", "errors", "records"},
     "providers": {"errors", "records", "transport"},
     "strategies": {"records"},
     "adaptive": {"records"},
