@@ -208,11 +208,7 @@ def table(rows: Sequence[Worth]) -> str:
         here = {
             row.strategy: row for row in rows if (row.speed, row.round_trip_ms) == (speed, trip)
         }
-        cells = [
-            number(speed, 2),
-            milliseconds(trip),
-            number(computed, 2),
-        ]
+        cells = [number(speed, 2), milliseconds(trip), number(computed, 2)]
         lines.append([*cells, *(_cell(here.get(name)) for name in names)])
     return columns(["speed", "round trip", "ideal", *names], lines, markdown=True)
 
