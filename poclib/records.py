@@ -25,7 +25,8 @@ from .errors import ParameterError
 
 # Format history.
 # 1: first version (2026-11).
-REPORT_VERSION = 1
+# 2: marks per arm (`marked`), lengths of prompts, thoughts apart from answers (2026-11).
+REPORT_VERSION = 2
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -65,6 +66,7 @@ class ProviderSettings(Record):
     # (on), under all-parallel too (forced, from 1 upwards), or never (off).
     adaptive: Literal["on", "off", "forced"] = "on"
     api: Literal["chat", "completion"] | None = None
+    think: bool | Literal["low", "medium", "high"] | None = None  # None: as the server does
     api_key_env: str | None = Field(default=None, exclude=True)
     ca_file: str | None = Field(default=None, exclude=True)
     # Embedded engines only. batched: one server that joins its slots' work in each step;
@@ -206,6 +208,7 @@ class ProviderFacts(Record):
     reports_time: bool | None = None
     fixed_length: bool = False
     cache_defeated: bool = False
+    keeps_streams: bool | None = None  # whether a connection outlives a streamed answer
     # What is known of an embedded engine; None for a person's own server.
     engine: str | None = None
     engine_kind: EngineKind | None = None
@@ -245,6 +248,7 @@ class RequestMarks(Record):
     ready_ms: Milliseconds | None = None
     sent_ms: Milliseconds | None = None
     first_byte_ms: Milliseconds | None = None
+    first_thought_ms: Milliseconds | None = None
     first_token_ms: Milliseconds | None = None
     last_byte_ms: Milliseconds | None = None
     end_ms: Milliseconds | None = None
@@ -275,6 +279,7 @@ class Exchange:
     finish_reason: str | None = None
     finished: bool = False
     pieces: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
     # When bytes last came from the network, by `time.perf_counter`, where that is known.
     arrived_s: Callable[[], float] | None = None
@@ -317,6 +322,7 @@ class Request(Record):
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
+    thought_characters: int | None = None
     finish_reason: str | None = None
     answer_sha256: str | None = None
     answer: str | None = None
@@ -500,6 +506,9 @@ class Report(Record):
     providers: list[ProviderFacts]
     prompt_sha256: list[str] = []
     prompts: list[str] | None = None
+    prompt_characters: list[int] = []
+    # Whether each arm's texts began with a mark of their own, so that no cache knew them.
+    marked: bool = False
     fastest: Name | None = None
     gate_max_ratio: float = 2.0
     band: float = 0.05
