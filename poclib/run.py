@@ -94,8 +94,10 @@ class Run:
         self.notes: list[str] = []
         self._learned: dict[str, AdaptiveLimit] = {}
         self._journal = Journal()
-        # Of each session its own: what a stopped one has sent may be in a server's cache.
+        # Of each session its own: what one before has sent may be in a server's cache.
         self._salt = secrets.token_hex(2)
+        self._next_mark = secrets.randbelow(workload.MARKS)
+        self._shared_marks: dict[tuple[str, str, int], int] = {}
         self._progress = progress
         self._done = kept.requests if kept else 0
         self._longest_ms = 0.0  # of this session's rounds
@@ -201,7 +203,7 @@ class Run:
                 await self._round(index)
             # Machines drift: one more request alone on each tells how fast it is by now.
             for sender in self.senders.values():
-                await self._alone("calibration", sender, 1, f"{sender.name} {index}")
+                await self._alone("calibration", sender, 1, f" {index}")
             self._longest_ms = max(self._longest_ms, self.clock() - begun_ms)
         await self._same_at_the_end()
 
@@ -282,7 +284,7 @@ class Run:
         self.notes += [f"at the end of the run: {one}" for one in silent]
 
     async def prepare(self) -> None:
-        """Warm every provider up, then time each alone: `expected_ms` is its mean wall.
+        """Warm every provider up, then time each alone: `expected_ms` is the time of one request.
 
         What strategies decide by; the baseline's provider is chosen here, once for all rounds.
         Where a stopped run goes on, its calibration is kept, and its engines are warmed anew.
@@ -290,30 +292,43 @@ class Run:
         """
         p = self.parameters
         session = f" s{len(self.kept.resumed_ms) + 1}" if self.kept else ""
-        for arm, count in (("warm-up", p.warm_up_prompts), ("calibration", p.calibration_prompts)):
-            for sender in self.senders.values():
-                turn = sender.name + (session if arm == "warm-up" else "")
-                rows = await self._alone(arm, sender, count, turn)  # type: ignore[arg-type]
-                walls = [r.wall_ms for r in rows if r.outcome == "ok" and r.wall_ms is not None]
-                if not walls and count:
-                    raise RunFailed(rows[0].error or f"provider {sender.name} does not answer.")
-                if arm == "calibration":
-                    self.expected_ms[sender.name] = sum(walls) / len(walls)
+        calibrated = {}
+        for sender in self.senders.values():
+            warm = await self._alone("warm-up", sender, p.warm_up_prompts, session)
+            if warm and all(row.outcome != "ok" for row in warm):
+                raise RunFailed(warm[0].error or f"provider {sender.name} does not answer.")
+        for sender in self.senders.values():
+            rows = await self._alone("calibration", sender, p.calibration_prompts, "")
+            calibrated[sender.name] = [r for r in rows if r.outcome == "ok" and r.wall_ms]
+            if not calibrated[sender.name]:
+                raise RunFailed(rows[0].error or f"provider {sender.name} does not answer.")
+        self.expected_ms = forecast.expected_ms(calibrated)
 
     async def _alone(
-        self, arm: ArmName, sender: Measurable, count: int, turn: str
+        self, arm: ArmName, sender: Measurable, count: int, which: str
     ) -> list[Request]:
-        """`count` requests, one at a time; those that a stopped run has answered are kept."""
+        """`count` requests, one at a time, the same to each provider.
+
+        Those that a stopped run has answered are kept.
+        """
+        turn = f"{sender.name}{which}"
         rows = list(self.kept.turns.get((arm, turn), [])) if self.kept else []
         rows = [row for row in rows if row.outcome == "ok"]
-        if count and len(rows) >= count:
+        if count == 0 or len(rows) >= count:
             return rows
         await self._probe([sender])
         with self._written(arm, NO_ROUND, "sequential", {sender.name: 1}, turn):
-            for prompt in self._prompts(arm, turn, count)[len(rows) :]:
+            shared = (arm, which, self._twins(sender.name))
+            for prompt in self._prompts(arm, turn, count, shared)[len(rows) :]:
                 rows.append(await attempt(sender, prompt, self.clock, self.rules))
                 self._count(f"{arm} of {sender.name}", arm, NO_ROUND, rows[-1])
         return rows
+
+    def _twins(self, name: str) -> int:
+        """How many providers listed before it have the very address: one server, one cache."""
+        urls = {p.name: p.url for p in self.parameters.providers if p.kind != "embedded"}
+        before = list(urls)[: list(urls).index(name)] if name in urls else []
+        return sum(urls[other] == urls[name] for other in before)
 
     async def level(
         self, name: str, in_flight: int, count: int, limit_ms: float, which: str = ""
@@ -458,14 +473,26 @@ class Run:
                 found[rows[0].provider] = 1000 * tokens / wall_ms
         return found
 
-    def _prompts(self, arm: str, turn: str, count: int) -> list[Prompt]:
-        """The texts of an arm; both arms of a round get the same, to compare their answers.
+    @property
+    def _marked(self) -> bool:
+        """Whether texts need marks: some server's cache cannot be switched off by a request."""
+        return not all(facts.cache_defeated for facts in self.facts)
 
-        Where some server's cache cannot be switched off by a request, each text begins with a
-        mark of its round, so that no prefix of an earlier one fits.
+    def _prompts(
+        self, arm: str, turn: str, count: int, shared: tuple[str, str, int] | None = None
+    ) -> list[Prompt]:
+        """The texts of an arm, under a salt and, where needed, marks that no text before had.
+
+        Where `shared` is given, all who give it get the same marks.
         """
-        cached = not all(facts.cache_defeated for facts in self.facts)
-        return workload.prompts(self.texts, arm, turn, count, self._salt, marked=cached)
+        first = None
+        if self._marked:
+            first = self._shared_marks.get(shared) if shared else None
+            if first is None:
+                first, self._next_mark = self._next_mark, (self._next_mark + count) % workload.MARKS
+            if shared:
+                self._shared_marks[shared] = first
+        return workload.prompts(self.texts, count, f"{self._salt}:{arm}:{turn}", first)
 
     def _limits(self, limit: Limit, names: Sequence[str]) -> dict[str, int] | None:
         if limit == "none":
@@ -533,6 +560,8 @@ class Run:
             providers=self.facts or kept.facts,
             prompt_sha256=[going_on.sha256(text) for text in self.texts],
             prompts=self.texts if p.store_text else None,
+            prompt_characters=[len(text) for text in self.texts],
+            marked=bool(self.facts) and self._marked,
             fastest=self.fastest if self.expected_ms else None,
             gate_max_ratio=p.gate_max_ratio,
             band=p.band,

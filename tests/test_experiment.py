@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from poclib import experiment, fake, report, tables
+from poclib import experiment, fake, report, tables, workload
 from poclib.errors import Rejected, RunFailed, UnlikeProviders, Unreachable
 from poclib.journal import Journal
-from poclib.records import Exchange, Parameters, Prompt, Report, Request
+from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report, Request
 
 Clock = Callable[[], float]
 ADDRESS, KEY = "http://10.66.77.88:4321", "MY_SECRET_VARIABLE"
@@ -120,7 +120,7 @@ def test_a_warm_up_can_be_left_out(tmp_path: Path) -> None:
 
 def test_the_baseline_runs_on_what_calibration_found_the_fastest(tmp_path: Path) -> None:
     # The slow one is slow only on its first request: the warm-up may not count.
-    cold = fake.Provider("cold", lambda prompt: 10 if "warm-up" not in prompt.text else 9000)
+    cold = fake.Provider("cold", lambda prompt: 10 if "warm-up" not in prompt.salt else 9000)
     run = Trial(tmp_path, [fake.Provider("even", 50), cold]).whole()
     assert run.fastest == run.as_report().fastest == "cold"
     for rnd in run.rounds:
@@ -147,19 +147,64 @@ def texts_of(pool: Sequence[fake.Provider], mark: str) -> list[list[str]]:
     return [[arms[salt][i] for i in sorted(arms[salt])] for salt in sorted(arms)]
 
 
-def test_both_arms_of_a_round_send_the_same_texts_and_no_round_repeats_another(
+def unmarked(text: str) -> str:
+    return text[2 * workload.MARK_LETTERS :]
+
+
+def test_both_arms_of_a_round_send_the_same_prompts_under_marks_of_their_own(
     tmp_path: Path,
 ) -> None:
     trial = Trial(tmp_path, two(), rounds=12, prompts=["why?", "how?", "why?"])
     trial.whole()
     baselines, strategies = texts_of(trial.pool, "baseline"), texts_of(trial.pool, "strategy")
-    assert baselines == strategies and len(baselines) == 12
-    sent = [text for arm in baselines for text in arm]
-    assert all(text.endswith(("why?", "how?")) for text in sent)
-    # Seven characters are about a token or two: a longer common start could be cached.
-    assert len({text[:7] for text in sent}) == len(sent) == 36
+    assert len(baselines) == len(strategies) == 12
+    for arm in baselines + strategies:
+        assert [unmarked(text) for text in arm] == ["why?", "how?", "why?"]
     preparation = texts_of(trial.pool, "warm-up") + texts_of(trial.pool, "calibration")
-    assert not {text for arm in preparation for text in arm} & set(sent)
+    sent = [text for arm in baselines + strategies for text in arm]
+    before = {text for arm in preparation for text in arm}
+    # What a server could have kept: no two texts of the run begin with the same four words.
+    assert len({text[:7] for text in sent} | {text[:7] for text in before}) == 72 + len(before)
+    # A mark is as long in every arm: single letters, each of them a token.
+    assert {len(text) - len(unmarked(text)) for text in sent} == {12}
+    assert all(len(word) == 1 for text in sent for word in text.split()[:6])
+
+
+def test_every_provider_is_calibrated_with_the_same_texts(tmp_path: Path) -> None:
+    urls = {"slow": "http://127.0.0.1:1", "fast": "http://127.0.0.1:2"}
+    settings = [
+        ProviderSettings(name=name, kind="ollama", url=url, model="m") for name, url in urls.items()
+    ]
+    trial = Trial(tmp_path, two(), providers=settings, calibration_prompts=3)
+    trial.whole()
+    seen = [
+        [prompt.text for prompt in provider.seen if "calibration" in prompt.salt]
+        for provider in trial.pool
+    ]
+    assert seen[0] == seen[1] and len(seen[0]) == 3 + trial.run.parameters.rounds
+    assert len(set(seen[0])) == len(seen[0])  # and none of them twice
+
+
+def test_a_short_answer_makes_no_machine_the_faster(tmp_path: Path) -> None:
+    """17 tokens in 170 ms are slower than 40 in 240: 10 ms a token against 6."""
+    brief = fake.Provider("brief", 170, tokens=17)
+    swift = fake.Provider("swift", 240, tokens=40)
+    run = Trial(tmp_path, [brief, swift]).whole()
+    assert run.fastest == "swift"
+    assert run.expected_ms == pytest.approx({"brief": 10 * 28.5, "swift": 6 * 28.5})
+    even = [fake.Provider("a", 100, tokens=8), fake.Provider("b", 90, tokens=8)]
+    assert Trial(tmp_path / "even", even).whole().expected_ms == {"a": 100, "b": 90}
+
+
+def test_two_names_for_one_server_are_not_calibrated_from_its_cache(tmp_path: Path) -> None:
+    settings = [
+        ProviderSettings(name=name, kind="ollama", url=f"http://127.0.0.1:{port}", model="m")
+        for name, port in (("one", 1), ("other", 2), ("again", 1))
+    ]
+    pool = [fake.Provider(one.name, 100) for one in settings]
+    Trial(tmp_path, pool, providers=settings).whole()
+    first = [next(p.text for p in one.seen if "calibration" in p.salt) for one in pool]
+    assert first[0] == first[1] != first[2]
 
 
 def test_texts_are_sent_as_they_are_where_every_cache_is_off(tmp_path: Path) -> None:
