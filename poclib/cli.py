@@ -30,13 +30,13 @@ from . import (
     experiment,
     finder,
     identity,
-    journal,
     notation,
     pages,
     parameterfile,
     plots,
     pool,
     publish,
+    recording,
     repeat,
     report,
     ruler,
@@ -116,7 +116,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     expected = words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds())
     click.echo(expected)
     if found:
-        saved = report.save(run.as_report().model_copy(update={"strategy": "capacity"}))
+        saved = recording.save(run.as_report().model_copy(update={"strategy": "capacity"}))
         click.echo(concurrency.capacity_text(report.load(saved.stem)))
         copy = params.with_suffix(f".capacity{params.suffix}")
         wanted = {name: one.capacity for name, one in found.items()}
@@ -175,7 +175,7 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     _answering(parameters)
     values = {**given, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / parameters.experiment
-    with journal.only_one(folder):
+    with recording.only_one(folder):
         _run(found, values, folder, parameters.experiment)
 
 
@@ -228,7 +228,7 @@ def sweep(file: Path, changes: tuple[str, ...]) -> None:
         )
 
     done: list[sweeps.Outcome] = []
-    with journal.only_one(folder):
+    with recording.only_one(folder):
         sweeps.write_summary(found, folder)
         try:
             for outcome in sweeps.run(found, folder, execute):
@@ -403,7 +403,7 @@ def keep(source: str, target: str) -> None:
         question = "capacity" if found.strategy == "capacity" else None
         question = "failure-mode" if suffix else question
         folder = report.home(question, target) if question else None
-        path = report.save(Report.model_validate(renamed), folder)
+        path = recording.save(Report.model_validate(renamed), folder)
         click.echo(path.name)
 
 
@@ -424,7 +424,7 @@ def _publish() -> Path:
         swept[folder.name] = [
             _row(one, groups, f"{folder.name}/{name}", label, path)
             for name, label in labels.items()
-            for path in sorted((folder / name).glob("*.json"))
+            for path in sorted((folder / name).glob("*.json*"))
             for one in catalogue.entries([path], _pass_over)
         ]
     return pages.site(root / "site", groups, rows, swept)

@@ -7,13 +7,13 @@ before a run, while `rounds: auto` goes on, and when its report is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from statistics import stdev
 
 from . import stats
-from .records import Arm, Request, Round
+from .records import Arm, Request
 
 # From six rounds on the interval supposes nothing of the ratios' law (`stats.interval`).
 LEAST = 6
@@ -38,33 +38,36 @@ class Power:
     noise: float
 
 
+class Span:
+    """From the first dispatch of an arm to its last answer, row by row as they come."""
+
+    def __init__(self) -> None:
+        self.answered: set[int] = set()
+        self._start_ms, self._end_ms = math.inf, -math.inf
+
+    def add(self, row: Request) -> None:
+        """Count one attempt."""
+        if row.marks.start_ms is not None:
+            self._start_ms = min(self._start_ms, row.marks.start_ms)
+        if row.outcome == "ok":
+            self.answered.add(row.prompt)
+            if row.marks.end_ms is not None:
+                self._end_ms = max(self._end_ms, row.marks.end_ms)
+
+    def makespan_ms(self, prompts: int) -> float | None:
+        """None unless each of so many prompts was answered, with times of day."""
+        known = math.isfinite(self._end_ms - self._start_ms)
+        return self._end_ms - self._start_ms if known and len(self.answered) >= prompts else None
+
+
 def makespan_ms(arm: Arm, expected: AbstractSet[int]) -> float | None:
     """From the first dispatch to the last answer; None unless every prompt was answered."""
-    if not arm.requests:
-        return arm.makespan_ms  # published without rows
-    answered = {row.prompt for row in arm.requests if row.outcome == "ok"}
-    if not answered >= expected:
-        return None
-    if arm.makespan_ms is not None:
-        return arm.makespan_ms
-    starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
-    ends = [
-        row.marks.end_ms
-        for row in arm.requests
-        if row.outcome == "ok" and row.marks.end_ms is not None
-    ]
-    return max(ends) - min(starts) if starts and ends else None
-
-
-def ratios(rounds: Iterable[Round], prompts: int) -> list[float]:
-    """The ratio of every complete round."""
-    found = []
-    for one in rounds:
-        spans = {arm.arm: makespan_ms(arm, set(range(prompts))) for arm in one.arms}
-        strategy, baseline = spans.get("strategy"), spans.get("baseline")
-        if strategy and baseline:
-            found.append(strategy / baseline)
-    return found
+    span = Span()
+    for row in arm.requests:
+        span.add(row)
+    if arm.makespan_ms is not None and (not arm.requests or span.answered >= expected):
+        return arm.makespan_ms  # published without times of day
+    return span.makespan_ms(len(expected)) if span.answered >= expected else None
 
 
 def narrow(found: Sequence[float], band: float) -> bool:

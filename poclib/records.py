@@ -25,7 +25,8 @@ from .errors import ParameterError
 
 # Format history.
 # 1: first version (2026-11).
-# 2: marks per arm (`marked`), lengths of prompts, thoughts apart from answers (2026-11).
+# 2: a line for each fact, the same file while a run goes on and after; marks per arm (`marked`),
+#    lengths of prompts, thoughts apart from answers (2026-11).
 REPORT_VERSION = 2
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -376,6 +377,7 @@ class Arm(Record):
     """
 
     arm: ArmName
+    turn: str | None = None  # of warm-up, calibration or capacity: whose, and after which round
     strategy: Name
     limits: dict[Name, int] | None = None
     # Providers that were killed on purpose while it ran, and when.

@@ -27,7 +27,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from . import experiment, notation, report, resume, tables, words
+from . import experiment, notation, report, tables, words
 from .errors import ParameterError, PocError, ReportError
 from .records import Parameters, ProviderSettings, Report
 
@@ -135,7 +135,7 @@ def _point(base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> P
     if strategy is None:
         raise ParameterError(f"{where}: name the strategy, or several under sweep.strategy.")
     plain = Parameters.read(values | {"strategy": strategy}, where)
-    asked = resume.asked(plain, experiment.texts(plain.prompts))
+    asked = experiment.asked(plain, experiment.texts(plain.prompts))
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     slug = re.sub(r"([^A-Za-z0-9.]|\.(?!\d))+", "-", "-".join(map(_shown, changed.values())))
     name = f"{slug.strip('-.')[:28].rstrip('-.') or 'point'}-{digest}"
@@ -221,7 +221,7 @@ def run(found: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outc
 
 
 def _file(point: Point) -> str:
-    return f"{point.parameters.experiment}-{point.strategy}.json"
+    return f"{point.parameters.experiment}-{point.strategy}.jsonl"
 
 
 def _settle(point: Point, folder: Path) -> Report:

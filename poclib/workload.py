@@ -5,6 +5,7 @@ Knows texts and numbers; sends nothing. Imports `errors`, `records` and `report`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -72,6 +73,11 @@ def mark(number: int) -> str:
         number, letter = divmod(number, len(ascii_lowercase))
         letters.append(ascii_lowercase[letter])
     return " ".join(letters)
+
+
+def sha256(text: str) -> str:
+    """What a report holds of a prompt whose text it must not hold."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def row_bytes(parameters: Parameters) -> int:

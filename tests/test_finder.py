@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 import yaml
 
-from poclib import concurrency, experiment, fake, finder, report
+from poclib import concurrency, experiment, fake, finder, recording, report
 from poclib.capacity import Found
 from poclib.errors import ParameterError, Rejected
 from poclib.parameterfile import with_capacities
@@ -97,7 +97,7 @@ def test_where_it_thrashes_the_next_level_is_not_tried() -> None:
 
 def test_the_levels_are_a_report_that_tells_the_same(tmp_path: Path) -> None:
     seen, made = found(fake.Provider("p", 100, slots=4), fake.Provider("q", 100, slots=1))
-    loaded = report.load(str(report.save(made, tmp_path)))
+    loaded = report.load(str(recording.save(made, tmp_path)))
     again = concurrency.found(loaded)
     assert {n: (f.behaviour, f.capacity) for n, f in again.items()} == {
         n: (f.behaviour, f.capacity) for n, f in seen.items()

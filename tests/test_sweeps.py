@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from poclib import catalogue, cli, experiment, fake, publish, report, sweeps
+from poclib import catalogue, cli, experiment, fake, publish, recording, report, sweeps
 from poclib.errors import ParameterError, RunFailed
-from poclib.journal import Journal
+from poclib.recording import ReportFile
 from poclib.sweeps import Outcome, Point
 
 ROOT = report.root()
@@ -50,9 +50,11 @@ def measure(point: Point, folder: Path) -> None:
     """As the notebook does: measure on fakes, save under the point's name."""
     pool = [fake.Provider("local", 100), fake.Provider("remote", 160, role="remote")]
     run = experiment.Run(point.parameters, [(one, {}) for one in pool])
-    journal = Journal()
-    fake.run(lambda clock: run.whole(journal))
-    report.save(run.as_report())
+    name = f"{point.parameters.experiment}-{point.strategy}.jsonl"
+    file = ReportFile(report.root() / report.FOLDER / name)
+    with file.open():
+        fake.run(lambda clock: run.whole(file))
+        file.write({"state": recording.state(run.as_report(complete=True))})
 
 
 class Measured:
