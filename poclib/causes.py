@@ -107,7 +107,10 @@ def _cause(
         in_flight=median_high(one.in_flight for one in each),
         answered=sum(one.answered for one in each),
         refused=sum(one.refused for one in each),
-        **{key: middle(key) for key in ("tokens_per_s", "request_ms", "server_ms", "ttft_ms")},
+        tokens_per_s=middle("tokens_per_s"),
+        request_ms=middle("request_ms"),
+        server_ms=middle("server_ms"),
+        ttft_ms=middle("ttft_ms"),
     )
     use = tuple(u for one in arms for u in one.engines if u.provider == facts.name)
     return Cause(arm, facts, together, calm, use, sum(tokens(rows) for rows in mine))
