@@ -148,6 +148,8 @@ def test_ten_times_asked_it_gives_the_same_answer(kind: str) -> None:
         seen, report_ = found(engine.Provider(made(), **how))
         assert seen["p"].behaviour == behaviour and seen["p"].capacity in capacity
         assert concurrency.found(report_)["p"] == seen["p"]
+        told = "by its own word requests wait" in concurrency.capacity_text(report_)
+        assert told == how.get("tells", False)
 
 
 def asked(url: str) -> Found:
