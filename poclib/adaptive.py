@@ -27,6 +27,9 @@ SEVERAL = 3
 # A request's wait for its server is known no better than this, and by so much more for each
 # request in flight, since the coordinator may share a machine with the server.
 SEEN_MS, OWN_MS = 5.0, 0.7
+# A machine may stand still for so long, which all in flight then tell of at once: below that, a
+# request must tell of a loss that began after another had told of one.
+STALL_MS = 500.0
 # Weight of the newest answer in a level's mean time, once there are many.
 NEWEST_WEIGHT = 0.1
 # Good answers for each request in flight before one more is tried, and before a level that was
@@ -57,6 +60,7 @@ class AdaptiveLimit:
         self._running: dict[int, _Running] = {}
         self._good = 0
         self._waits: list[float] = []  # since the last change, against what would lose nothing
+        self._told_ms = inf  # when the first since then told of a loss
         self._changed_ms = -inf
         self._bad: int | None = None
         self._patience = PATIENCE
@@ -92,9 +96,14 @@ class AdaptiveLimit:
             self._waits += [waited_ms / fair_ms] if fair_ms < inf else []
             del self._waits[: -max(SEVERAL, self.limit)]
         if LOSS * waited_ms > fair_ms and waited_ms - fair_ms > SEEN_MS + OWN_MS * one.most:
-            if one.begun_ms >= self._changed_ms and self._lost():
-                self._fall(one.most, now_ms, "slower")
+            if one.begun_ms >= self._changed_ms:
+                self._told_ms = min(self._told_ms, now_ms)
+                again = waited_ms - fair_ms > STALL_MS or one.begun_ms >= self._told_ms
+                if again and self._lost():
+                    self._fall(one.most, now_ms, "slower")
             return
+        if one.begun_ms >= self._told_ms:  # it was for a moment only
+            self._told_ms = inf
         self._good += 1
         if self.limit == self._bad_below() and self._good < self._patience:
             return
@@ -130,7 +139,7 @@ class AdaptiveLimit:
         self._change(max(1, min(self.limit, at) // 2), now_ms, reason, at)
 
     def _change(self, limit: int, now_ms: float, reason: Reason, in_flight: int) -> None:
-        self._good, self._changed_ms, self._waits = 0, now_ms, []
+        self._good, self._changed_ms, self._waits, self._told_ms = 0, now_ms, [], inf
         if limit != self.limit:
             self.limit = limit
             self.changes.append(

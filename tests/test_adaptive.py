@@ -6,13 +6,14 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable
+from statistics import fmean
 
 import pytest
 from replay import Answer, Replay, clock, provider, replay
 
 from poclib import adaptive, dispatch, fake, ruler
 from poclib.adaptive import LAST_PAUSE_S, AdaptiveLimit, pause_after
-from poclib.attempts import Rules
+from poclib.attempts import Rules, attempt
 from poclib.dispatch import run_arm
 from poclib.errors import Rejected, RunFailed
 from poclib.policy import LONGEST_S
@@ -147,9 +148,19 @@ def test_only_the_servers_time_by_several_requests_lowers_a_limit(
 
 
 def test_what_the_instrument_cannot_see_is_no_evidence() -> None:
-    # Both take twice what an honest queue would; the first by 3 ms, the second by 300.
+    # Both take twice what an honest queue would; the first by 3 ms, the second by 1.6 s.
     assert full(AdaptiveLimit("p", 0.2, 16, 16), 6.4, 6.4) == 16
-    assert full(AdaptiveLimit("p", 20, 16, 16), 640, 640) == 8
+    assert full(AdaptiveLimit("p", 100, 16, 16), 3200, 3200) == 8
+
+
+def test_a_moment_in_which_all_stood_still_is_no_evidence_but_two_are() -> None:
+    limit = AdaptiveLimit("p", 10, 16, 16)
+    for begin_ms, expected in ((0, 16), (400, 8)):
+        for key in range(16):
+            limit.begun(key, begin_ms)
+        for key in range(16):
+            limit.answered(key, begin_ms + 400)
+        assert limit.limit == expected
 
 
 @pytest.mark.parametrize("kind", ["openai", "llama-server"])  # connections kept, and made anew
@@ -159,12 +170,17 @@ def test_a_server_that_answers_at_once_keeps_its_limit(kind: str) -> None:
     async def story(url: str) -> Arm:
         sender = provider(kind, url, api="completion", name="p")
         anchor_s = time.perf_counter()
+
+        def now_ms() -> float:
+            return (time.perf_counter() - anchor_s) * 1000
+
         prompts = [Prompt(i, "0.1 8 0") for i in range(600)]
         try:
+            alone = [await attempt(sender, one, now_ms, Rules()) for one in prompts[:20]]
+            alone_ms = fmean(row.wall_ms or 0 for row in alone)
             return await run_arm(
-                "strategy", STRATEGIES["shared-queue"], prompts, [sender], {"p": 64}, {"p": 0.5},
-                lambda: (time.perf_counter() - anchor_s) * 1000, Rules(),
-                live={"p": AdaptiveLimit("p", 0.5, 64, 64)},
+                "strategy", STRATEGIES["shared-queue"], prompts, [sender], {"p": 64},
+                {"p": alone_ms}, now_ms, Rules(), live={"p": AdaptiveLimit("p", alone_ms, 64, 64)},
             )  # fmt: skip
         finally:
             await sender.aclose()
