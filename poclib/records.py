@@ -281,6 +281,7 @@ class Exchange:
     finished: bool = False
     pieces: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
+    thought_ms: list[float] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
     # When bytes last came from the network, by `time.perf_counter`, where that is known.
     arrived_s: Callable[[], float] | None = None
@@ -302,7 +303,9 @@ class Exchange:
         if self.arrived_s is None:
             return now_ms
         waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
-        return max(now_ms - waited_ms, *self.marks.values(), *self.token_ms[-1:])
+        return max(
+            now_ms - waited_ms, *self.marks.values(), *self.thought_ms[-1:], *self.token_ms[-1:]
+        )
 
 
 class Request(Record):

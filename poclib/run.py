@@ -395,6 +395,10 @@ class Run:
             last_error = request.error or last_error
             self._count(stage, request)
 
+        def tell(told: str) -> None:
+            self.notes.append(f"{stage}: {told}")
+            self._progress(self.notes[-1], self._done, self._expected)
+
         with self._written(arm, index, chosen.name, limits) as seen:
             with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
                 ran = await run_arm(
@@ -409,6 +413,7 @@ class Run:
                     done,
                     keep_rows=False,
                     live=self._live(chosen.limit, [s.name for s in senders]),
+                    tell=tell,
                 )
             if self.clock() >= self.rules.deadline_ms:
                 limit_s = self.parameters.run_limit_s

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from .causes import fell
 from .cautions import calibrations, warnings
 from .notation import bullets, date, day, inline, many, milliseconds, number, percent, safe, table
 from .pacing import Power
@@ -468,7 +469,7 @@ def report_text(report: Report, headline: Headline) -> str:
         ["requests, failed", f"{headline.requests:,}, {headline.failed_requests:,}"],
     ]  # fmt: skip
     reasons = [f"missing: {key}: {reason}" for key, reason in headline.missing.items()]
-    warned = [f"warning: {one}" for one in warnings(report, headline)]
+    warned = [f"warning: {one}" for one in [*warnings(report, headline), *fell(report)]]
     lines = [provenance(report, headline), *warned, "", table(["", headline.report], rows), ""]
     return "\n".join([*lines, *reasons, gate_line(headline)])
 

@@ -486,6 +486,24 @@ def test_an_arm_that_reaches_its_limit_is_stopped_and_the_run_goes_on(tmp_path: 
     assert run.as_report(complete=True).rounds == []  # they are in the file
 
 
+def test_a_provider_that_asks_for_an_hour_is_told_of_at_once_and_in_the_report(
+    tmp_path: Path,
+) -> None:
+    hour = Rejected("provider a: HTTP 429: later.", "a", 429, 3600)
+    provider = fake.Provider("a", 100, script=[None, hour])
+    trial = Trial(
+        tmp_path, [provider], prompts=2, rounds=1, warm_up_prompts=0, calibration_prompts=1
+    )
+    stages: list[str] = []
+    trial.run._progress = lambda stage, done, total: stages.append(stage)
+    (note,) = trial.whole().notes
+    assert note == (
+        "round 1 of 1, baseline: a asked to be left alone for 3,600 s; no pause here is longer "
+        "than 60 s."
+    )
+    assert note in stages
+
+
 @pytest.mark.parametrize(("mode", "most"), [("on", 8), ("off", 8), ("forced", 2)])
 def test_everything_at_once_heeds_a_limit_only_where_that_is_forced(
     tmp_path: Path, mode: str, most: int
