@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, median_high
 
+from .belief import believed
 from .capacity import GAIN, Behaviour, Level, alone, behaviour, level, tokens
 from .notation import bullets, many, milliseconds, number, table
 from .records import Arm, EngineUse, ProviderFacts, Report, Request
@@ -81,6 +82,7 @@ class Cause:
 
 def causes(report: Report) -> list[Cause]:
     """The baseline and the strategy, a row for each provider that took part."""
+    report, _ = believed(report)
     rows = []
     for arm in ("baseline", "strategy"):
         arms = [one for r in report.rounds for one in r.arms if one.arm == arm]
@@ -240,6 +242,7 @@ def comparison(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
         walls = [one.found.request_ms for one in ours if one.found.request_ms is not None]
         calm = [one.alone.request_ms for one in ours if one.alone.request_ms is not None]
         shown = number(median, 2) if median is not None else "-"
+        shown += " per token" if headline.per_token else ""
         rows.append(
             [
                 labelled(report, headline).strategy,
@@ -281,6 +284,26 @@ def changes_text(report: Report) -> str:
     if not rows:
         return "No limit was changed."
     return table(["round", "provider", "after", "limit", "reason"], rows, markdown=True)
+
+
+def fell(report: Report) -> list[str]:
+    """A sentence for each provider whose adaptive limit fell, with how far and how often."""
+    said = []
+    arms = [arm for one in report.rounds for arm in one.arms]
+    for facts in report.providers:
+        mine = [c for arm in arms for c in arm.limit_changes if c.provider == facts.name]
+        falls = [c for c in mine if c.reason in ("slower", "refused")]
+        if not falls:
+            continue
+        refused = sum(c.reason == "refused" for c in falls)
+        why = "refused requests" if refused > len(falls) / 2 else "slower answers"
+        said.append(
+            f"The limit of {facts.name} fell {many(len(falls), 'time')} for {why}, from "
+            f"{max(c.in_flight for c in falls)} in flight down to {min(c.limit for c in falls)}: "
+            "the strategy had fewer at once than it was allowed; set its capacity to what it "
+            "holds (doctor --capacity), or adaptive: off."
+        )
+    return said
 
 
 def against(report: Report, other: Report) -> str:

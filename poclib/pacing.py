@@ -6,6 +6,7 @@ before a run, while `rounds: auto` goes on, and when its report is read.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -21,6 +22,7 @@ LEAST = 6
 _POWER = 0.84
 # `rounds: auto` ends here, whatever the interval.
 MOST = 200
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ def makespan_ms(arm: Arm, expected: AbstractSet[int]) -> float | None:
     """From the first dispatch to the last answer; None unless every prompt was answered."""
     if not arm.requests:
         return arm.makespan_ms  # published without rows
-    answered = {row.prompt for row in arm.requests if row.outcome == "ok"}
-    if not answered >= expected:
+    answered = {row.prompt for row in arm.requests if row.outcome == "ok" and not hollow(row)}
+    if not answered or not answered >= expected:
         return None
     if arm.makespan_ms is not None:
         return arm.makespan_ms
@@ -56,15 +58,45 @@ def makespan_ms(arm: Arm, expected: AbstractSet[int]) -> float | None:
     return max(ends) - min(starts) if starts and ends else None
 
 
-def ratios(rounds: Iterable[Round], prompts: int) -> list[float]:
-    """The ratio of every complete round."""
-    found = []
+def hollow(row: Request) -> bool:
+    """Whether what counts as answered holds nothing: no text, no thought, no token."""
+    return row.answer_sha256 == EMPTY_SHA256 and not (row.output_tokens or row.thought_characters)
+
+
+def length(row: Request) -> int | None:
+    """Tokens of an answer: as its server counts them, else the pieces that arrived."""
+    return row.output_tokens or len(row.token_ms or ()) or None
+
+
+def arm_tokens(arm: Arm) -> int | None:
+    """Output tokens of all its answers; None where the length of one is unknown."""
+    lengths = [length(row) for row in arm.requests if row.outcome == "ok"]
+    return sum(one or 0 for one in lengths) if lengths and None not in lengths else None
+
+
+def unlike_lengths(counts: Sequence[tuple[int | None, int | None]], band: float) -> bool:
+    """Whether the two arms' tokens differ by more than the band in some round.
+
+    Then the times per token decide, in every round, if the tokens of all are known.
+    """
+    known = [(a, b) for a, b in counts if a and b]
+    return len(known) == len(counts) and any(max(a, b) > (1 + band) * min(a, b) for a, b in known)
+
+
+def ratios(rounds: Iterable[Round], prompts: int, band: float) -> list[float]:
+    """The ratio of every complete round, per token where the arms' lengths are unlike."""
+    spans, counts = [], []
     for one in rounds:
-        spans = {arm.arm: makespan_ms(arm, set(range(prompts))) for arm in one.arms}
-        strategy, baseline = spans.get("strategy"), spans.get("baseline")
-        if strategy and baseline:
-            found.append(strategy / baseline)
-    return found
+        arms = {arm.arm: arm for arm in one.arms}
+        if {"strategy", "baseline"} <= arms.keys():
+            pair = arms["strategy"], arms["baseline"]
+            strategy, baseline = (makespan_ms(arm, set(range(prompts))) for arm in pair)
+            if strategy and baseline:
+                spans.append(strategy / baseline)
+                counts.append((arm_tokens(pair[0]), arm_tokens(pair[1])))
+    if not unlike_lengths(counts, band):
+        return spans
+    return [span * (b or 1) / (a or 1) for span, (a, b) in zip(spans, counts, strict=True)]
 
 
 def narrow(found: Sequence[float], band: float) -> bool:

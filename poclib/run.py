@@ -210,7 +210,7 @@ class Run:
         p = self.parameters
         if p.rounds != "auto":
             return count >= p.rounds
-        found = pacing.ratios(self.rounds, len(self.texts))
+        found = pacing.ratios(self.rounds, len(self.texts), p.band)
         left_ms = self.rules.deadline_ms - self.clock()
         if count and pacing.narrow(found, p.band):
             self.ended = "narrow"
