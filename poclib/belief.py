@@ -88,20 +88,21 @@ def cached(report: Report) -> list[str]:
 
 
 def _collapsed(name: str, found: dict[str, list[tuple[Request, Request]]]) -> str | None:
-    shares = [
+    more = [
         again.cached_tokens / again.prompt_tokens - (once.cached_tokens or 0) / once.prompt_tokens
         for once, again in (pair for order in found.values() for pair in order)
         if again.cached_tokens and again.prompt_tokens and once.prompt_tokens
     ]
     count = sum(map(len, found.values()))
-    if len(shares) > count / 2 and (more := median(shares) or 0.0) > MORE_CACHED:
-        return f"{name} took {100 * more:.0f} % more of the prompts out of its cache in one arm"
+    if len(more) > count / 2 and (reused := median(more) or 0.0) > MORE_CACHED:
+        return f"{name} took {100 * reused:.0f} % more of the prompts out of its cache in one arm"
     for of, what in ((_prompt_ms, "read like prompts"), (_first_ms, "began to answer")):
         left = [one for order in found.values() if (one := _left(order, of))]
         if len(left) == len(found):
-            share = math.sqrt(math.prod(one for one, _ in left))
-            # Less than what two clocks may differ by is no cache, whatever its share.
-            if share >= COLLAPSED or sum(saved_ms for _, saved_ms in left) <= 2 * SLACK_MS:
+            shares, saved_ms = zip(*left, strict=True)
+            share = math.sqrt(math.prod(shares))
+            # A cache helps in both orders; and less than clocks may differ by is none.
+            if share >= COLLAPSED or max(shares) >= 1 or sum(saved_ms) <= 2 * SLACK_MS:
                 return None
             return (
                 f"{name} {what} in {100 * share:.0f} % of the time when they came a second time, "

@@ -31,7 +31,7 @@ KEEPALIVE_MS = 4000.0  # for so long an idle connection of ours stays open
 
 
 def warnings(report: Report, headline: Headline) -> list[str]:
-    """Every warning that this report's facts call for; those that could change its verdict first."""
+    """Every warning that this report's facts call for; first what could change its verdict."""
     return [*weighty(report, headline), *others(report, headline)]
 
 
@@ -261,10 +261,10 @@ def _whose(rows: Sequence[Request]) -> str:
 
 
 _OPENED = {
-    "closes": "{} closes it after each streamed answer (try stream: false)",
-    "idle": "{} had been idle for longer than our own 4 s (a pause of ours)",
-    "more": "{} had more requests in flight than before (each needs one of its own)",
-    "lost": "{}, or something on the way there, had closed the one that was open",
+    "closes": "{}: the server closes it after each streamed answer (try stream: false)",
+    "idle": "{}: the last was idle for longer than the 4 s that we keep one open",
+    "more": "{}: more requests were in flight than before, and each needs one of its own",
+    "lost": "{}: the server, or something on the way there, had closed the open one",
 }
 
 
@@ -320,24 +320,28 @@ def _closes(facts: ProviderFacts) -> bool:
 
 def _front_end(report: Report, headline: Headline) -> list[str]:
     """A local server whose requests wait outside its own clock when several are in flight."""
-    said = []
+    told = []
     calm = calibrations(report)
+    arms = [arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"]
+    good = [row for arm in arms for row in arm.requests if row.outcome == "ok"]
     for facts in report.providers:
         name, at_once = facts.name, headline.at_once.get(facts.name, 0)
         if facts.role != "local" or at_once < 2:
             continue
         alone = median([row.over_ms for row in calm.get(name, []) if row.over_ms is not None])
-        arms = [arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"]
-        mine = [row for arm in arms for row in arm.requests if row.provider == name]
-        crowd = median([r.over_ms for r in mine if r.outcome == "ok" and r.over_ms is not None])
+        crowd = median([r.over_ms for r in good if r.provider == name and r.over_ms is not None])
         if alone is not None and crowd is not None and crowd > 2 * alone + 5.0:
-            said.append(
-                f"With {at_once} in flight a request spent {milliseconds(crowd)} outside the own "
-                f"time of {name}, alone {milliseconds(alone)}: it waited in that server before "
-                "its clock began (its HTTP front end, or a queue that it does not report), which "
-                "no network explains; keep fewer in flight there if the first token matters."
+            told.append(
+                f"{name} {milliseconds(crowd)} with up to {at_once}, {milliseconds(alone)} alone"
             )
-    return said
+    if not told:
+        return []
+    return [
+        f"With several in flight, local requests spent far longer outside their server's own time "
+        f"({'; '.join(told)}): they waited in the server before its clock began (its HTTP front "
+        "end, or a queue that it does not report), and no network explains it; keep fewer in "
+        "flight there if the first token matters."
+    ]
 
 
 def reloaded(report: Report) -> list[Request]:

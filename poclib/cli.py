@@ -332,6 +332,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     headlines = tables.headline(first), tables.headline(second)
     found = agreement.between((first, headlines[0]), (second, headlines[1]))
     click.echo(comparisons.agreement(found, *headlines, agreement.unlike([first, second])))
+    _warn([first, second], headlines, ["the first", "the second"])
     sys.exit(0 if found.agrees else 1)
 
 
@@ -347,6 +348,7 @@ def compare(names: tuple[str, ...], anyway: bool) -> None:
     headlines = [tables.headline(one) for one in reports]
     changes = agreement.over_the_first(headlines)
     click.echo(comparisons.side_by_side(reports, headlines, changes))
+    _warn(reports, headlines, [one.report for one in headlines])
     click.echo(f"\n{comparisons.differences(unlike, [one.report for one in headlines])}")
 
 
@@ -407,6 +409,11 @@ def keep(source: str, target: str) -> None:
         folder = report.home(question, target) if question else None
         path = report.save(Report.model_validate(renamed), folder)
         click.echo(path.name)
+
+
+def _warn(reports: Sequence[Report], headlines: Sequence[Headline], names: list[str]) -> None:
+    for one in words.beside(reports, headlines, names):
+        click.echo(f"warning: {one}")
 
 
 def _publish() -> Path:

@@ -359,14 +359,17 @@ def failures(headlines: Sequence[Headline]) -> str:
     return f"Providers failed in these runs, whose times count what that cost: {told}.\n\n"
 
 
-def beside(reports: Sequence[Report], headlines: Sequence[Headline]) -> list[str]:
+def beside(
+    reports: Sequence[Report], headlines: Sequence[Headline], names: Sequence[str] = ()
+) -> list[str]:
     """What stands beside verdicts: every warning that could change one, and whose it is.
 
-    Those that differ in their numbers only are told once.
+    By strategy, unless `names` are given. Those that differ in their numbers only are told once.
     """
+    names = names or [one.strategy for one in headlines]
     found = [
-        (headline.strategy, said)
-        for report, headline in zip(reports, headlines, strict=True)
+        (name, said)
+        for report, headline, name in zip(reports, headlines, names, strict=True)
         for said in weighty(report, headline)
     ]
     return once(found, len(reports))
