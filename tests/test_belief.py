@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats as scipy_stats
 from test_tables import pool_report, row
 
 from poclib import belief, cautions, cli, experiment, pacing, report, tables, words
@@ -310,10 +311,11 @@ def test_rounds_too_unlike_give_no_interval_but_how_many_would() -> None:
     spread = statistics.stdev([math.log(1 / 5), math.log(1 / 1.7)])
 
     def factor(rounds: int) -> float:
-        """Between the ends, by 1.96 standard errors of a median to both sides."""
-        return math.exp(2 * 1.96 * math.sqrt(math.pi / 2 / rounds) * spread)
+        """Between the ends, by Student's t at 97.5 % times the standard error to both sides."""
+        t = scipy_stats.t.ppf(0.975, rounds - 1)
+        return math.exp(2 * t * spread / math.sqrt(rounds))
 
-    assert need > 5 and factor(need) <= 10 < factor(need - 1)
+    assert need == 5 and factor(5) <= 10 < factor(4)
     assert f"at least {need} rounds would give an interval" in words.gate_line(headline)
     assert "too unlike for an interval" in words.ratio(headline)
 
@@ -596,6 +598,10 @@ def test_answers_of_unlike_length_stand_beside_the_verdict(
 
     with ollama(answer) as url:
         measured(url, tmp_path, monkeypatch, gate_max_ratio=100)
+    monkeypatch.setattr(cli, "_publish", lambda: tmp_path / "site" / "index.html")
+    cli._run([], {}, tmp_path, "mine")
+    end = capsys.readouterr().out  # the last lines of `poc run`
+    assert end.index("sequential ") < end.index("far from max_tokens 40") < end.index("Gate: ")
     _, out = gate(capsys)
     assert "answers are far from max_tokens 40 (8 to 8 tokens)" in out
     assert out.splitlines()[-1].startswith("Gate: ")
