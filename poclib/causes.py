@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, median_high
 
+from .belief import believed
 from .capacity import GAIN, Behaviour, Level, alone, behaviour, level, tokens
 from .notation import bullets, many, milliseconds, number, table
 from .records import Arm, EngineUse, ProviderFacts, Report, Request
@@ -81,6 +82,7 @@ class Cause:
 
 def causes(report: Report) -> list[Cause]:
     """The baseline and the strategy, a row for each provider that took part."""
+    report, _ = believed(report)
     rows = []
     for arm in ("baseline", "strategy"):
         arms = [one for r in report.rounds for one in r.arms if one.arm == arm]
@@ -243,6 +245,7 @@ def comparison(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
         walls = [one.found.request_ms for one in ours if one.found.request_ms is not None]
         calm = [one.alone.request_ms for one in ours if one.alone.request_ms is not None]
         shown = number(median, 2) if median is not None else "-"
+        shown += " per token" if headline.per_token else ""
         rows.append(
             [
                 labelled(report, headline).strategy,

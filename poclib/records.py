@@ -334,10 +334,13 @@ class Request(Record):
 
     @property
     def over_ms(self) -> float | None:
-        """Wall minus the server's own time; None where the server reports none."""
+        """Wall minus the server's own time, which two clocks may make a bit less than nothing.
+
+        None where the server reports none.
+        """
         if self.wall_ms is None or self.server.total_ms is None:
             return None
-        return self.wall_ms - self.server.total_ms
+        return max(0.0, self.wall_ms - self.server.total_ms)
 
 
 class EngineUse(Record):

@@ -78,15 +78,13 @@ class Run:
         self._begun_ms = 0.0
         self.preparation: list[Arm] = []
         self.probes: list[Probe] = []
-        self._makespans_ms: dict[int, dict[str, float | None]] = {}  # of whole rounds, by arm
+        self._measured: dict[int, dict[str, pacing.Measured]] = {}  # of answered arms, by round
         if kept is not None:
             self.environment, self.created = kept.environment, kept.created
             self.preparation, self.probes = list(kept.preparation), list(kept.probes)
             for round_ in kept.rounds:
-                self._makespans_ms[round_.index] = {
-                    arm.arm: pacing.makespan_ms(arm, set(range(len(self.texts))))
-                    for arm in round_.arms
-                }
+                for arm in round_.arms:
+                    self._note(round_.index, arm.arm, pacing.span(arm))
             still_ms = (
                 now - datetime.datetime.fromisoformat(self.created).astimezone()
             ).total_seconds() * 1000
@@ -159,9 +157,15 @@ class Run:
     @property
     def ratios(self) -> list[float]:
         """The ratio of every complete round so far."""
-        arms = [self._makespans_ms[index] for index in sorted(self._makespans_ms)]
-        pairs = [(one.get("strategy"), one.get("baseline")) for one in arms]
-        return [strategy / baseline for strategy, baseline in pairs if strategy and baseline]
+        rounds = [self._measured[index] for index in sorted(self._measured)]
+        pairs = [
+            (r["strategy"], r["baseline"]) for r in rounds if {"strategy", "baseline"} <= r.keys()
+        ]
+        return pacing.ratios(pairs, self.parameters.band)
+
+    def _note(self, index: int, arm: str, span: pacing.Span) -> None:
+        if makespan_ms := span.makespan_ms(len(self.texts)):
+            self._measured.setdefault(index, {})[arm] = makespan_ms, span.tokens
 
     async def whole(self, file: ReportFile) -> None:
         """All steps: who is there, is it equal work, warm up, calibrate, then the rounds.
@@ -195,7 +199,7 @@ class Run:
         await self.describe()
         self._file.write({"facts": [one.model_dump(mode="json") for one in self.facts]})
         await self.prepare()
-        done = set(self._makespans_ms)
+        done = {round_.index for round_ in self.kept.rounds} if self.kept else set()
         for index in itertools.count():
             if self._enough(index):
                 break
@@ -427,7 +431,7 @@ class Run:
                 "engines": [one.model_dump() for one in sampler.used],
                 "cut_ms": self.clock() if cut else None,
             }
-        self._makespans_ms.setdefault(index, {})[arm] = span.makespan_ms(len(self.texts))
+        self._note(index, arm, span)
 
     def _of_rounds(self, index: int) -> str:
         """Their number, or what is known of it by now; at first what calibration says of it."""

@@ -244,19 +244,24 @@ def _settle(point: Point, folder: Path) -> Report:
 def table(outcomes: Sequence[Outcome], markdown: bool = False) -> str:
     """Every point with what changed in it and its ratio with interval; why some have none."""
     keys = list(dict.fromkeys(key for one in outcomes for key in one.point.changed))
-    rows = []
+    rows, judged = [], {}
     for one in outcomes:
         what = [_shown(one.point.changed.get(key, "-")) for key in keys]
         if one.report is None:
             rows.append([*what, "failed", "-", "-"])
             continue
         headline = tables.headline(one.report)
+        judged[one.point.label] = one.report, headline
         speedup = "-" if headline.speedup is None else notation.number(headline.speedup, 2)
+        speedup += words.per_token(headline)
         rows.append([*what, words.ratio(headline), speedup, headline.verdict])
     header = [*keys, "ratio (95 % interval)", "speedup", "gate"]
     failed = [f"{one.point.label}: {one.problem}" for one in outcomes if one.report is None]
     told = f"\n\nFailed:\n{notation.bullets(failed)}" if failed else ""
-    return notation.table(header, rows, markdown) + told
+    pairs = list(judged.values())
+    warned = words.beside([r for r, _ in pairs], [h for _, h in pairs], list(judged))
+    beside = f"\n\nWhat could change these verdicts:\n{notation.bullets(warned)}" if warned else ""
+    return notation.table(header, rows, markdown) + beside + told
 
 
 def write_summary(found: Sequence[Point], folder: Path) -> None:

@@ -257,7 +257,9 @@ def test_a_point_that_saved_nothing_is_a_failed_one(home: Path) -> None:
 def test_the_table_has_ratio_and_interval_computed_by_hand(home: Path) -> None:
     """Four prompts of 100 ms; a shared queue gives the slow one (160 ms) one or two of them."""
     done = outcomes(points({"prompts": [2, 4]}), home, measure)
-    rows = [line.split("  ") for line in sweeps.table(done).splitlines()[2:]]
+    listed, _, beside = sweeps.table(done).partition("\n\n")
+    assert beside.startswith("What could change these verdicts:")
+    rows = [line.split("  ") for line in listed.splitlines()[2:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells == [  # 160 of 200 ms, 300 or 320 of 400 ms
         ["2", "0.80 (0.80 to 0.80, 3 rounds)", "1.25", "PASS"],
