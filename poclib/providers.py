@@ -235,7 +235,8 @@ class Provider:
         if isinstance(found, dict):
             return self._sound(found)
         known = not isinstance(found, str) or text.lstrip().startswith(b'"')
-        said = "" if known else self._words(found)
+        # A broken object is no words of the server, and may hold what was asked.
+        said = "" if known or text.lstrip().startswith(b"{") else self._words(found)
         raise self._bad(
             f"its answer is {'JSON, but no object' if known else 'not JSON'}"
             + (f" ({said})" if said else ""),
