@@ -7,6 +7,7 @@ providers, of strategies, or of what a prompt is for.
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -320,8 +321,10 @@ class OpenAI(Provider):
         if p.stream:
             body["stream_options"] = {"include_usage": True}
         if self.is_vllm:
-            # vLLM shares prefixes by content; a salt keeps each arm to its own.
-            body |= {"ignore_eos": True, "cache_salt": prompt.salt or "poclib"}
+            # vLLM shares prefixes by content; a salt keeps each arm to its own. It allows 128
+            # characters and not all of them: a digest fits, whatever the salt.
+            salt = hashlib.sha256(prompt.salt.encode()).hexdigest()
+            body |= {"ignore_eos": True, "cache_salt": salt}
         return body | self._asked(prompt)
 
     def _take(self, event: Json, exchange: Exchange) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -553,15 +554,18 @@ def test_vllm_is_asked_for_equal_work() -> None:
     async def talk(server: Replay) -> list[dict[str, Any]]:
         sender = provider("openai", server.url, model="smollm2-135m", seed=11)
         await sender.describe()
-        for salt in ("s/baseline/0", "s/strategy/0", ""):
+        for salt in ("s/baseline/0", "s/strategy/0", "", "@" * 300, "a\\b\0"):
             await sender.send(Prompt(0, "Why?", salt), Exchange(clock))
         await sender.aclose()
         return [request.body for request in server.asked if request.method == "POST"]
 
-    first, second, unsalted = replay(VLLM, talk)
-    assert first == second | {"cache_salt": "s/baseline/0"}
-    assert (first["cache_salt"], second["cache_salt"]) == ("s/baseline/0", "s/strategy/0")
-    assert unsalted["cache_salt"]
+    bodies = replay(VLLM, talk)
+    first, second, *_ = bodies
+    salts = [body["cache_salt"] for body in bodies]
+    assert first == second | {"cache_salt": salts[0]}
+    assert len(set(salts)) == len(salts)  # unlike for unlike salts
+    # The real server answers 400 to any other.
+    assert all(re.fullmatch(r"[^@/\\\0]{1,128}", salt) for salt in salts)
     assert first["ignore_eos"] is True and first["stream_options"] == {"include_usage": True}
     assert (first["temperature"], first["seed"], first["max_tokens"]) == (0, 11, 40)
 
