@@ -665,8 +665,9 @@ def _said(body: Any, depth: int = 6) -> str:
         where = body.get("loc")  # of a validation error
         return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
     if isinstance(body, str):
-        title = re.search(r"<title[^>]*>([^<]*)", body[:10_000], re.IGNORECASE)
-        return html.unescape(title[1]) if title else body
+        page = body[:10_000] if body.lstrip().startswith("<") else ""
+        title = re.search(r"<title[^>]*>([^<]*)", page, re.IGNORECASE)
+        return html.unescape(title[1] if title else re.sub("<[^>]*>", " ", page)) or body
     return str(body) if isinstance(body, int | float) and not isinstance(body, bool) else ""
 
 

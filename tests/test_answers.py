@@ -594,6 +594,7 @@ def test_an_error_event_is_no_json(body: bytes, words: str) -> None:
     ("body", "words"),
     [
         (b"<html><head><TITLE lang=en>502 Bad\n &amp; Gateway</title><body>x", "502 Bad & Gateway"),
+        (b"\n<html><p>Bad <b>Gateway</b></p>", "Bad Gateway"),
         (b"upstream\nis gone", "upstream is gone"),
         (b'"upstream is gone"', "upstream is gone"),
         (b"[" * 50 + b"1" + b"]" * 50, "no reason given"),
