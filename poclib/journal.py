@@ -25,7 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .errors import NewerReport, ReportError
+from .errors import FolderHeld, NewerReport, ReportError
 from .records import Arm, Probe, ProviderFacts, Request, Round
 
 FORMAT, VERSION = "poclib-journal", 1
@@ -36,21 +36,21 @@ NO_ROUND = -1
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one run. Raises `ReportError` where another one holds it.
+def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
+    """Hold `folder` for one run, or what else `lock` stands for there.
 
-    The system itself lets go of the lock when its process ends, however that is, so that no
-    stale one can be left behind.
+    Raises `FolderHeld` where another one holds it. The system itself lets go of the lock when
+    its process ends, however that is, so that no stale one can be left behind.
     """
     with _explained(folder.name):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / lock).open("a+")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ReportError(
+            raise FolderHeld(
                 f"another run (process {file.read(20).strip() or 'unknown'}) is writing to the "
                 f"folder {folder.name}, and two at once would measure each other; wait until it "
                 "has ended, or end it."

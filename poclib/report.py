@@ -19,6 +19,7 @@ from .errors import NewerReport, ReportError
 from .records import REPORT_VERSION, Report, explain
 
 MAX_BYTES = 64 * 1024 * 1024
+RESULT = "RESULT.md"  # what a run found, in words: in its folder and on the site
 _FOLDER = Path("data", "reports")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _NUMBER_LIST = re.compile(r"\[\n\s*([-+\d.eE]+(?:,\n\s*[-+\d.eE]+)*)\n\s*\]")
