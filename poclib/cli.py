@@ -30,13 +30,13 @@ from . import (
     experiment,
     finder,
     identity,
-    journal,
     notation,
     pages,
     parameterfile,
     plots,
     pool,
     publish,
+    recording,
     repeat,
     report,
     ruler,
@@ -119,7 +119,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     expected = words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds())
     click.echo(expected)
     if found:
-        saved = report.save(run.as_report().model_copy(update={"strategy": "capacity"}))
+        saved = recording.save(run.as_report().model_copy(update={"strategy": "capacity"}))
         click.echo(concurrency.capacity_text(report.load(saved.stem)))
         copy = params.with_suffix(f".capacity{params.suffix}")
         wanted = {name: one.capacity for name, one in found.items()}
@@ -177,7 +177,7 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
     values = {**given, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / parameters.experiment
-    with journal.only_one(folder.parent, COMMAND):
+    with recording.only_one(folder.parent, COMMAND):
         _answering(parameters)
         _run(found, values, folder, parameters.experiment)
 
@@ -195,10 +195,11 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {notation.safe(str(error))}", err=True)
-    headlines = _headlines(name)
+    measured = _measured(name)
+    reports, headlines = [one for one, _ in measured], [one for _, one in measured]
     page = _publish()
     click.echo(words.comparison_text(headlines))
-    click.echo(words.suite_gate(headlines))
+    click.echo(words.verdict_text(reports, headlines))
     click.echo(f"Open {page.relative_to(report.root())}")
     if failures:
         raise RunFailed(f"{len(failures)} of {len(found)} notebooks failed: {failures[0]}")
@@ -232,7 +233,7 @@ def sweep(file: Path, changes: tuple[str, ...]) -> None:
         )
 
     done: list[sweeps.Outcome] = []
-    with journal.only_one(folder.parent, COMMAND):
+    with recording.only_one(folder.parent, COMMAND):
         sweeps.write_summary(found, folder)
         try:
             for outcome in sweeps.run(found, folder, execute):
@@ -305,8 +306,9 @@ def show(name: str | None, as_json: bool) -> None:
 @click.argument("name", metavar="REPORT")
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
-    headline = tables.headline(report.load(name))
-    click.echo(words.failures([headline]) + words.gate_line(headline))
+    loaded = report.load(name)
+    headline = tables.headline(loaded)
+    click.echo(words.failures([headline]) + words.verdict_text([loaded], [headline]))
     sys.exit(GATE_EXIT[headline.verdict])
 
 
@@ -334,6 +336,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     headlines = tables.headline(first), tables.headline(second)
     found = agreement.between((first, headlines[0]), (second, headlines[1]))
     click.echo(comparisons.agreement(found, *headlines, agreement.unlike([first, second])))
+    _warn([first, second], headlines, ["the first", "the second"])
     sys.exit(0 if found.agrees else 1)
 
 
@@ -349,6 +352,7 @@ def compare(names: tuple[str, ...], anyway: bool) -> None:
     headlines = [tables.headline(one) for one in reports]
     changes = agreement.over_the_first(headlines)
     click.echo(comparisons.side_by_side(reports, headlines, changes))
+    _warn(reports, headlines, [one.report for one in headlines])
     click.echo(f"\n{comparisons.differences(unlike, [one.report for one in headlines])}")
 
 
@@ -407,8 +411,13 @@ def keep(source: str, target: str) -> None:
         question = "capacity" if found.strategy == "capacity" else None
         question = "failure-mode" if suffix else question
         folder = report.home(question, target) if question else None
-        path = report.save(Report.model_validate(renamed), folder)
+        path = recording.save(Report.model_validate(renamed), folder)
         click.echo(path.name)
+
+
+def _warn(reports: Sequence[Report], headlines: Sequence[Headline], names: list[str]) -> None:
+    for one in words.beside(reports, headlines, names):
+        click.echo(f"warning: {one}")
 
 
 def _publish() -> Path:
@@ -428,7 +437,7 @@ def _publish() -> Path:
         swept[folder.name] = [
             _row(one, groups, f"{folder.name}/{name}", label, path)
             for name, label in labels.items()
-            for path in sorted((folder / name).glob("*.json"))
+            for path in sorted((folder / name).glob("*.json*"))
             for one in catalogue.entries([path], _pass_over)
         ]
     return pages.site(root / "site", groups, rows, swept)
@@ -452,14 +461,14 @@ def _shows(notebook: Path, name: str) -> bool:
     return str(publish.declared(notebook).get("name", {}).get("default", "")).strip("'\"") == name
 
 
-def _all_headlines() -> dict[str, Headline]:
-    """Every readable report's headline; an unreadable one is named and passed over."""
+def _saved() -> dict[str, tuple[Report, Headline]]:
+    """Every readable report with its headline; an unreadable one is named and passed over."""
     found = {}
     for name in report.names():
         try:
             loaded = report.load(name)
             if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
-                found[name] = tables.headline(loaded)
+                found[name] = loaded, tables.headline(loaded)
         except PocError as error:
             _pass_over(notation.safe(str(error)))
     return found
@@ -469,15 +478,15 @@ def _pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def _headlines(experiment_name: str) -> list[Headline]:
-    """The headlines of one experiment, in the strategies' order."""
+def _measured(experiment_name: str) -> list[tuple[Report, Headline]]:
+    """The reports of one experiment and their headlines, in the strategies' order."""
     order = list(STRATEGIES)
     mine = [
-        causes.labelled(report.load(n), h) if n != f"{experiment_name}-{h.strategy}" else h
-        for n, h in _all_headlines().items()
+        (r, causes.labelled(r, h) if n != f"{experiment_name}-{h.strategy}" else h)
+        for n, (r, h) in _saved().items()
         if n == f"{experiment_name}-{h.strategy}" or re.match(f"{experiment_name}-{VARIANTS}-", n)
     ]
-    return sorted(mine, key=lambda h: order.index(h.strategy) if h.strategy in order else 99)
+    return sorted(mine, key=lambda m: order.index(m[1].strategy) if m[1].strategy in order else 99)
 
 
 def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class Crowd:
     ratio: float | None
     bound: bool
     behaviours: tuple[str, ...]
+    per_token: str = ""
 
 
 def crowds(reports: Sequence[Report], headlines: Sequence[Headline]) -> list[Crowd]:
@@ -68,6 +69,7 @@ def _crowd(report: Report, headline: Headline) -> Crowd:
         ratio=headline.overhead_ratio.median if bound is None else bound,
         bound=bound is not None,
         behaviours=tuple(sorted({one.behaviour for one in ours})),
+        per_token="" if bound is not None else words.per_token(headline),
     )
 
 
@@ -93,14 +95,18 @@ def bottom_line(reports: Sequence[Report], headlines: Sequence[Headline]) -> str
     if not known:
         return "**No run came to an end, so no ratio is known.**"
     worst = max(known, key=lambda one: one.ratio or 0.0)
-    said = f"**{worst.name} took {_ratio(worst)} times as long as one machine alone.**"
+    said = (
+        f"**{worst.name} took {_ratio(worst)} times as long{worst.per_token} as one machine "
+        "alone.**"
+    )
     if worst.wall is not None:
         said += (
             f" A request took {_times(worst.wall)} times as long as one alone on average,"
             f" up to {_times(max(worst.walls))} times."
         )
     rest = [
-        f"{one.name}: {_ratio(one)} times; a request {_times(one.wall)} times one alone"
+        f"{one.name}: {_ratio(one)} times{one.per_token}; "
+        f"a request {_times(one.wall)} times one alone"
         for one in known
         if one is not worst
     ]

@@ -9,7 +9,7 @@ PocError
 │   ├── Unreachable     no connection: refused, timed out, unknown name, reset
 │   ├── Forbidden       its address is outside loopback and private ranges
 │   ├── Rejected        it answered with an HTTP error (status, its own message)
-│   ├── BadAnswer       it answered 200, but not in its own wire format
+│   ├── BadAnswer       it answered 200, but with no whole answer of its kind
 │   ├── TimedOut        it did not finish within the time allowed
 │   └── ModelMissing    it does not have the model that was asked for
 ├── UnlikeProviders     the providers would not do equal work (digests differ)
@@ -96,7 +96,7 @@ class Rejected(ProviderError):
 
 
 class BadAnswer(ProviderError):
-    """Raised when a 200 answer is not what this kind of server sends."""
+    """Raised when a 200 answer is not what this kind of server sends, empty, or cut short."""
 
 
 class TimedOut(ProviderError):

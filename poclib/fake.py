@@ -26,7 +26,7 @@ class Provider:
     `overhead_ms` is spent outside the server's own time, as a network would. `script` is
     what happens to each request in the order they arrive: None answers, an error is raised
     after half the service time, "hang" never answers and keeps its slot. What the script
-    does not cover is answered. `most_in_flight` and `seen` tell what was asked of it.
+    does not cover is answered, `tokens` long. `most_in_flight` and `seen` tell what it was asked.
     """
 
     def __init__(
@@ -38,12 +38,14 @@ class Provider:
         role: Literal["local", "remote"] = "local",
         digest: str | None = "fake:1",
         cache_defeated: bool = False,
+        tokens: int = 4,
         script: Sequence[ProviderError | Literal["hang"] | None] = (),
     ) -> None:
         self.name = name
         self.role = role
         self.digest = digest
         self.slots = slots
+        self.tokens = tokens
         self.cache_defeated = cache_defeated
         self.overhead_ms = overhead_ms
         self.most_in_flight = 0
@@ -103,7 +105,7 @@ class Provider:
         exchange.mark("first_byte")
         exchange.mark("last_byte")
         exchange.pieces.append(f"answer to {prompt.text}")
-        exchange.output_tokens = 4
+        exchange.output_tokens = self.tokens
         exchange.finish_reason = "length"
         exchange.server = ServerTimings(
             queue_ms=queue_ms, generation_ms=service_ms, total_ms=queue_ms + service_ms

@@ -35,15 +35,26 @@ def ratios(
 
 
 def alone_ms(report: Report) -> dict[str, float]:
-    """Mean wall of one request per provider in the first calibration: what was known before.
+    """`expected_ms` by the first calibration: what was known before.
 
     The later ones, after each round, are left out. Empty unless every provider answered then.
     """
-    found = {
-        provider: fmean(row.wall_ms or 0.0 for row in rows)
-        for provider, rows in calibrated(report.preparation).items()
-    }
+    found = expected_ms(calibrated(report.preparation))
     return found if set(found) == {facts.name for facts in report.providers} else {}
+
+
+def expected_ms(calibrated: Mapping[str, Sequence[Request]]) -> dict[str, float]:
+    """The time of one request alone on each provider, from answers to the same prompts.
+
+    The mean wall. Where the answers are of unlike length, so that the shortest would look like the
+    fastest machine: wall per token, times the mean length over all providers.
+    """
+    walls = {p: fmean(row.wall_ms or 0.0 for row in rows) for p, rows in calibrated.items()}
+    tokens = {p: fmean(pacing.length(row) or 0 for row in rows) for p, rows in calibrated.items()}
+    if not tokens or not min(tokens.values()) or max(tokens.values()) == min(tokens.values()):
+        return walls
+    usual = fmean(tokens.values())
+    return {p: wall_ms / tokens[p] * usual for p, wall_ms in walls.items()}
 
 
 def calibrated(preparation: Sequence[Arm]) -> dict[str, list[Request]]:

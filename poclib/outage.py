@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import engines, report
+from . import engines, recording, report
 from .dispatch import run_arm
 from .errors import ParameterError
 from .experiment import Run, on_own_loop
@@ -97,7 +97,7 @@ def measure(
             + " or ".join(map(str, deaths)),
         }
         found = run.as_report().model_copy(update=changes)
-        saved.append(report.load(report.save(found, folder or home())))
+        saved.append(report.load(recording.save(found, folder or home())))
     progress("done", total, total)
     return saved
 

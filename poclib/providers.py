@@ -7,9 +7,13 @@ providers, of strategies, or of what a prompt is for.
 
 from __future__ import annotations
 
+import html
 import ipaddress
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -28,6 +32,13 @@ from .transport import Response, TimedClient
 Json = dict[str, Any]
 # What reading a body of an unforeseen shape raises; pydantic's own error is a ValueError.
 SURPRISES = (AttributeError, KeyError, TypeError, ValueError, IndexError)
+# How long a body may go on after its answer: that is waited for to keep the connection.
+LINGER_S = 0.2
+# No duration of one request is longer, in milliseconds: a day.
+LONGEST_MS = 86_400_000
+BOM = b"\xef\xbb\xbf"
+# Where servers put what they say of an error, the most telling first.
+WORDS = ("error", "errors", "detail", "message", "msg", "reason", "type", "code")
 HINTS = {
     401: ", set api_key_env to the name of the variable that holds its key",
     503: ", busy or still loading",
@@ -38,8 +49,11 @@ class Provider:
     """One server. `describe` it before use, then `send` prompts and `probe` round trips."""
 
     paths: ClassVar[Mapping[str, str]]  # by `api`
+    whole: ClassVar[frozenset[str]]  # the endings of an answer that is whole
     probe_path = "/health"
     keeps_streams = True
+    # Whether its bodies go on after their answers end; None: not known yet.
+    _lingers: bool | None = None
 
     def __init__(
         self, settings: ProviderSettings, parameters: Parameters, url: str, key: str | None = None
@@ -93,85 +107,182 @@ class Provider:
         """
         path, body = self.paths[self.api], self._request_body(prompt)
         keep = self.keeps_streams or not self.parameters.stream
+        patience_s = 0.0 if self._lingers else LINGER_S
         try:
             async with self.client.request("POST", path, body, exchange, keep) as response:
                 if response.status != 200:
                     raise self._rejection(response, await response.body())
-                async for event in self._events(response):
-                    before = len(exchange.pieces)
+                over, count = False, 0
+                async for event, here_ms, is_event in self._events(response):
+                    if over:
+                        continue
+                    count += 1
                     try:
-                        self._take(event, exchange)
+                        over = event is None
+                        ended = event is None or self._take(
+                            event, exchange, here_ms if self.parameters.stream else None
+                        )
                     except SURPRISES as error:
                         raise self._surprise(error) from None
-                    if self.parameters.stream and len(exchange.pieces) > before:
-                        exchange.token_ms.append(exchange.arrival_ms())
-                response.mark_end()
+                    if ended:
+                        self._accept(exchange, count == 1 and not is_event)
+                        response.mark_end(patience_s)
+                if not exchange.finished:
+                    if not exchange.finish_reason:
+                        raise self._bad(
+                            "its answer stops before its end"
+                            if count
+                            else "its answer is empty, no byte of it came",
+                            "did the server stop, or is its kind another?",
+                        )
+                    self._accept(exchange, count == 1 and not is_event)
+                    response.mark_end()
+            self._lingers = False
+        except ProviderError:
             if not exchange.finished:
-                raise BadAnswer(
-                    f"provider {self.name}: its answer stops before its end; "
-                    "did the server stop, or is its kind another?",
-                    self.name,
-                )
+                raise
+            # What comes after an answer cannot spoil it.
+            self._lingers = self._lingers is not False
         finally:
             if "end_ms" not in exchange.marks:  # it failed
                 exchange.mark("end")
-            if exchange.token_ms:
-                exchange.marks["first_token_ms"] = exchange.token_ms[0]
+            for mark, times_ms in (
+                ("first_thought_ms", exchange.thought_ms),
+                ("first_token_ms", exchange.token_ms),
+            ):
+                if times_ms:
+                    exchange.marks[mark] = times_ms[0]
+
+    def _accept(self, exchange: Exchange, at_once: bool) -> None:
+        """Let an answer that has ended be one. Raises `BadAnswer` where nothing was generated.
+
+        One that came `at_once`, though it was asked for as a stream, has no first token.
+        """
+        if not (exchange.pieces or exchange.thoughts or exchange.output_tokens):
+            raise self._bad(
+                "its answer is empty: no text, and no token counted",
+                "try its model by hand, or look at its log.",
+            )
+        if not exchange.output_tokens:  # 0 for a text that came is no count
+            exchange.output_tokens = None
+        if at_once:
+            exchange.token_ms.clear()
+            exchange.thought_ms.clear()
+        exchange.finished = True
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self.client.aclose()
 
-    async def _events(self, response: Response) -> AsyncIterator[Json]:
-        """The JSON objects of an answer: of a whole body, of lines, or of server-sent events."""
-        if not self.parameters.stream:
-            yield self._parsed(await response.body())
-            return
-        async for line in response.lines():
-            text = line.strip()
-            if not text or text.startswith((b":", b"event:", b"id:", b"retry:")):
-                continue  # pings are comments, ": …"
-            text = text.removeprefix(b"data:").lstrip()
-            if text != b"[DONE]":
-                yield self._parsed(text)
+    async def _events(self, response: Response) -> AsyncIterator[tuple[Json | None, float, bool]]:
+        """The JSON objects of an answer, None for `[DONE]`; when each came, whether as an event.
+
+        However they come: as server-sent events, a line each, or one on any number of lines. The
+        data of an event is read when it is whole: the blank line that ends it may come later.
+        """
+        name, data_ms = b"", 0.0
+        data: list[bytes] = []  # of an event on many lines
+        text: list[bytes] = []  # of one object on many lines
+        sse = response.headers.get("content-type", "").startswith("text/event-stream")
+        async for raw in response.lines():
+            line = raw.strip().removeprefix(BOM)
+            field, _, value = line.partition(b":")
+            if text:
+                text.append(line)
+            elif field == b"data":
+                sse, value = True, value.strip()
+                if value:
+                    data_ms = response.here_ms
+                if data or name == b"error":
+                    data.append(value)
+                elif value == b"[DONE]":
+                    yield None, data_ms, True
+                elif isinstance(found := _loaded(value), dict):
+                    yield self._sound(found), data_ms, True
+                elif value:
+                    data.append(value)
+            elif not line:
+                if data and (event := self._event(name, b"\n".join(data))) is not None:
+                    yield event, data_ms, True
+                name, data = b"", []
+            elif field == b"event":
+                sse, name = True, value.strip()
+            elif field == b"error":
+                raise self._told(_loaded(value))
+            elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
+                sse = True
+            elif isinstance(found := _loaded(line), dict):
+                yield self._sound(found), response.here_ms, sse
+            elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
+                text.append(line)
+        if data and (event := self._event(name, b"\n".join(data))) is not None:
+            yield event, data_ms, True
+        if text:
+            yield self._parsed(b"\n".join(text)), response.here_ms, False
+
+    def _event(self, name: bytes, data: bytes) -> Json | None:
+        """What a server-sent event on several lines, or of a name, holds of an answer."""
+        if name == b"error":
+            raise self._told(_loaded(data))
+        if name in (b"", b"message"):
+            return self._parsed(data)
+        found = _loaded(data)
+        return self._sound(found) if isinstance(found, dict) else None
 
     def _parsed(self, text: bytes) -> Json:
-        try:
-            event = json.loads(text)
-        except (ValueError, RecursionError):
-            event = None
-        if not isinstance(event, dict):
-            raise BadAnswer(
-                f"provider {self.name}: its answer is not JSON; is its kind "
-                f"{self.settings.kind}, and the port right?",
-                self.name,
-            )
-        if event.get("error"):
-            words = self._words(event)
-            raise Rejected(f"provider {self.name}: error in its answer: {words}", self.name)
+        """The JSON object that `text` is, and no error."""
+        found = _loaded(text)
+        if isinstance(found, dict):
+            return self._sound(found)
+        known = not isinstance(found, str) or text.lstrip().startswith(b'"')
+        said = "" if known else self._words(found)
+        raise self._bad(
+            f"its answer is {'JSON, but no object' if known else 'not JSON'}"
+            + (f" ({said})" if said else ""),
+            f"is its kind {self.settings.kind}, and the port right?",
+        )
+
+    def _sound(self, event: Json) -> Json:
+        """`event` unless it tells an error, in any of the ways in which servers do."""
+        if (
+            any(event.get(key) for key in ("error", "errors", "detail"))
+            or "error" in (event.get("object"), event.get("type"))
+            or isinstance(event.get("message"), str)
+        ):
+            raise self._told(event)
         return event
+
+    def _told(self, body: Any) -> Rejected:
+        words = self._words(body)
+        return Rejected(f"provider {self.name}: error in its answer: {words}", self.name)
+
+    def _bad(self, what: str, then: str) -> BadAnswer:
+        return BadAnswer(f"provider {self.name}: {what}; {then}", self.name)
 
     def _rejection(self, response: Response, body: bytes) -> ProviderError:
         """The error for an HTTP status other than 200, with the server's own words."""
-        try:
-            words = self._words(json.loads(body))
-        except (ValueError, RecursionError):
-            words = self._words(body.decode("utf-8", "replace"))
+        words = self._words(_loaded(body))
         status = response.status
         if status == 404 and "model" in words and ("not found" in words or "not exist" in words):
             return ModelMissing(
                 f"provider {self.name}: {words}; `poc doctor` lists what it has.", self.name, status
             )
         sentence = f"provider {self.name}: HTTP {status}{HINTS.get(status, '')}: {words}"
-        wait = response.retry_after or ""
-        wait_s = float(wait) if wait.isascii() and wait.isdecimal() else None
-        return Rejected(sentence, self.name, status, wait_s)
+        return Rejected(sentence, self.name, status, _wait_s(response.headers))
 
     def _words(self, body: Any) -> str:
         """An error body's own sentence, on one line and without address or key."""
-        error = body.get("error") or body.get("detail") if isinstance(body, dict) else body
-        message = error.get("message") if isinstance(error, dict) else error
-        return _short(self.client.redacted(str(message or ""))) or "no reason given"
+        return _short(self.client.redacted(_said(body))) or "no reason given"
+
+    def _ending(self, exchange: Exchange, reason: Any, more: Any = None) -> None:
+        """Note how an answer ends. Raises `BadAnswer` where that is not as a whole one does."""
+        exchange.finish_reason = _short(reason or "") or None
+        if exchange.finish_reason and exchange.finish_reason.lower() not in self.whole:
+            told = self._words(f"{reason}, {more}" if more else reason)
+            raise self._bad(
+                f"its answer ended with “{told}”, which no whole one does",
+                "its log may say why.",
+            )
 
     def _surprise(self, error: Exception) -> BadAnswer:
         return BadAnswer(
@@ -193,6 +304,7 @@ class Provider:
     def _facts(self, **found: Any) -> ProviderFacts:
         s = self.settings
         common = {"name": s.name, "kind": s.kind, "role": self.role, "capacity": s.capacity}
+        common["keeps_streams"] = self.keeps_streams
         return ProviderFacts(**{"model": s.model, "slots": s.slots, **common, **found})
 
     def _require(self, model: str, there: list[str]) -> None:
@@ -212,8 +324,11 @@ class Provider:
     def _request_body(self, prompt: Prompt) -> Json:
         raise NotImplementedError
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
-        """Read one event of an answer into `exchange`; may raise any of `SURPRISES`."""
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
+        """Read one event into `exchange`; whether the answer is whole with it.
+
+        `here_ms` is when it arrived, where it was streamed. May raise any of `SURPRISES`.
+        """
         raise NotImplementedError
 
 
@@ -225,6 +340,7 @@ class Ollama(Provider):
     """
 
     paths: ClassVar = {"chat": "/api/chat", "completion": "/api/generate"}
+    whole = frozenset({"stop", "length"})
     probe_path = "/api/version"
 
     async def _describe(self) -> ProviderFacts:
@@ -256,37 +372,46 @@ class Ollama(Provider):
         }
         return body | self._asked(prompt) | ({} if self.api == "chat" else {"raw": True})
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
+        if exchange.finished:
+            return False
         said = event["message"] if self.api == "chat" else event
-        _add(exchange, said.get("thinking"))
-        _add(exchange, said.get("content" if self.api == "chat" else "response"))
+        piece = said.get("content" if self.api == "chat" else "response")
+        _add(exchange, said.get("thinking"), piece, here_ms)
         if not event.get("done"):
-            return
-        exchange.finished = True
-        exchange.finish_reason = _short(event.get("done_reason") or "") or None
-        exchange.prompt_tokens = _count(event, "prompt_eval_count")
+            return False
+        self._ending(exchange, event.get("done_reason"))
+        exchange.prompt_tokens = _count(event, "prompt_eval_count") or None
         exchange.output_tokens = _count(event, "eval_count")
-        total = _number(event, "total_duration")
-        if total is None:
-            return
+        if event.get("total_duration") is None:
+            return True
         # Nanoseconds. The server leaves a zero out, so beside a total absent means 0; what
         # no part holds is the wait for a slot (and applying the template).
-        parts = [
-            _number(event, f"{part}_duration") or 0 for part in ("load", "prompt_eval", "eval")
-        ]
+        total = _ms(event, "total_duration", 1e-6)
+        keys = [f"{part}_duration" for part in ("load", "prompt_eval", "eval")]
+        parts = [_ms(event, key, 1e-6) if key in event else 0.0 for key in keys]
+        known = _sum(*parts)
         exchange.server = ServerTimings(
-            load_ms=parts[0] / 1e6,
-            queue_ms=max(0, total - sum(parts)) / 1e6,
-            prompt_ms=parts[1] / 1e6,
-            generation_ms=parts[2] / 1e6,
-            total_ms=total / 1e6,
+            load_ms=parts[0],
+            queue_ms=None if total is None or known is None else max(0.0, total - known),
+            prompt_ms=parts[1],
+            generation_ms=parts[2],
+            total_ms=total,
         )
+        return True
 
 
 class OpenAI(Provider):
     """Any OpenAI-compatible server. vLLM's `metrics` and llama.cpp's `timings` are read."""
 
     paths: ClassVar = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+    # As the many servers of this kind say it. Not `content_filter`: its text was cut.
+    whole = frozenset(
+        {
+            *("stop", "length", "eos", "eos_token", "stop_sequence", "end_turn", "max_tokens"),
+            *("model_length", "tool_calls", "function_call"),
+        }
+    )
     probe_path = "/v1/models"
     is_vllm = False
 
@@ -324,24 +449,29 @@ class OpenAI(Provider):
             body |= {"ignore_eos": True, "cache_salt": prompt.salt or "poclib"}
         return body | self._asked(prompt)
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
-        for choice in (event.get("choices") or [])[:1]:
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
+        """Whole with its usage, which comes with or after `finish_reason`, or with `[DONE]`.
+
+        `finish_reason` alone is followed by counts and times, which are waited for.
+        """
+        for choice in () if exchange.finished else (event.get("choices") or [])[:1]:
+            if choice.get("error"):
+                raise self._told(choice)
             said = choice.get("delta") or choice.get("message") or choice
-            _add(exchange, said.get("reasoning_content") or said.get("reasoning"))
-            _add(exchange, said.get("content") or said.get("text"))
+            thought = said.get("reasoning_content") or said.get("reasoning")
+            piece = said.get("content") or said.get("text")
+            _add(exchange, thought, piece, None if choice.get("message") else here_ms)
             if choice.get("finish_reason"):
-                exchange.finish_reason = _short(choice["finish_reason"])
-                exchange.finished = True
-        if usage := event.get("usage"):
-            exchange.prompt_tokens = _count(usage, "prompt_tokens")
-            exchange.output_tokens = _count(usage, "completion_tokens")
-            exchange.cached_tokens = _count(
-                usage.get("prompt_tokens_details") or {}, "cached_tokens"
-            )
-        if metrics := event.get("metrics"):
-            queue = _number(metrics, "queue_time_ms")
-            first = _number(metrics, "time_to_first_token_ms")
-            generation = _number(metrics, "generation_time_ms")
+                self._ending(exchange, choice["finish_reason"], choice.get("native_finish_reason"))
+        usage = _part(event, "usage")
+        if usage:
+            exchange.prompt_tokens = _count(usage, "prompt_tokens") or exchange.prompt_tokens
+            exchange.output_tokens = _count(usage, "completion_tokens") or exchange.output_tokens
+            exchange.cached_tokens = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
+        if metrics := _part(event, "metrics"):
+            queue = _ms(metrics, "queue_time_ms")
+            first = _ms(metrics, "time_to_first_token_ms")
+            generation = _ms(metrics, "generation_time_ms")
             exchange.server = ServerTimings(
                 queue_ms=queue,
                 prompt_ms=first,
@@ -349,12 +479,14 @@ class OpenAI(Provider):
                 total_ms=_sum(queue, first, generation),
             )
         _take_timings(event, exchange)
+        return bool(usage and exchange.finish_reason and exchange.output_tokens)
 
 
 class LlamaServer(OpenAI):
     """llama.cpp's server: cache off, end token ignored; it reports no time in its queue."""
 
     paths: ClassVar = {"chat": "/v1/chat/completions", "completion": "/completion"}
+    whole = OpenAI.whole | {"eos", "word", "limit"}
     probe_path = "/health"
     # It closes each connection that carried a stream, without saying so beforehand: a next
     # request on it would race that, and be lost.
@@ -389,17 +521,19 @@ class LlamaServer(OpenAI):
             del body["model"]
         return body
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
         if self.api == "chat":
-            super()._take(event, exchange)
-            return
-        _add(exchange, event["content"])
-        if event.get("stop"):
-            exchange.finished = True
-            exchange.finish_reason = _short(event.get("stop_type") or "") or None
-            exchange.prompt_tokens = _count(event, "tokens_evaluated")
-            exchange.output_tokens = _count(event, "tokens_predicted")
-            _take_timings(event, exchange)
+            return super()._take(event, exchange, here_ms)
+        if exchange.finished:
+            return False
+        _add(exchange, None, event["content"], here_ms)
+        if not event.get("stop"):
+            return False
+        self._ending(exchange, event.get("stop_type"))
+        exchange.prompt_tokens = _count(event, "tokens_evaluated") or None
+        exchange.output_tokens = _count(event, "tokens_predicted")
+        _take_timings(event, exchange)
+        return True
 
 
 KINDS: dict[str, type[Provider]] = {
@@ -412,8 +546,8 @@ KINDS: dict[str, type[Provider]] = {
 
 def _take_timings(event: Json, exchange: Exchange) -> None:
     """llama.cpp's `timings`, in milliseconds: no queue, so the total is prompt + generation."""
-    if timings := event.get("timings"):
-        prompt, generation = _number(timings, "prompt_ms"), _number(timings, "predicted_ms")
+    if timings := _part(event, "timings"):
+        prompt, generation = _ms(timings, "prompt_ms"), _ms(timings, "predicted_ms")
         if "cache_n" in timings:
             exchange.cached_tokens = _count(timings, "cache_n")
         exchange.server = ServerTimings(
@@ -421,27 +555,71 @@ def _take_timings(event: Json, exchange: Exchange) -> None:
         )
 
 
-def _add(exchange: Exchange, piece: str | None) -> None:
-    """Append a piece of text. Half a surrogate pair, which no file could hold, becomes `?`."""
-    if piece:
-        exchange.pieces.append(piece.encode("utf-8", "replace").decode())
+def _add(exchange: Exchange, thought: str | None, piece: str | None, here_ms: float | None) -> None:
+    """Append what was thought or said. Half a surrogate pair, which no file holds, becomes `?`."""
+    for text, texts, times_ms in (
+        (thought, exchange.thoughts, exchange.thought_ms),
+        (piece, exchange.pieces, exchange.token_ms),
+    ):
+        if text:
+            texts.append(text.encode("utf-8", "replace").decode())
+            if here_ms is not None:
+                times_ms.append(here_ms)
 
 
-def _number(part: Json, key: str) -> float | None:
-    """A duration or count, None where absent. Raises `ValueError` if it cannot be one."""
-    value = part.get(key)
-    if value is None:
+def _loaded(text: bytes) -> Any:
+    """What JSON says, or else the text as it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text.decode("utf-8", "replace")
+
+
+def _said(body: Any, depth: int = 6) -> str:
+    """What an error's body says, wherever it puts it; a web page's title."""
+    if isinstance(body, list) and depth:
+        return "; ".join(filter(None, (_said(one, depth - 1) for one in body[:5])))
+    if isinstance(body, dict) and depth:
+        said = next(filter(None, (_said(body.get(key), depth - 1) for key in WORDS)), "")
+        where = body.get("loc")  # of a validation error
+        return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
+    if isinstance(body, str):
+        title = re.search(r"<title[^>]*>([^<]*)", body[:10_000], re.IGNORECASE)
+        return html.unescape(title[1]) if title else body
+    return str(body) if isinstance(body, int | float) and not isinstance(body, bool) else ""
+
+
+def _wait_s(headers: Mapping[str, str]) -> float | None:
+    """What `Retry-After` asks for: seconds, or a date by the server's own clock."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        return float(value)
+    try:
+        then, now = parsedate_to_datetime(value), datetime.now(UTC)
+        if "date" in headers:
+            now = parsedate_to_datetime(headers["date"])
+        return max(0.0, (then - now).total_seconds())
+    except (TypeError, ValueError, OverflowError):  # no date, or one without a zone
         return None
-    if type(value) not in (int, float) or not 0 <= value < 1e18:
-        raise ValueError(key)
-    return value  # type: ignore[no-any-return]
+
+
+def _part(event: Json, key: str) -> Json:
+    """The object at `key`; empty where there is none."""
+    value = event.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _ms(part: Json, key: str, unit_ms: float = 1.0) -> float | None:
+    """A duration in milliseconds; None where it is absent or cannot be one."""
+    value: Any = part.get(key)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value * unit_ms if number and 0 <= value <= LONGEST_MS / unit_ms else None
 
 
 def _count(part: Json, key: str) -> int | None:
-    value = _number(part, key)
-    if isinstance(value, float):
-        raise ValueError(key)
-    return value
+    """A number of tokens or the like; None where it is absent or cannot be one."""
+    value = part.get(key)
+    return value if type(value) is int and 0 <= value <= 1_000_000_000 else None
 
 
 def _sum(*parts: float | None) -> float | None:

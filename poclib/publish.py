@@ -30,7 +30,7 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from . import journal, progress, report
+from . import progress, recording, report
 from .errors import FolderHeld, ParameterError, ReportError, RunFailed
 
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
@@ -169,7 +169,7 @@ def _interrupting_kernel() -> Iterator[None]:
         nonlocal pressed
         pressed += 1
         kernels = [child for child in me.children() if child not in before]
-        if pressed > 1 or not kernels or not journal.held(report.root() / "data" / "runs"):
+        if pressed > 1 or not kernels or not recording.held(report.root() / "data" / "runs"):
             raise KeyboardInterrupt
         for kernel in kernels:
             kernel.send_signal(signal.SIGINT)

@@ -25,7 +25,8 @@ from .errors import ParameterError
 
 # Format history.
 # 1: first version (2026-11).
-# 2: marks per arm (`marked`), lengths of prompts, thoughts apart from answers (2026-11).
+# 2: a line for each fact, the same file while a run goes on and after; marks per arm (`marked`),
+#    lengths of prompts, thoughts apart from answers (2026-11).
 REPORT_VERSION = 2
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -280,6 +281,7 @@ class Exchange:
     finished: bool = False
     pieces: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
+    thought_ms: list[float] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
     # When bytes last came from the network, by `time.perf_counter`, where that is known.
     arrived_s: Callable[[], float] | None = None
@@ -301,7 +303,9 @@ class Exchange:
         if self.arrived_s is None:
             return now_ms
         waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
-        return max(now_ms - waited_ms, *self.marks.values(), *self.token_ms[-1:])
+        return max(
+            now_ms - waited_ms, *self.marks.values(), *self.thought_ms[-1:], *self.token_ms[-1:]
+        )
 
 
 class Request(Record):
@@ -330,10 +334,13 @@ class Request(Record):
 
     @property
     def over_ms(self) -> float | None:
-        """Wall minus the server's own time; None where the server reports none."""
+        """Wall minus the server's own time, which two clocks may make a bit less than nothing.
+
+        None where the server reports none.
+        """
         if self.wall_ms is None or self.server.total_ms is None:
             return None
-        return self.wall_ms - self.server.total_ms
+        return max(0.0, self.wall_ms - self.server.total_ms)
 
 
 class EngineUse(Record):
@@ -376,6 +383,7 @@ class Arm(Record):
     """
 
     arm: ArmName
+    turn: str | None = None  # of warm-up, calibration or capacity: whose, and after which round
     strategy: Name
     limits: dict[Name, int] | None = None
     # Providers that were killed on purpose while it ran, and when.

@@ -27,7 +27,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from . import experiment, notation, report, resume, tables, words
+from . import experiment, notation, report, tables, words
 from .errors import FolderHeld, ParameterError, PocError, ReportError
 from .records import Parameters, ProviderSettings, Report
 
@@ -135,7 +135,7 @@ def _point(base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> P
     if strategy is None:
         raise ParameterError(f"{where}: name the strategy, or several under sweep.strategy.")
     plain = Parameters.read(values | {"strategy": strategy}, where)
-    asked = resume.asked(plain, experiment.texts(plain.prompts))
+    asked = experiment.asked(plain, experiment.texts(plain.prompts))
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     slug = re.sub(r"([^A-Za-z0-9.]|\.(?!\d))+", "-", "-".join(map(_shown, changed.values())))
     name = f"{slug.strip('-.')[:28].rstrip('-.') or 'point'}-{digest}"
@@ -225,7 +225,7 @@ def run(found: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outc
 
 
 def _file(point: Point) -> str:
-    return f"{point.parameters.experiment}-{point.strategy}.json"
+    return f"{point.parameters.experiment}-{point.strategy}.jsonl"
 
 
 def _settle(point: Point, folder: Path) -> Report:
@@ -248,19 +248,24 @@ def _settle(point: Point, folder: Path) -> Report:
 def table(outcomes: Sequence[Outcome], markdown: bool = False) -> str:
     """Every point with what changed in it and its ratio with interval; why some have none."""
     keys = list(dict.fromkeys(key for one in outcomes for key in one.point.changed))
-    rows = []
+    rows, judged = [], {}
     for one in outcomes:
         what = [_shown(one.point.changed.get(key, "-")) for key in keys]
         if one.report is None:
             rows.append([*what, "failed", "-", "-"])
             continue
         headline = tables.headline(one.report)
+        judged[one.point.label] = one.report, headline
         speedup = "-" if headline.speedup is None else notation.number(headline.speedup, 2)
+        speedup += words.per_token(headline)
         rows.append([*what, words.ratio(headline), speedup, headline.verdict])
     header = [*keys, "ratio (95 % interval)", "speedup", "gate"]
     failed = [f"{one.point.label}: {one.problem}" for one in outcomes if one.report is None]
     told = f"\n\nFailed:\n{notation.bullets(failed)}" if failed else ""
-    return notation.table(header, rows, markdown) + told
+    pairs = list(judged.values())
+    warned = words.beside([r for r, _ in pairs], [h for _, h in pairs], list(judged))
+    beside = f"\n\nWhat could change these verdicts:\n{notation.bullets(warned)}" if warned else ""
+    return notation.table(header, rows, markdown) + beside + told
 
 
 def write_summary(found: Sequence[Point], folder: Path) -> None:

@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -32,6 +33,8 @@ from .errors import BadAnswer, Forbidden, ParameterError, ProviderError, TimedOu
 from .records import Exchange
 
 MAX_BODY_BYTES = 64 * 2**20
+# None is asked for, yet some servers and proxies compress whatever they send.
+ENCODINGS = ("identity", "gzip", "deflate")
 # llama-server closes a connection idle for 5 s; a shorter life here avoids sending into that.
 KEEPALIVE_S = 4.0
 PRIVATE = [
@@ -61,54 +64,86 @@ class _NotAllowed(OSError):
 
 
 class Response:
-    """A status, and a body that arrives in pieces; its end is marked `last_byte`."""
+    """A status, headers, and a body that arrives in pieces; its end is marked `last_byte`.
 
-    def __init__(self, response: httpx.Response, provider: str, exchange: Exchange | None) -> None:
+    `here_ms` is when what is being read arrived. `limit` is what bounds the whole request.
+    """
+
+    def __init__(
+        self,
+        response: httpx.Response,
+        provider: str,
+        exchange: Exchange | None,
+        limit: asyncio.Timeout | None = None,
+    ) -> None:
         self.status = response.status_code
-        self.retry_after = response.headers.get("retry-after")
+        self.headers = response.headers
+        self.here_ms = 0.0
         self._response = response
         self._provider = provider
         self._exchange = exchange
+        self._limit = limit
         self._handed_s = self._worked_s = 0.0
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises `BadAnswer` beyond `MAX_BODY_BYTES`."""
+        """The body as it arrives, decoded. Raises `BadAnswer` beyond `MAX_BODY_BYTES`."""
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding not in ENCODINGS:
+            raise self._bad(f"is encoded ({encoding[:40]}), unasked; switch that off there")
+        plain = encoding == "identity"
+        pieces = self._response.aiter_raw() if plain else self._response.aiter_bytes()
         size = 0
-        async for chunk in self._response.aiter_raw():
-            self._handed_s = time.perf_counter()
+        async for chunk in pieces:
+            self._hand()
+            self._worked_s = 0.0
             size += len(chunk)
             if size > MAX_BODY_BYTES:
-                raise BadAnswer(
-                    f"provider {self._provider}: its answer is longer than "
-                    f"{MAX_BODY_BYTES // 2**20} MiB; set max_tokens lower.",
-                    self._provider,
+                raise self._bad(
+                    f"is longer than {MAX_BODY_BYTES // 2**20} MiB; set max_tokens lower"
                 )
             yield chunk
             self._worked_s = time.perf_counter() - self._handed_s
+        self._hand()
+        if self._exchange:
+            self._exchange.marks.setdefault("last_byte_ms", self.here_ms)
+
+    def _hand(self) -> None:
         self._handed_s = time.perf_counter()
         if self._exchange:
-            self._exchange.mark_arrival("last_byte")
+            self.here_ms = self._exchange.arrival_ms()
 
-    def mark_end(self) -> None:
+    def _bad(self, what: str) -> BadAnswer:
+        return BadAnswer(f"provider {self._provider}: its answer {what}.", self._provider)
+
+    def mark_end(self, patience_s: float | None = None) -> None:
         """Mark the answer's end: when its last byte was here and the work on it was done.
 
-        That work is timed alone: what the event loop does for others in between is no part of it.
+        That work is timed alone: what the event loop does for others in between is no part of
+        it. Where the body goes on it gets `patience_s` to end, so that its connection can be
+        kept; the request then ends with `TimedOut`, later than what is marked.
         """
         if self._exchange:
             work_s = self._worked_s + time.perf_counter() - self._handed_s
-            marks = self._exchange.marks
-            marks["end_ms"] = marks["last_byte_ms"] + 1000 * work_s
+            self._exchange.marks["last_byte_ms"] = self.here_ms
+            self._exchange.marks["end_ms"] = self.here_ms + 1000 * work_s
+        if self._limit and patience_s is not None:
+            soon_s = asyncio.get_running_loop().time() + patience_s
+            self._limit.reschedule(min(self._limit.when() or soon_s, soon_s))
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The body's lines, each as soon as its last byte is here."""
+        """The body's lines, each as soon as its last byte is here; CR, LF or CRLF ends one."""
         rest = bytearray()
+        broken = False  # between the CR and what may be its LF
         async for chunk in self.chunks():
-            rest += chunk
-            if b"\n" not in chunk:
+            fresh = chunk.removeprefix(b"\n") if broken else chunk
+            broken = chunk.endswith(b"\r")
+            rest += fresh
+            if b"\n" not in fresh and b"\r" not in fresh:
                 continue
-            *whole, rest = rest.split(b"\n")
+            whole = bytes(rest).splitlines()
+            rest = bytearray() if fresh.endswith((b"\n", b"\r")) else bytearray(whole.pop())
             for line in whole:
-                yield bytes(line)
+                yield line
         if rest:
             yield bytes(rest)
 
@@ -227,13 +262,13 @@ class TimedClient:
         )
         token = _exchange.set(exchange)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 async with self._in_turn(exchange):
                     response = await self._transport.handle_async_request(request)
                 if exchange:
                     exchange.mark_arrival("first_byte")
                 async with contextlib.aclosing(response):
-                    yield Response(response, self.provider, exchange)
+                    yield Response(response, self.provider, exchange, limit)
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise self._explained(error) from None
         finally:
@@ -301,6 +336,9 @@ class TimedClient:
             case aiohttp.ClientResponseError():
                 known = BadAnswer
                 what = "what answers there does not speak HTTP; is the port right?"
+            case zlib.error():
+                known = BadAnswer
+                what = "its answer is not encoded as its content-encoding says; switch that off."
             case _:
                 what = "the connection broke off; did the server stop?"
         return known(f"provider {self.provider}: {what}", self.provider)

@@ -5,9 +5,11 @@ Knows texts and numbers; sends nothing. Imports `errors`, `records` and `report`
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from string import ascii_lowercase
 
 from . import report
 from .errors import ParameterError
@@ -16,6 +18,8 @@ from .records import Parameters, Prompt
 # Sizes in a report's file: of a row without its tokens, and of each token's time and text.
 ROW_BYTES, TOKEN_BYTES = 1100, 14
 MAX_CHARACTERS = 32 * 2**20  # of a file of prompts
+MARK_LETTERS = 6
+MARKS = len(ascii_lowercase) ** MARK_LETTERS
 
 
 def texts(prompts: int | list[str] | str) -> list[str]:
@@ -46,20 +50,34 @@ def texts(prompts: int | list[str] | str) -> list[str]:
     return [built_in[i % len(built_in)] for i in range(prompts)]
 
 
-def prompts(
-    given: Sequence[str], arm: str, turn: str, count: int, salt: str, marked: bool
-) -> list[Prompt]:
-    """`count` prompts of the texts in turn; both arms of a round get the same, to compare them.
+def prompts(texts: Sequence[str], count: int, salt: str, first_mark: int | None) -> list[Prompt]:
+    """`count` prompts of the texts in turn, all with one salt.
 
-    Where they are `marked`, each begins with a mark of its round, so that no prefix of an earlier
-    one fits a server's cache.
+    With `first_mark` each text begins with a mark, numbered from there on.
     """
-    mark = turn if arm in ("baseline", "strategy") else f"{arm} {turn}"
-    chosen = [given[i % len(given)] for i in range(count)]
-    return [
-        Prompt(i, f"[{mark}.{i} {salt}] {text}" if marked else text, f"{salt}/{arm}/{turn}")
-        for i, text in enumerate(chosen)
-    ]
+    chosen = [texts[i % len(texts)] for i in range(count)]
+    if first_mark is not None:
+        chosen = [f"{mark(first_mark + i)} {text}" for i, text in enumerate(chosen)]
+    return [Prompt(i, text, salt) for i, text in enumerate(chosen)]
+
+
+def mark(number: int) -> str:
+    """Six letters that make a text's beginning unlike that of any other number up to MARKS.
+
+    Servers keep the work on a text's beginning and reuse it for the next text that begins alike.
+    Single letters with spaces are a token each in the usual vocabularies, so every mark is equally
+    long; the first letter changes from one number to the next, so that neighbours share nothing.
+    """
+    letters = []
+    for _ in range(MARK_LETTERS):
+        number, letter = divmod(number, len(ascii_lowercase))
+        letters.append(ascii_lowercase[letter])
+    return " ".join(letters)
+
+
+def sha256(text: str) -> str:
+    """What a report holds of a prompt whose text it must not hold."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def row_bytes(parameters: Parameters) -> int:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from test_causes import report as made_up
 
-from poclib import causes, cli, crowding, failure, plots, progress, publish, tables
+from poclib import causes, cli, crowding, failure, plots, progress, publish, recording, tables
 from poclib import report as reports
 from poclib.records import EngineUse, Parameters
 
@@ -70,8 +70,8 @@ def test_kept_samples_lie_apart_from_those_of_the_strategies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
-    reports.save(THRASHED.model_copy(update={"experiment": "mine-bare"}))
-    reports.save(QUEUED.model_copy(update={"experiment": "mine", "strategy": "capacity"}))
+    recording.save(THRASHED.model_copy(update={"experiment": "mine-bare"}))
+    recording.save(QUEUED.model_copy(update={"experiment": "mine", "strategy": "capacity"}))
     cli.main(["keep", "mine", "sample"])
     assert reports.names(reports.home("failure-mode", "sample")) == ["sample-bare-all-parallel"]
     assert reports.names(reports.home("capacity", "sample")) == ["sample-capacity"]

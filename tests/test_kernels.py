@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from poclib import cli, journal, pages, publish, report, sweeps
+from poclib import cli, pages, publish, recording, report, sweeps
 from poclib.errors import FolderHeld, RunFailed
 
 ROOT = report.root()
@@ -144,7 +144,7 @@ def test_a_second_command_is_refused_before_it_asks_a_provider_or_a_kernel(
 ) -> None:
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     (home / "my.yaml").write_text(f"{RUN}{more}\nstrategy: shared-queue" if more else RUN)
-    with journal.only_one(home / "data" / "runs", cli.COMMAND):
+    with recording.only_one(home / "data" / "runs", cli.COMMAND):
         told = refused([word, str(home / "my.yaml")], capsys)
     assert told.startswith(f"poc: another run (process {os.getpid()}) is writing")
     assert told.count("\n") == 1 and not list(home.rglob("second*"))
@@ -159,7 +159,7 @@ def test_a_run_beside_a_measuring_notebook_ends_at_its_first(
     for name in ("04_serial_per_provider", "06_shared_queue"):
         shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", home / "notebooks")
     (home / "my.yaml").write_text(RUN)
-    with journal.only_one(home / "data" / "runs"), pytest.raises(SystemExit) as ended:
+    with recording.only_one(home / "data" / "runs"), pytest.raises(SystemExit) as ended:
         cli.main(["run", str(home / "my.yaml")])
     told = capfd.readouterr()
     assert ended.value.code == 3 and told.out == ""

@@ -31,7 +31,7 @@ def restless(factors: Sequence[float]) -> list[fake.Provider]:
 
     def wall(alone_ms: float) -> Callable[[Prompt], float]:
         def of(prompt: Prompt) -> float:
-            _, arm, turn = prompt.salt.split("/")
+            _, arm, turn = prompt.salt.split(":")
             return alone_ms * (factors[int(turn) % len(factors)] if arm == "strategy" else 1)
 
         return of

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from poclib import catalogue, cli, experiment, fake, publish, report, sweeps
+from poclib import catalogue, cli, experiment, fake, publish, recording, report, sweeps
 from poclib.errors import ParameterError, RunFailed
-from poclib.journal import Journal
+from poclib.recording import ReportFile
 from poclib.sweeps import Outcome, Point
 
 ROOT = report.root()
@@ -50,9 +50,11 @@ def measure(point: Point, folder: Path) -> None:
     """As the notebook does: measure on fakes, save under the point's name."""
     pool = [fake.Provider("local", 100), fake.Provider("remote", 160, role="remote")]
     run = experiment.Run(point.parameters, [(one, {}) for one in pool])
-    journal = Journal()
-    fake.run(lambda clock: run.whole(journal))
-    report.save(run.as_report())
+    name = f"{point.parameters.experiment}-{point.strategy}.jsonl"
+    file = ReportFile(report.root() / report.FOLDER / name)
+    with file.open():
+        fake.run(lambda clock: run.whole(file))
+        file.write({"state": recording.state(run.as_report(complete=True))})
 
 
 class Measured:
@@ -255,7 +257,9 @@ def test_a_point_that_saved_nothing_is_a_failed_one(home: Path) -> None:
 def test_the_table_has_ratio_and_interval_computed_by_hand(home: Path) -> None:
     """Four prompts of 100 ms; a shared queue gives the slow one (160 ms) one or two of them."""
     done = outcomes(points({"prompts": [2, 4]}), home, measure)
-    rows = [line.split("  ") for line in sweeps.table(done).splitlines()[2:]]
+    listed, _, beside = sweeps.table(done).partition("\n\n")
+    assert beside.startswith("What could change these verdicts:")
+    rows = [line.split("  ") for line in listed.splitlines()[2:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells == [  # 160 of 200 ms, 300 or 320 of 400 ms
         ["2", "0.80 (0.80 to 0.80, 3 rounds)", "1.25", "PASS"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -474,12 +475,14 @@ def lines_of(body: bytes, size: int) -> list[bytes]:
     "body",
     [
         *(b"", b"\n", b"a", b"a\nb", b"\n\na\r\nb\n", "ä\n€\n😀".encode(), b"x" * 200 + b"\n\n"),
+        *(b"\r", b"a\rb", b"a\r\n\r\nb\r\r\nc\n\rd\n\n\r\n", b"\xe2\x80\xa8\x0b\x0c\x1c\x85\n"),
         recorded("ollama/chat_stream").body,
         recorded("vllm/chat_stream_usage").body,
     ],
 )
 def test_lines_wherever_the_pieces_end(body: bytes, size: int) -> None:
-    expected = body.split(b"\n")
+    """By the standard's own words: CRLF, or a lone LF, or a lone CR."""
+    expected = re.split(rb"\r\n|\n|\r", body)
     assert lines_of(body, size) == (expected if expected[-1] else expected[:-1])
 
 
