@@ -52,6 +52,9 @@ from .strategies import STRATEGIES
 
 MAX_PARAMETER_BYTES = 1 << 20
 VARIANTS = "(bare|adaptive|queueing|batched)"  # what such a notebook adds to its experiment's name
+# Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
+# for itself, and another command must not slip in between two of them.
+COMMAND = ".command.lock"
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -172,15 +175,16 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     everything = {key for n in found for key in publish.declared(n)}
     publish.check_keys(given, everything, params.name)
     parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
-    _answering(parameters)
     values = {**given, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / parameters.experiment
-    with recording.only_one(folder):
+    with recording.only_one(folder.parent, COMMAND):
+        _answering(parameters)
         _run(found, values, folder, parameters.experiment)
 
 
 def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str) -> None:
     failures: list[str] = []
+    (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
     for number, notebook in enumerate(found, start=1):
         click.echo(f"[{number}/{len(found)}] {publish.title(notebook)}", err=True)
         known = set(publish.declared(notebook))
@@ -229,7 +233,7 @@ def sweep(file: Path, changes: tuple[str, ...]) -> None:
         )
 
     done: list[sweeps.Outcome] = []
-    with recording.only_one(folder):
+    with recording.only_one(folder.parent, COMMAND):
         sweeps.write_summary(found, folder)
         try:
             for outcome in sweeps.run(found, folder, execute):

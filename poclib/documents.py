@@ -16,7 +16,7 @@ from .cautions import warnings
 from .errors import ReportError
 from .notation import bullets, inline, many, milliseconds, number, percent, table
 from .records import Report
-from .report import root
+from .report import RESULT, root
 from .stats import PASS, Headline
 from .words import (
     beside,
@@ -66,9 +66,15 @@ def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> 
     return f"# Phase 0 result\n\n{body}\n"
 
 
-def write(text: str) -> Path:
-    """Save the Phase 0 result as PHASE-0-RESULT.md in the project's folder."""
+def write(text: str, experiment: str | None = None) -> Path:
+    """Save the result of `experiment` beside its run; without one, the project's own.
+
+    The project's is of the committed samples, which its README cites.
+    """
     path = root() / "PHASE-0-RESULT.md"
+    if experiment is not None:
+        path = root() / "data" / "runs" / experiment / RESULT
+        path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 

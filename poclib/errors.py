@@ -3,7 +3,8 @@
 PocError
 ├── ParameterError      a key, value or file of parameters is wrong
 ├── ReportError         a report cannot be read, written, or understood
-│   └── NewerReport     the report was written by a newer poclib
+│   ├── NewerReport     the report was written by a newer poclib
+│   └── FolderHeld      another run is writing to the folder
 ├── ProviderError       one provider did not do what was asked of it
 │   ├── Unreachable     no connection: refused, timed out, unknown name, reset
 │   ├── Forbidden       its address is outside loopback and private ranges
@@ -40,6 +41,10 @@ class ReportError(PocError):
 
 class NewerReport(ReportError):
     """Raised when a report's version is newer than this poclib knows."""
+
+
+class FolderHeld(ReportError):
+    """Raised when another run holds the folder: two at once would measure each other."""
 
 
 class ProviderError(PocError):

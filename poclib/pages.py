@@ -139,6 +139,9 @@ def site(
                 for notebook in found:
                     place = f"{group}/{notebook.stem}.html"
                     _write_page(notebook, fresh / place, place, data.get(place))
+                if result := _result(found):
+                    told = publish.clean(result.read_text("utf-8"), publish.secrets({}))
+                    (fresh / group / report.RESULT).write_text(told, "utf-8")
             reports = fresh / "reports"
             reports.mkdir()
             for row in everything:
@@ -162,6 +165,11 @@ def page_of(groups: Mapping[str, Sequence[Path]], group: str, strategy: str) -> 
     slug = strategy.replace("-", "_")
     stems = (notebook.stem for notebook in groups.get(group, ()))
     return next((f"{group}/{s}.html" for s in stems if s.partition("_")[2] == slug), "")
+
+
+def _result(notebooks: Sequence[Path]) -> Path | None:
+    """The result in words that a run left beside its notebooks."""
+    return next((f for n in notebooks if (f := n.with_name(report.RESULT)).is_file()), None)
 
 
 def cleaned(element: object) -> str:
@@ -245,6 +253,11 @@ def _index(
         + "".join(
             f"<li><a href='{e(group)}/{e(n.stem)}.html'>{e(publish.title(n))}</a></li>"
             for n in found
+        )
+        + (
+            f"<li><a href='{e(group)}/{report.RESULT}'>All of it as text</a></li>"
+            if _result(found)
+            else ""
         )
         + "</ul>"
         for group, found in groups.items()

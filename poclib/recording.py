@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .errors import ReportError
+from .errors import FolderHeld
 from .records import REPORT_VERSION, Arm, Report
 from .report import (
     FOLDER,
@@ -36,21 +36,21 @@ from .report import (
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold `folder` for one run. Raises `ReportError` where another run holds it.
+def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
+    """Hold `folder` for one run, or what else `lock` stands for there.
 
-    The system itself lets go of the lock when its process ends, however that is, so that no
-    stale lock can be left behind.
+    Raises `FolderHeld` where another run holds it. The system itself lets go of the lock when its
+    process ends, however that is, so that no stale lock can be left behind.
     """
     with explained(folder.name, "written"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a+")
+        file = (folder / lock).open("a+")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ReportError(
+            raise FolderHeld(
                 f"another run (process {file.read(20).strip() or 'unknown'}) is writing to the "
                 f"folder {folder.name}, and two at once would measure each other; wait until it "
                 "has ended, or end it."

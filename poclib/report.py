@@ -41,6 +41,7 @@ NO_ROUND = -1
 STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
 SUFFIXES = (".jsonl", ".json")  # the newer format first
 FOLDER = Path("data", "reports")
+RESULT = "RESULT.md"  # what a run found, in words: in its folder and on the site
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 # What a line of an unforeseen shape raises; pydantic's own error is a ValueError.
 SURPRISES = (

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import experiment, notation, report, tables, words
-from .errors import ParameterError, PocError, ReportError
+from .errors import FolderHeld, ParameterError, PocError, ReportError
 from .records import Parameters, ProviderSettings, Report
 
 MAX_POINTS = 1000
@@ -205,6 +205,8 @@ def finished(point: Point, folder: Path) -> Report | None:
 def run(found: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outcome]:
     """Measure what is not done yet, point by point; a failed one does not stop the others.
 
+    Raises `FolderHeld` where another run measures.
+
     `execute` runs a point's notebook into the folder it is given, and its report is saved in
     data/reports. Only when all of it went well does the report move into the point's folder:
     that is what makes it finished, however the sweep ends.
@@ -216,6 +218,8 @@ def run(found: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outc
         try:
             execute(point, folder / point.name)
             yield Outcome(point, _settle(point, folder / point.name))
+        except FolderHeld:
+            raise  # and so would the others be refused
         except PocError as error:
             yield Outcome(point, problem=notation.safe(str(error)))
 
