@@ -305,7 +305,7 @@ def fell(report: Report) -> list[str]:
                 lowest[name] = min(lowest.get(name, (least, limit)), (least, limit))
                 why.setdefault(name, set()).update(TROUBLE[c.reason] for c in bad)
     return [
-        f"the limit of {name} fell from {limit} to {least}: {', and '.join(sorted(why[name]))}. "
+        f"The limit of {name} fell from {limit} to {least}: {', and '.join(sorted(why[name]))}. "
         "Set its capacity lower (poc doctor --capacity finds one)."
         for name, (least, limit) in lowest.items()
     ]

@@ -261,10 +261,10 @@ def _whose(rows: Sequence[Request]) -> str:
 
 
 _OPENED = {
-    "closes": "{}: the server closes it after each streamed answer (try stream: false)",
-    "idle": "{}: the last was idle for longer than the 4 s that we keep one open",
-    "more": "{}: more requests were in flight than before, and each needs one of its own",
-    "lost": "{}: the server, or something on the way there, had closed the open one",
+    "closes": "the server closes it after each streamed answer, so try stream: false ({})",
+    "idle": "the last was idle for longer than the 4 s that we keep one open ({})",
+    "more": "more requests were in flight than before, and each needs one of its own ({})",
+    "lost": "the server, or something on the way there, had closed the open one ({})",
 }
 
 

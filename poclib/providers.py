@@ -7,6 +7,7 @@ providers, of strategies, or of what a prompt is for.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import ipaddress
 import json
@@ -15,9 +16,16 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from .errors import BadAnswer, ModelMissing, ProviderError, Rejected
+from .errors import (
+    BadAnswer,
+    Forbidden,
+    ModelMissing,
+    ParameterError,
+    ProviderError,
+    Rejected,
+)
 from .records import (
     Exchange,
     Parameters,
@@ -43,6 +51,11 @@ HINTS = {
     401: ", set api_key_env to the name of the variable that holds its key",
     503: ", busy or still loading",
 }
+# What a url may not end in: poclib adds it.
+ENDPOINTS = (
+    *("/chat/completions", "/completions", "/completion", "/v1/models", "/health", "/props"),
+    *("/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/version"),
+)
 
 
 class Provider:
@@ -51,6 +64,7 @@ class Provider:
     paths: ClassVar[Mapping[str, str]]  # by `api`
     whole: ClassVar[frozenset[str]]  # the endings of an answer that is whole
     probe_path = "/health"
+    endpoints: tuple[str, ...] = ENDPOINTS
     keeps_streams = True
     # Whether its bodies go on after their answers end; None: not known yet.
     _lingers: bool | None = None
@@ -62,9 +76,15 @@ class Provider:
         self.settings = settings
         self.parameters = parameters
         self.api: Literal["chat", "completion"] = settings.api or "chat"
+        base = url.rstrip("/").removesuffix("/v1")  # the way clients of OpenAI write it
+        if own := next((path for path in self.endpoints if base.endswith(path)), None):
+            raise ParameterError(
+                f"provider {self.name}: its url ends in {own}, which is added to it; leave that "
+                "out, as in http://192.168.1.20:11434"
+            )
         self.client = TimedClient(
             settings.name,
-            url.rstrip("/").removesuffix("/v1"),  # the way clients of OpenAI write it
+            base,
             key,
             parameters.connect_timeout_s,
             parameters.request_timeout_s,
@@ -235,7 +255,8 @@ class Provider:
         if isinstance(found, dict):
             return self._sound(found)
         known = not isinstance(found, str) or text.lstrip().startswith(b'"')
-        said = "" if known else self._words(found)
+        # A broken object is no words of the server, and may hold what was asked.
+        said = "" if known or text.lstrip().startswith(b"{") else self._words(found)
         raise self._bad(
             f"its answer is {'JSON, but no object' if known else 'not JSON'}"
             + (f" ({said})" if said else ""),
@@ -291,10 +312,18 @@ class Provider:
             self.name,
         )
 
-    async def _get(self, path: str, optional: bool = False) -> Json:
-        """A JSON object from the server; empty where it has none and `optional`."""
-        async with self.client.request("GET", path) as response:
-            body = await response.body()
+    async def _get(self, path: str, optional: bool = False, asked: Json | None = None) -> Json:
+        """A JSON object from the server; empty where it has none and `optional`.
+
+        What needs to be `asked` goes out as a POST.
+        """
+        try:
+            async with self.client.request("POST" if asked else "GET", path, asked) as response:
+                body = await response.body()
+        except (BadAnswer, Rejected):  # a page for people, or a redirect to one
+            if not optional:
+                raise
+            return {}
         if optional and (response.status != 200 or not body.startswith(b"{")):
             return {}
         if response.status != 200:
@@ -307,11 +336,24 @@ class Provider:
         common["keeps_streams"] = self.keeps_streams
         return ProviderFacts(**{"model": s.model, "slots": s.slots, **common, **found})
 
-    def _require(self, model: str, there: list[str]) -> None:
-        if model not in there:
-            names = ", ".join(_short(name) for name in sorted(there)[:8]) or "none"
-            sentence = f"provider {self.name}: no model {model}; it has: {names}."
-            raise ModelMissing(sentence, self.name)
+    def _missing(self, there: list[str]) -> ModelMissing:
+        names = ", ".join(_short(name) for name in sorted(there)[:8]) or "none"
+        if self.settings.model or not there:
+            what = f"no model {self.settings.model or 'is there'}; it has: {names}."
+        else:
+            what = f"it has several models; name one of them as its model: {names}."
+        return ModelMissing(f"provider {self.name}: {what}", self.name)
+
+    def _check_stays(self, goes_on: bool) -> None:
+        """Raise `Forbidden` where prompts would go on to another machine and may not."""
+        cloud = re.search(r"[:-]cloud$", self.settings.model or "", re.IGNORECASE)
+        if (goes_on or cloud) and not self.parameters.may_be_public(self.name):
+            raise Forbidden(
+                f"provider {self.name}: its model runs in Ollama's cloud or at another host, so "
+                "prompts would leave this server; choose a model of its own, or set "
+                f"allow_public: [{self.name}] in the parameters if that is meant.",
+                self.name,
+            )
 
     def _asked(self, prompt: Prompt) -> Json:
         if self.api == "completion":
@@ -342,17 +384,25 @@ class Ollama(Provider):
     paths: ClassVar = {"chat": "/api/chat", "completion": "/api/generate"}
     whole = frozenset({"stop", "length"})
     probe_path = "/api/version"
+    endpoints = (*ENDPOINTS, "/api")
 
     async def _describe(self) -> ProviderFacts:
+        wanted = self.settings.model or ""
         version = await self._get("/api/version")
         models = (await self._get("/api/tags")).get("models") or []
-        digests = {m["name"]: m["digest"] for m in models}
-        wanted = self.settings.model or ""
-        name = wanted if ":" in wanted else f"{wanted}:latest"
-        self._require(name, list(digests))
+        there = {m.get("name") or m["model"]: m for m in models}
+        mine = {_ollama_name(name): m for name, m in there.items()}.get(_ollama_name(wanted))
+        self._check_stays(False)
+        if mine is None:
+            raise self._missing(list(there))
+        shown = await self._get("/api/show", optional=True, asked={"model": wanted})
+        cloud = any(m.get(key) for m in (mine, shown) for key in ("remote_host", "remote_model"))
+        self._check_stays(cloud)
+        # The manifest's digest is another with each parameter, and tells nothing of a cloud.
+        manifest = f"ollama:{_short(mine['digest'])}" if mine.get("digest") else None
         return self._facts(
             server=f"Ollama {_short(version['version'])}",
-            digest=f"ollama:{_short(digests[name])}",
+            digest=None if cloud else _weights(str(shown.get("modelfile"))) or manifest,
             context_tokens=self.parameters.context_tokens,
             reports_time=True,
         )
@@ -370,6 +420,8 @@ class Ollama(Provider):
                 "seed": p.seed,
             },
         }
+        if self.settings.think is not None:
+            body["think"] = self.settings.think
         return body | self._asked(prompt) | ({} if self.api == "chat" else {"raw": True})
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
@@ -416,10 +468,13 @@ class OpenAI(Provider):
     is_vllm = False
 
     async def _describe(self) -> ProviderFacts:
-        models = (await self._get("/v1/models")).get("data") or []
+        self._check_stays(False)
+        models, model = await self._models(), self.settings.model or ""
+        if models is None:
+            return self._facts()
         mine = {name: m for m in models for name in (m["id"], m["id"].removesuffix(":latest"))}
-        model = self.settings.model or ""
-        self._require(model, list(mine))
+        if model not in mine:
+            raise self._missing(list(mine))
         self.is_vllm = mine[model].get("owned_by") == "vllm"
         self.keeps_streams = mine[model].get("owned_by") != "llamacpp"
         if not self.is_vllm:
@@ -433,8 +488,17 @@ class OpenAI(Provider):
             cache_defeated=True,
         )
 
+    async def _models(self) -> list[Json] | None:
+        """The models that the server lists; None where it keeps no list."""
+        try:
+            return (await self._get("/v1/models")).get("data")
+        except ProviderError as error:
+            if error.status not in (404, 405, 501):
+                raise
+            return None
+
     def _request_body(self, prompt: Prompt) -> Json:
-        p = self.parameters
+        p, think = self.parameters, self.settings.think
         body: Json = {
             "model": self.settings.model,
             "max_tokens": p.max_tokens,
@@ -444,9 +508,15 @@ class OpenAI(Provider):
         }
         if p.stream:
             body["stream_options"] = {"include_usage": True}
+        if isinstance(think, bool):
+            body["chat_template_kwargs"] = {"enable_thinking": think}
+        elif think:
+            body["reasoning_effort"] = think
         if self.is_vllm:
-            # vLLM shares prefixes by content; a salt keeps each arm to its own.
-            body |= {"ignore_eos": True, "cache_salt": prompt.salt or "poclib"}
+            # vLLM shares prefixes by content; a salt keeps each arm to its own. It allows 128
+            # characters and not all of them: a digest fits, whatever the salt.
+            salt = hashlib.sha256(prompt.salt.encode()).hexdigest()
+            body |= {"ignore_eos": True, "cache_salt": salt}
         return body | self._asked(prompt)
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
@@ -488,26 +558,37 @@ class LlamaServer(OpenAI):
     paths: ClassVar = {"chat": "/v1/chat/completions", "completion": "/completion"}
     whole = OpenAI.whole | {"eos", "word", "limit"}
     probe_path = "/health"
+    served: str | None = None  # by a router, the name it knows the model by
     # It closes each connection that carried a stream, without saying so beforehand: a next
     # request on it would race that, and be lost.
     keeps_streams = False
 
     async def _describe(self) -> ProviderFacts:
         await self._get("/health")
-        models = (await self._get("/v1/models"))["data"]
-        names = [name for m in models for name in (m["id"], *(m.get("aliases") or []))]
-        if self.settings.model:
-            self._require(self.settings.model, names)
-        props = await self._get("/props", optional=True)
-        meta = models[0].get("meta") or {}
+        models, wanted = await self._models(), self.settings.model
+        entry: Json = {}
+        if models is not None:
+            names = [name for m in models for name in (m["id"], *(m.get("aliases") or []))]
+            if wanted not in names and (wanted or len(models) != 1):
+                raise self._missing(names)
+            entry = _entry(models, wanted)
+        query = ""
+        if "status" in entry:  # a router of several models, which must be told each time
+            self.served = entry["id"]
+            query = f"?model={quote(entry['id'], safe='')}"
+        props = await self._get(f"/props{query}", optional=True)
+        if query:  # asking for its properties has loaded it: only now the list tells of it
+            entry = _entry(await self._models() or [], self.served)
+        meta = entry.get("meta") or {}
         parts = [meta.get(key) for key in ("n_params", "size", "ftype")]
+        # Without an alias a model's name is its file's path, which is nobody's business.
+        name = _short(entry.get("id", "").replace("\\", "/").rpartition("/")[2]) or None
         return self._facts(
-            # Without an alias a model's name is its file's path, which is nobody's business.
-            model=self.settings.model or _short(names[0].replace("\\", "/").rpartition("/")[2]),
+            model=wanted or name,
             server=f"llama-server {_short(props.get('build_info') or '')}".rstrip(),
             digest="llama:" + _short("/".join(map(str, parts))) if None not in parts else None,
             slots=_count(props, "total_slots") or self.settings.slots,
-            context_tokens=_count(props.get("default_generation_settings") or {}, "n_ctx"),
+            context_tokens=_count(props.get("default_generation_settings") or {}, "n_ctx") or None,
             reports_time=True,
             fixed_length=True,
             cache_defeated=True,
@@ -519,7 +600,7 @@ class LlamaServer(OpenAI):
             body["n_predict"] = body.pop("max_tokens")
         if not body["model"]:
             del body["model"]
-        return body
+        return body | ({"model": self.served} if self.served else {})
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
         if self.api == "chat":
@@ -584,8 +665,9 @@ def _said(body: Any, depth: int = 6) -> str:
         where = body.get("loc")  # of a validation error
         return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
     if isinstance(body, str):
-        title = re.search(r"<title[^>]*>([^<]*)", body[:10_000], re.IGNORECASE)
-        return html.unescape(title[1]) if title else body
+        page = body[:10_000] if body.lstrip().startswith("<") else ""
+        title = re.search(r"<title[^>]*>([^<]*)", page, re.IGNORECASE)
+        return html.unescape(title[1] if title else re.sub("<[^>]*>", " ", page)) or body
     return str(body) if isinstance(body, int | float) and not isinstance(body, bool) else ""
 
 
@@ -639,3 +721,36 @@ def _role(url: str) -> Literal["local", "remote"]:
     except ValueError:
         loopback = host == "localhost"
     return "local" if loopback else "remote"
+
+
+def _entry(models: list[Json], wanted: str | None) -> Json:
+    """What is listed of the model `wanted`, or of the first."""
+    mine = (m for m in models if wanted in (None, m["id"], *(m.get("aliases") or [])))
+    return next(mine, {})
+
+
+def _ollama_name(name: str) -> tuple[str, ...]:
+    """Registry, namespace, model and tag, the way Ollama reads a name: in any case, with defaults.
+
+    A colon before the last slash is a registry's port; the tag `local` says where, not which.
+    """
+    name = name.strip().lower().removesuffix(":local")
+    path, _, tag = name.rpartition(":")
+    if not path or "/" in tag:
+        path, tag = name, "latest"
+    parts = path.rpartition("://")[2].split("/")
+    return (*("registry.ollama.ai", "library")[: max(0, 3 - len(parts))], *parts, tag)
+
+
+def _weights(modelfile: str) -> str | None:
+    """What Ollama's blobs of weights are named by: the SHA-256 of a model file (and its adapters).
+
+    None where the text names no blob. Where it lies is nobody's business.
+    """
+    (first, *others) = re.findall(r"^(FROM|ADAPTER) (.*)", modelfile, re.MULTILINE) or [("", "")]
+    lines = [first[1], *(line for word, line in others if word == "ADAPTER")]
+    sums = re.findall(r"sha256[-:]([0-9a-f]{64})", "\n".join(lines))
+    if len(sums) != len(lines):
+        return None
+    whole = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+    return f"gguf:{whole}"

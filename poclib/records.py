@@ -45,7 +45,13 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Link(Record):
+class Asked(Record):
+    """What a person writes: taken as written (no text for a number, no true for 1), and finite."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Link(Asked):
     """A network link in user space before an embedded engine."""
 
     round_trip_ms: Milliseconds = 0.0
@@ -53,7 +59,7 @@ class Link(Record):
     bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
 
 
-class ProviderSettings(Record):
+class ProviderSettings(Asked):
     """One provider as a person configures it. Address, key name and file never leave memory."""
 
     name: Name
@@ -67,7 +73,8 @@ class ProviderSettings(Record):
     # (on), under all-parallel too (forced, from 1 upwards), or never (off).
     adaptive: Literal["on", "off", "forced"] = "on"
     api: Literal["chat", "completion"] | None = None
-    think: bool | Literal["low", "medium", "high"] | None = None  # None: as the server does
+    # Whether a model that can think does, or how much; None: as its server does. Chat only.
+    think: bool | Literal["low", "medium", "high"] | None = None
     api_key_env: str | None = Field(default=None, exclude=True)
     ca_file: str | None = Field(default=None, exclude=True)
     # Embedded engines only. batched: one server that joins its slots' work in each step;
@@ -89,6 +96,8 @@ class ProviderSettings(Record):
             raise ValueError("an embedded provider is started here: leave out url")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
+        if self.think is not None and self.api == "completion":
+            raise ValueError("think needs the chat template: leave it out, or set api: chat")
         if not self.batching and self.engine not in (None, "unbatched"):
             raise ValueError(f"engine {self.engine} and batching: false exclude each other")
         if self.engine == "queueing" and self.slots not in (None, 1):
@@ -101,7 +110,7 @@ class ProviderSettings(Record):
         return self.engine or ("batched" if self.batching else "unbatched")
 
 
-class Parameters(Record):
+class Parameters(Asked):
     """Everything that decides what a run does. A notebook's parameters and a YAML's keys.
 
     Raises `ParameterError` from `read`, naming the key, never pydantic's own error.
@@ -111,10 +120,13 @@ class Parameters(Record):
     notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
     strategy: Name = "serial-per-provider"
     providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
+    # The first so many built-in ones, a list of texts, or the name of a file of them: one on each
+    # line; .csv, .tsv: in the column headed `prompt`, or the only one; .jsonl, .json: texts, or
+    # objects with a `prompt`.
     prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = 8
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 40
     context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
-    seed: int = 7
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 7
     stream: bool = True
     # auto: until the interval is narrow enough for the band, or run_limit_s would be passed.
     rounds: Count | Literal["auto"] = 5
@@ -149,6 +161,17 @@ class Parameters(Record):
         except ValidationError:
             raise ValueError(f"needs a number from 1, or auto (given {given!r:.60})") from None
 
+    @field_validator("prompts", mode="wrap")
+    @classmethod
+    def _prompts_are_a_number_texts_or_a_file(cls, given: Any, check: Any) -> Any:
+        try:
+            return check(given)
+        except ValidationError:
+            raise ValueError(
+                "needs a number from 1 to 100,000, a list of texts, or the name of a file "
+                f"(given {given!r:.60})"
+            ) from None
+
     @model_validator(mode="after")
     def _names_are_sound(self) -> Parameters:
         names = [p.name for p in self.providers]
@@ -172,12 +195,14 @@ class Parameters(Record):
         except ValidationError as error:
             raise ParameterError(f"{where}: {explain(error, cls)}") from None
         try:
-            parameters.model_dump_json()
+            saved = cls.model_validate_json(parameters.model_dump_json())
         except ValueError:
+            saved = None
+        if saved is None or saved.model_dump() != parameters.model_dump():
             raise ParameterError(
-                f"{where}: a text holds half of a surrogate pair, which no file can hold; "
-                "remove that character."
-            ) from None
+                f"{where}: a text or number in it could not be saved and read back, such as half "
+                "of a surrogate pair; remove it."
+            )
         # Not a validator of the record: a saved report's settings have no address on purpose.
         for p in parameters.providers:
             if p.kind != "embedded" and not p.url:
@@ -541,6 +566,16 @@ class Report(Record):
         return [row for one in self.rounds for arm in one.arms for row in arm.requests]
 
 
+# What pydantic says of a value of the wrong kind, in words for who wrote it.
+PLAIN = {
+    "bool_type": "needs true or false",
+    "int_type": "needs a whole number, written without quotes or leading zeros",
+    "float_type": "needs a number",
+    "finite_number": "needs a finite number",
+    "string_type": "needs a text; put quotes around it",
+}
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a validation error as one sentence naming key, problem and cure."""
     import difflib
@@ -554,6 +589,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
     if first["type"] == "missing":
         return f"{key} is missing; add it (see params/ for commented examples)."
-    problem = first["msg"].removeprefix("Value error, ")
+    problem = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
     given = "" if first["type"] == "value_error" else f" (given {first['input']!r:.60})"
     return f"{key}: {problem}{given}."

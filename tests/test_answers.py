@@ -110,6 +110,27 @@ def refused(way: Way, answer: Answer | bytes, **changes: Any) -> ProviderError:
     return caught.value
 
 
+def each(way: Way, bodies: Sequence[bytes], **given: Any) -> list[Exchange | ProviderError]:
+    """What comes of each of many bodies, from one server."""
+    kind, api, stream = way
+    answer = Answer(**given)
+
+    async def talk(server: Replay) -> list[Exchange | ProviderError]:
+        sender = provider(kind, server.url, api=api, stream=bool(stream))
+        found: list[Exchange | ProviderError] = []
+        for answer.body in bodies:
+            exchange = Exchange(clock)
+            try:
+                await sender.send(Prompt(0, "x"), exchange)
+                found.append(exchange)
+            except ProviderError as error:
+                found.append(error)
+        await sender.aclose()
+        return found
+
+    return replay(answer, talk)
+
+
 def row(way: Way, answer: Answer, **rules: Any) -> Request:
     """The row of one attempt."""
     kind, api, stream = way
@@ -409,13 +430,13 @@ def test_one_body_to_a_stream_is_an_answer_without_a_first_token(way: Way, inden
     thoughts = () if native(way) else ("Hm",)
     (whole,) = objects((kind, api, False), thoughts=thoughts)
     body = json.dumps(whole, indent=indent).encode()
-    for sep, tail, head in product((b"\n", b"\r\n", b"\r"), (b"", b"\n"), (b"", b"\xef\xbb\xbf")):
-        for size in (None, 3):
-            given = head + body.replace(b"\n", sep) + tail
-            found = sent(way, Answer(given, pieces=size))
-            assert text(found) == "Yes." and found.thoughts == list(thoughts)
-            assert found.output_tokens == 2 and found.token_ms == []
-            assert not {"first_token_ms", "first_thought_ms"} & found.marks.keys()
+    ways = product((b"\n", b"\r\n", b"\r"), (b"", b"\n"), (b"", b"\xef\xbb\xbf"))
+    bodies = [head + body.replace(b"\n", sep) + tail for sep, tail, head in ways]
+    for found in [*each(way, bodies), *each(way, bodies[-1:], pieces=3)]:
+        assert isinstance(found, Exchange)
+        assert text(found) == "Yes." and found.thoughts == list(thoughts)
+        assert found.output_tokens == 2 and found.token_ms == []
+        assert not {"first_token_ms", "first_thought_ms"} & found.marks.keys()
 
 
 @pytest.mark.parametrize("kind", ["openai", "llama-server"])
@@ -548,9 +569,8 @@ def test_the_servers_words_wherever_it_puts_them(way: Way, body: Any, words: str
         first = framed(way, objects(way)[:1], done=False)
         answers += [first + b"data: " + given + b"\n\n", first + b"error: " + given + b"\n\n"]
         answers += [first + given + b"\n", first + b"event: error\ndata: " + given + b"\n\n"]
-    for answer in answers:
-        error = refused(way, answer)
-        assert (type(error), str(error)) == (Rejected, told), answer
+    for error in each(way, answers):
+        assert (type(error), str(error)) == (Rejected, told)
 
 
 @pytest.mark.parametrize(
@@ -574,6 +594,7 @@ def test_an_error_event_is_no_json(body: bytes, words: str) -> None:
     ("body", "words"),
     [
         (b"<html><head><TITLE lang=en>502 Bad\n &amp; Gateway</title><body>x", "502 Bad & Gateway"),
+        (b"\n<html><p>Bad <b>Gateway</b></p>", "Bad Gateway"),
         (b"upstream\nis gone", "upstream is gone"),
         (b'"upstream is gone"', "upstream is gone"),
         (b"[" * 50 + b"1" + b"]" * 50, "no reason given"),
@@ -588,7 +609,8 @@ def test_an_error_page_is_told_by_its_title(body: bytes, words: str) -> None:
 def test_only_what_is_not_json_is_said_not_to_be() -> None:
     for way in WAYS:
         page = str(refused(way, b"<html><title>Sign in</title>"))
-        assert "is not JSON (Sign in); is its kind" in page
+        assert "a web page answers there" in page
+        assert "is not JSON; is its kind" in str(refused(way, b'{"message": "secret'))
         for body in (b"[1]", b"5", b'"x"', b"null", b"[\n1\n]"):
             assert "is JSON, but no object" in str(refused(way, body)), body
         assert "its answer is empty" in str(refused(way, b""))
@@ -606,7 +628,6 @@ def test_no_key_or_address_is_in_the_servers_words() -> None:
     for body in (
         f'{{"detail": [{{"loc": ["{key}"], "msg": "127.0.0.1"}}]}}',
         f"error: {key}\n\n",
-        f"<title>{key}</title>",
         json.dumps({"message": {"content": "x"}, "done": True, "done_reason": key}),
     ):
         words = replay(Answer(body.encode()), talk_)

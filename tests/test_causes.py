@@ -129,7 +129,7 @@ def test_show_says_how_far_a_limit_fell_and_why() -> None:
     ]
     set_to_4 = report([(100, 1100)] * 4, 900, limits={"p": 4}, limit_changes=changes)
     (said,) = causes.fell(set_to_4)
-    assert said.startswith("the limit of p fell from 4 to 1: it refused requests, and several")
+    assert said.startswith("The limit of p fell from 4 to 1: it refused requests, and several")
     assert f"warning: {said}" in words.report_text(set_to_4, tables.headline(set_to_4))
     good = report([(100, 1100)] * 4, 900, limits={"p": 4}, limit_changes=changes[2:])
     assert causes.fell(good) == [] == causes.fell(report([(0, 1)], 1))

@@ -86,7 +86,7 @@ def doubled(first: str, line: str, times: int = 40) -> str:
         f"prompts: [&a {'x' * 2**16}{', *a' * 2**10}]",
         "a: &a [*a]",
         f"a: {'[' * 100}{']' * 100}",
-        *("a: 2026-13-45", "a: !!float x", "a: !!timestamp x", "a: !!int ''", "a: !!bool x"),
+        *("a: 1\nb: 2\na: 3", "a: !!float x", "a: !!timestamp x", "a: !!int ''", "a: !!bool x"),
         f"a: {'9' * 5000}",
         "a: &a !!python/object/apply:os.getpid []",
         'a: {"\\e[2J": 1}',
@@ -149,7 +149,7 @@ def test_no_name_leads_out_of_its_folder(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["/dev/zero", "a\0b", "", ".", "x" * 5000, "/dev/stdin"])
 def test_a_file_of_prompts_that_is_none_is_one_sentence(name: str) -> None:
-    with pytest.raises(ParameterError, match=r"^prompts: cannot read .* as a text file\.$"):
+    with pytest.raises(ParameterError, match=r"^prompts: cannot read .* as a text file; "):
         workload.texts(name)
 
 
