@@ -19,22 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
 
-from . import words
-from .stats import SEGMENTS
+from .phases import CLIENT, FIRST, OWN, SEGMENTS, UNSPLIT
 
-WAITING = "#bdbdbd"
-# Okabe-Ito throughout; the last two are for times that no source splits further.
-PALETTE = {
-    "connect_send_ms": "#56b4e9",
-    "first_token_ms": "#0072b2",
-    "generating_ms": "#e69f00",
-    "own_ms": "#000000",
-    "answering_ms": "#009e73",
-    "outside_ms": "#cc79a7",
-}
 INK = "#222222"
 FAINT, BAND = "#8a8a8a", "#e8e8e8"
-DARK = {PALETTE["first_token_ms"], PALETTE["own_ms"], PALETTE["answering_ms"]}
+DARK = {FIRST, OWN, UNSPLIT}
 
 
 def use_style() -> None:
@@ -150,9 +139,8 @@ def instead(ax: Axes, sentence: str) -> None:
 
 def key(ax: Axes, seen: set[str]) -> None:
     """The colours in the order they pass, below the axis, for parts too thin to be labelled."""
-    order = [("waiting", WAITING, "waiting for a slot")]
-    order += [(one, PALETTE[one], words.SEGMENT_LABELS[one]) for one in SEGMENTS]
-    patches = [Patch(color=colour, label=text) for one, colour, text in order if one in seen]
+    order = (CLIENT[0], *SEGMENTS)
+    patches = [Patch(color=phase.colour, label=phase.label) for phase in order if phase.key in seen]
     # A fixed distance below the axis, whatever the figure's height: clear of the axis' label.
     below = _edge(ax) + ScaledTranslation(0, -0.65, ax.figure.dpi_scale_trans)
     ax.legend(

@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from . import words
-from .canvas import FAINT, INK, WAITING, label
+from .canvas import FAINT, INK, label
 from .canvas import instead as say
 from .canvas import titles as put_titles
 from .causes import Cause, at_least, causes, labelled
 from .notation import bullets, day, many, number, table
+from .phases import WAITING
 from .records import Report
 from .stats import Headline
 

@@ -11,34 +11,32 @@ from typing import Any
 
 from . import titles
 from .notation import inline, milliseconds, number, percent, table
+from .phases import CLIENT, LABELS, PHASES
 from .records import Report
 from .stats import Headline
-from .words import PHASES, ratio
-
-_FIRST = ["queued_ms", "connect_ms", "send_ms", "first_byte_wait_ms", "first_token_wait_ms"]
-_CLIENT = [*_FIRST, "generating_ms", "last_byte_ms"]
+from .words import ratio
 
 
 def anatomy(row: Mapping[str, Any]) -> str:
     """Every phase of one request (`cases.typical`): its length here, and what it is."""
     rows = [
-        [name, milliseconds(row[key]), what]
-        for key, (name, what) in PHASES.items()
-        if row[key] is not None
+        [phase.label, milliseconds(row[phase.key]), phase.meaning]
+        for phase in PHASES
+        if row[phase.key] is not None
     ]
-    silent = [name for key, (name, _) in PHASES.items() if row[key] is None]
+    silent = [phase.label for phase in PHASES if row[phase.key] is None]
     note = f"\n\nNot told by this server: {', '.join(silent)}." if silent else ""
     return table(["phase", "here", "what it is"], rows, markdown=True) + note
 
 
 def anatomy_finding(row: Mapping[str, Any]) -> str:
     """The bottom line of one request: where most of it went, and what the distance can cost."""
-    known = {key: row[key] for key in _CLIENT[1:] if row[key] is not None}
+    known = {part.key: row[part.key] for part in CLIENT[1:] if row[part.key] is not None}
     said = f"**{titles.anatomy(row)}.**"
     if known and row["wall_ms"]:
         most = max(known, key=lambda key: known[key])
         share = percent(known[most] / row["wall_ms"])
-        said += f" Its longest phase was {PHASES[most][0]}, {share} of the wall time."
+        said += f" Its longest phase was {LABELS[most]}, {share} of the wall time."
     if row["queued_ms"]:
         said += (
             f" Before it began it waited {milliseconds(row['queued_ms'])} in the coordinator for "

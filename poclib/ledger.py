@@ -11,6 +11,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 
+from .phases import between
 from .records import Probe, ProviderFacts, Report, Request
 from .stats import median
 
@@ -76,7 +77,7 @@ def parts(request: Request, trip: float | None, handshake_hidden: bool) -> dict[
     wall = request.wall_ms
     if wall is None:
         return {}
-    opened = _between(marks.connect_start_ms, marks.connected_ms)
+    opened = between(marks.connect_start_ms, marks.connected_ms)
     fresh = opened is not None
     if opened is None and marks.sent_ms is not None:
         opened = 0.0
@@ -86,16 +87,16 @@ def parts(request: Request, trip: float | None, handshake_hidden: bool) -> dict[
     there = marks.connected_ms if fresh else marks.ready_ms
     # Without a mark of when the connection was there, sending holds all before the wire.
     found = {
-        "before_ms": _between(marks.start_ms, marks.connect_start_ms or marks.ready_ms),
+        "before_ms": between(marks.start_ms, marks.connect_start_ms or marks.ready_ms),
         "connect_ms": opened,
-        "send_ms": _between(there if there is not None else marks.start_ms, marks.sent_ms),
+        "send_ms": between(there if there is not None else marks.start_ms, marks.sent_ms),
         "network_ms": trip,
         "load_ms": server.load_ms,
         "server_queue_ms": server.queue_ms,
         "prompt_ms": server.prompt_ms,
         "generation_ms": server.generation_ms,
-        "transfer_ms": _between(whole, marks.last_byte_ms),
-        "parsing_ms": _between(marks.last_byte_ms, marks.end_ms),
+        "transfer_ms": between(whole, marks.last_byte_ms),
+        "parsing_ms": between(marks.last_byte_ms, marks.end_ms),
     }
     told = {part: value for part in PARTS if (value := found[part]) is not None}
     if server.total_ms is not None and not any(
@@ -130,7 +131,3 @@ def overhead(request: Request, trip: float | None, handshake_hidden: bool) -> di
 def hidden_handshakes(providers: Sequence[ProviderFacts]) -> set[str]:
     """The providers behind a link made in software, where connecting shows as waiting."""
     return {one.name for one in providers if one.link is not None and one.link.round_trip_ms}
-
-
-def _between(start: float | None, end: float | None) -> float | None:
-    return None if start is None or end is None else end - start

@@ -17,23 +17,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from . import titles, words
-from .canvas import BAND, FAINT, INK, PALETTE, WAITING, apart, ink_on, instead, key, label
+from .canvas import BAND, FAINT, INK, apart, ink_on, instead, key, label
 from .canvas import titles as put_titles
 from .canvas import use_style as use_style
 from .notation import day, many, milliseconds, number, percent
-from .stats import SEGMENTS, Headline
+from .phases import OVERHEAD, SEGMENTS
+from .stats import Headline
 from .stats import shares as provider_shares
 from .timelines import anatomy as anatomy
 from .timelines import timeline as timeline
 
 STRATEGY, BASELINE = INK, FAINT
-OVERHEAD = {
-    "over_ms": "white",
-    "network_ms": PALETTE["connect_send_ms"],
-    "server_queue_ms": WAITING,
-    "ours_ms": PALETTE["own_ms"],
-    "unexplained_ms": PALETTE["outside_ms"],
-}
 
 
 def breakdown(ax: Axes, *headlines: Headline) -> None:
@@ -52,8 +46,8 @@ def breakdown(ax: Axes, *headlines: Headline) -> None:
     whole = max(sum(found.values()) for _, found in bars)
     for y, (_, found) in enumerate(bars):
         left = 0.0
-        for part in (part for part in SEGMENTS if part in found):
-            width, colour = found[part], PALETTE[part]
+        for part in (part for part in SEGMENTS if part.key in found):
+            width, colour = found[part.key], part.colour
             ax.barh(y, width, left=left, height=0.7, color=colour, edgecolor="white")
             if width > (0.08 if alone else 0.12) * whole:
                 text = number(width, 1 if width < 100 else 0)
@@ -77,14 +71,14 @@ def overhead(ax: Axes, overheads: pd.DataFrame, headline: Headline) -> None:
     put_titles(ax, titles.overhead(mine.to_dict("records")), words.subtitle(headline))  # type: ignore[arg-type]
     ticks, y, low, high = dict[float, str](), 0.0, 0.0, 0.0
     for provider, group in mine.groupby("provider"):
-        for part, colour in OVERHEAD.items():
-            values = group[part].dropna().astype(float).to_numpy()
+        for part in OVERHEAD:
+            values = group[part.key].dropna().astype(float).to_numpy()
             if not len(values):
                 continue
-            ticks[y] = f"{provider}: {words.OVERHEAD_LABELS[part]}"
+            ticks[y] = f"{provider}: {part.label}"
             # Points of one row are spread over its height in the order they came.
             beside = y + 0.5 * (np.arange(len(values)) % 7 / 6 - 0.5)
-            ax.scatter(values, beside, s=34, color=colour, edgecolors=INK, linewidths=0.5)
+            ax.scatter(values, beside, s=34, color=part.colour, edgecolors=INK, linewidths=0.5)
             mean = float(values.mean())
             ax.plot([mean, mean], [y - 0.42, y + 0.42], color=INK, linewidth=2.5)
             ax.annotate(

@@ -7,7 +7,7 @@ with its reason, never a guess.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,17 +25,6 @@ _MOST_ROUNDS = 1_000_000
 # absent: of 2 rounds that scatter by 10 % one in five is, by 20 % half are. What is left holds the
 # median with 94 and 90 % there, and with 95 % where rounds scatter by 5 %, or are 3 and more.
 WIDEST = 10.0
-
-# What a request's wall time is made of, in the order it passes. The last two stand in where
-# a report holds no marks: what the server says of itself, and the rest.
-SEGMENTS = (
-    "connect_send_ms",
-    "first_token_ms",
-    "generating_ms",
-    "own_ms",
-    "answering_ms",
-    "outside_ms",
-)
 
 
 @dataclass(frozen=True)
@@ -397,36 +386,3 @@ def network_share(over_ms: Sequence[float], wall_ms: Sequence[float]) -> float |
     """Σ over / Σ wall over the remote requests; None where none of them reports."""
     wall = math.fsum(wall_ms)
     return math.fsum(over_ms) / wall if over_ms and wall > 0 else None
-
-
-def segments(row: Mapping[str, Any]) -> dict[str, float]:
-    """One request's wall time in parts that add up to it (a row of `tables.requests`).
-
-    With marks: connect and send, to the first token, generating, our own work after the
-    last byte. Not streamed: the middle two are one, `answering_ms`. Without marks: the
-    server's own time and what lies outside it.
-    """
-
-    def known(key: str) -> float | None:
-        value = row[key]
-        return None if value is None or math.isnan(value) else float(value)
-
-    wall, server = known("wall_ms"), known("server_ms")
-    if wall is None:
-        return {}
-    send, own = known("send_ms"), known("last_byte_ms")
-    if send is None or own is None:
-        if server is None:
-            return {"answering_ms": wall}
-        return {"answering_ms": min(server, wall), "outside_ms": wall - min(server, wall)}
-    sent = send + (known("connect_ms") or 0.0)
-    first, second = known("first_byte_wait_ms"), known("first_token_wait_ms")
-    generating = known("generating_ms")
-    if first is None or second is None or generating is None:
-        return {"connect_send_ms": sent, "answering_ms": wall - sent - own, "own_ms": own}
-    return {
-        "connect_send_ms": sent,
-        "first_token_ms": first + second,
-        "generating_ms": generating,
-        "own_ms": own,
-    }

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from . import belief, ledger, pacing, stats
+from . import belief, ledger, pacing, phases, stats
 from .records import Arm, Report, Request, Round, Ruler, RulerRow
 from .report import name
 
@@ -68,17 +68,7 @@ def requests(report: Report) -> pd.DataFrame:
 
 
 def _facts(request: Request) -> dict[str, Any]:
-    marks, server = request.marks, request.server
-
-    def between(start: float | None, end: float | None) -> float | None:
-        return None if start is None or end is None else end - start
-
-    connect = between(marks.connect_start_ms, marks.connected_ms)
-    if connect is None and marks.sent_ms is not None:
-        connect = 0.0  # a warm connection
-    before = between(marks.start_ms, marks.sent_ms)
-    queued = request.queued_ms
-    tokens = pacing.length(request)
+    marks, tokens = request.marks, pacing.length(request)
     return {
         "provider": request.provider,
         "prompt": request.prompt,
@@ -88,21 +78,7 @@ def _facts(request: Request) -> dict[str, Any]:
         "assigned_ms": marks.assigned_ms,
         "start_ms": marks.start_ms,
         "end_ms": marks.end_ms,
-        "queued_ms": between(marks.assigned_ms, marks.start_ms) if queued is None else queued,
-        "wall_ms": request.wall_ms,
-        "server_ms": server.total_ms,
-        "over_ms": request.over_ms,
-        "connect_ms": connect,
-        "send_ms": None if before is None or connect is None else before - connect,
-        "first_byte_wait_ms": between(marks.sent_ms, marks.first_byte_ms),
-        "first_token_wait_ms": between(marks.first_byte_ms, marks.first_token_ms),
-        "generating_ms": between(marks.first_token_ms, marks.last_byte_ms),
-        "last_byte_ms": between(marks.last_byte_ms, marks.end_ms),
-        "ttft_ms": between(marks.start_ms, marks.first_token_ms),
-        "load_ms": server.load_ms,
-        "server_queue_ms": server.queue_ms,
-        "prompt_ms": server.prompt_ms,
-        "generation_ms": server.generation_ms,
+        **phases.times(request),
         "prompt_tokens": request.prompt_tokens,
         "cached_tokens": request.cached_tokens,
         "output_tokens": tokens,
@@ -183,7 +159,7 @@ def providers(report: Report) -> pd.DataFrame:
 def breakdown(report: Report) -> pd.DataFrame:
     """Mean milliseconds of each part of a request, a row per role: what the chart draws."""
     means = headline(report).segments_ms
-    parts = [key for key in stats.SEGMENTS if any(key in one for one in means.values())]
+    parts = phases.in_use(means.values())
     return _frame([{"role": role} | one for role, one in means.items()], ["role", *parts])
 
 
@@ -554,9 +530,9 @@ def _segments(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for role in _ROLES:
         rows = frame[(frame["role"] == role) & frame["wall_ms"].notna()]
-        parts = [stats.segments(row) for row in rows.to_dict("records")]  # type: ignore[arg-type]
+        parts = [phases.segments(row) for row in rows.to_dict("records")]  # type: ignore[arg-type]
         if parts:
-            seen = [key for key in stats.SEGMENTS if any(key in part for part in parts)]
+            seen = phases.in_use(parts)
             found[role] = {
                 key: sum(part.get(key, 0.0) for part in parts) / len(parts) for key in seen
             }

@@ -12,10 +12,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from . import titles, words
-from .canvas import BAND, FAINT, INK, PALETTE, WAITING, ink_on, instead, key
+from .canvas import BAND, FAINT, INK, ink_on, instead, key
 from .canvas import titles as put_titles
 from .notation import milliseconds
-from .stats import Headline, segments
+from .phases import CLIENT, COLOURS, LABELS, OUTSIDE, SERVER, WAITING, segments
+from .stats import Headline
 
 MOST_ROWS = 60
 _LABELLED = 24  # rows that get a prompt's number each
@@ -87,32 +88,14 @@ def _request(ax: Axes, y: int, row: Mapping[str, Any], zero: float, seen: set[st
     if meant < left:
         ax.barh(y, left - meant, left=meant, height=0.3, color=WAITING)
         ax.plot([meant, meant], [y - 0.4, y + 0.4], color=INK, linewidth=1.5)
-        seen.add("waiting")
+        seen.add("queued_ms")
     for part, width in segments(row).items():
-        ax.barh(y, width, left=left, height=0.8, color=PALETTE[part], edgecolor="white", lw=0.4)
+        ax.barh(y, width, left=left, height=0.8, color=COLOURS[part], edgecolor="white", lw=0.4)
         seen.add(part)
         left += width
     if row["outcome"] != "ok":
         ax.text(left, y, f" {row['outcome']}", va="center")
     return left
-
-
-# The parts of one request in the order they pass, and the phase whose colour each has.
-_PHASES = {
-    "queued_ms": WAITING,
-    "connect_ms": PALETTE["connect_send_ms"],
-    "send_ms": PALETTE["connect_send_ms"],
-    "first_byte_wait_ms": PALETTE["first_token_ms"],
-    "first_token_wait_ms": PALETTE["first_token_ms"],
-    "generating_ms": PALETTE["generating_ms"],
-    "last_byte_ms": PALETTE["own_ms"],
-}
-_SERVER = {
-    "server_queue_ms": WAITING,
-    "load_ms": WAITING,
-    "prompt_ms": PALETTE["first_token_ms"],
-    "generation_ms": PALETTE["generating_ms"],
-}
 
 
 def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
@@ -123,8 +106,8 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
     drawn in the middle of the time that the server can have had.
     """
     put_titles(ax, titles.anatomy(row), f"prompt #{row['prompt']} · {words.subtitle(headline)}")
-    seen = {part: float(row[part]) for part in _PHASES if row[part] is not None}
-    told = {part: float(row[part]) for part in _SERVER if row[part] is not None}
+    seen = {phase.key: float(row[phase.key]) for phase in CLIENT if row[phase.key] is not None}
+    told = {phase.key: float(row[phase.key]) for phase in SERVER if row[phase.key] is not None}
     queued = seen.get("queued_ms", 0.0)
     if row["wall_ms"] is None or not seen:
         instead(ax, "This request has no marks, so its phases cannot be drawn.")
@@ -138,7 +121,7 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
             _phase(ax, y, left, before, WAITING, whole, f"… {milliseconds(queued)}")
             left, y = 0.0, y + 1
             continue
-        _phase(ax, y, left, width, _PHASES[part], whole)
+        _phase(ax, y, left, width, COLOURS[part], whole)
         if part == "generating_ms":
             ticks = row.get("token_ms") or []
             ax.vlines(ticks, y - 0.55, y - 0.4, color=INK, linewidth=1.2)
@@ -150,15 +133,15 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
         ax.axhline(y - 0.5, color=INK, linewidth=0.8)
         begin = left = (wall - sum(told.values())) / 2
         for part, width in told.items():
-            _phase(ax, y, left, width, _SERVER[part], whole)
+            _phase(ax, y, left, width, COLOURS[part], whole)
             left, y = left + width, y + 1
         if row["over_ms"] is not None:
-            colour = PALETTE["outside_ms"]
+            colour = OUTSIDE
             ax.barh(y, begin, height=0.75, color=colour)
             _phase(ax, y, left, wall - left, colour, whole, milliseconds(row["over_ms"]))
             names, y = [*names, "over_ms"], y + 1
     ax.axvline(0, color=INK, linewidth=0.8)
-    ax.set_yticks(range(y), [words.PHASES[one][0] for one in names])
+    ax.set_yticks(range(y), [LABELS[one] for one in names])
     ax.set_ylim(y - 0.4, -0.7)
     ax.set_xlim(-1.02 * before, wall * 1.14)
     ax.set_xlabel("time since the request was handed to the transport (ms)")

@@ -11,8 +11,9 @@ from math import isnan
 from typing import Any
 
 from .notation import many, milliseconds, number, percent
+from .phases import LABELS
 from .stats import Headline, shares
-from .words import OVERHEAD_LABELS, SEGMENT_LABELS, effect, per_token, slowdown
+from .words import effect, per_token, slowdown
 
 
 def timeline(headline: Headline) -> str:
@@ -31,7 +32,7 @@ def breakdown(headlines: Sequence[Headline]) -> str:
             if total > 0:
                 part = max(means, key=lambda one: means[one])
                 share = percent(means[part] / total)
-                said = f"{share} of its {milliseconds(total)} is {SEGMENT_LABELS[part]}"
+                said = f"{share} of its {milliseconds(total)} is {LABELS[part]}"
                 return f"A {role} request: {said}"
     return "No request was answered"
 
@@ -97,7 +98,7 @@ def overhead(rows: Sequence[Mapping[str, Any]]) -> str:
         if not means or over <= 0:
             return f"{said}; no source splits it"
         part = max(means, key=lambda one: means[one])
-        return f"{said}; {percent(means[part] / over)} of it is {OVERHEAD_LABELS[part]}"
+        return f"{said}; {percent(means[part] / over)} of it is {LABELS[part]}"
     return "No server reported its own time, so what lies outside it is unknown"
 
 

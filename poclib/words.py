@@ -15,49 +15,9 @@ from .belief import believed
 from .cautions import calibrations, others, warnings, weighty
 from .notation import bullets, date, day, inline, many, milliseconds, number, percent, safe, table
 from .pacing import Power
+from .phases import SEGMENTS
 from .records import Probe, ProviderFacts, Report
 from .stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread, throughput
-
-SEGMENT_LABELS = {
-    "connect_send_ms": "connect and send",
-    "first_token_ms": "to first token",
-    "generating_ms": "generating",
-    "own_ms": "our own overhead",
-    "answering_ms": "answering, not split",
-    "outside_ms": "outside the server",
-}
-
-OVERHEAD_LABELS = {
-    "over_ms": "all outside its server",
-    "network_ms": "the network",
-    "server_queue_ms": "queue, told by the server",
-    "ours_ms": "our own work",
-    "unexplained_ms": "not explained",
-}
-
-# Every part of a request, in the order it passes: what charts call it and what it is.
-PHASES = {
-    "queued_ms": ("waiting for a slot", "in the coordinator, for the provider to have room; "
-                  "no part of the wall time"),
-    "connect_ms": ("connecting", "opening a connection; 0 on one that is already open"),
-    "send_ms": ("sending", "writing the request, up to its last byte"),
-    "first_byte_wait_ms": ("to first byte", "the request travels, the server takes it up, and "
-                           "the beginning of an answer travels back"),
-    "first_token_wait_ms": ("to first token", "the server reads the prompt and computes the "
-                            "answer's first token (a piece of a word)"),
-    "generating_ms": ("generating", "token by token, to the answer's last byte"),
-    "last_byte_ms": ("our own overhead", "from the last byte to the answer parsed"),
-    "wall_ms": ("wall time", "all of it, from the request handed to the transport to the "
-                "answer parsed"),
-    "server_queue_ms": ("server: queue", "waiting inside the server, where it says so"),
-    "load_ms": ("server: load", "loading the model, where it says so"),
-    "prompt_ms": ("server: prompt", "reading the prompt, by the server's own clock"),
-    "generation_ms": ("server: generation", "the answer, by the server's own clock"),
-    "server_ms": ("server time", "what the server reports for this request in all"),
-    "over_ms": ("over", "wall time less server time: network, HTTP, waiting, parsing"),
-    "ttft_ms": ("time to first token", "from the start of the wall time to the first token"),
-    "ms_per_token": ("wall per token", "wall time over the answer's tokens"),
-}  # fmt: skip
 
 
 def effect(headline: Headline) -> str:
@@ -414,16 +374,16 @@ def opening(report: Report, headline: Headline) -> str:
 def breakdown_text(headlines: Sequence[Headline]) -> str:
     """Means per part of a request, a row per strategy and role: the chart's own numbers."""
     means = [m for one in headlines for m in one.segments_ms.values()]
-    parts = [key for key in SEGMENT_LABELS if any(key in m for m in means)]
+    parts = [phase for phase in SEGMENTS if any(phase.key in m for m in means)]
     if not parts:
         return "No request was answered."
     rows = [
         [one.strategy, role, milliseconds(sum(found.values()))]
-        + [milliseconds(found.get(part)) for part in parts]
+        + [milliseconds(found.get(part.key)) for part in parts]
         for one in headlines
         for role, found in one.segments_ms.items()
     ]
-    header = ["strategy", "role", "whole request", *(SEGMENT_LABELS[part] for part in parts)]
+    header = ["strategy", "role", "whole request", *(part.label for part in parts)]
     costs = bullets([f"{one.strategy}: {network(one)}" for one in headlines])
     return f"Means, since they add up.\n\n{table(header, rows, markdown=True)}\n\n{costs}"
 

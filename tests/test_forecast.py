@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from test_tables import PUBLISHED, pool_report, row
 
-from poclib import cases, exhibits, forecast, tables, words
+from poclib import cases, exhibits, forecast, phases, tables
 from poclib import report as reports
 from poclib.stats import Ratio
 from poclib.strategies import STRATEGIES
@@ -72,8 +72,9 @@ def test_the_pool_is_introduced_with_speed_and_distance() -> None:
 def test_the_anatomy_names_every_phase_and_what_the_server_did_not_tell() -> None:
     case = cases.typical(pool_report())
     text = exhibits.anatomy(case)
-    for key, (name, what) in words.PHASES.items():
-        assert (f"| {name} " in text) == (case[key] is not None) and (what in text or not case[key])
+    for phase in phases.PHASES:
+        known = case[phase.key] is not None
+        assert (f"| {phase.label} " in text) == known and (phase.meaning in text or not known)
     assert text.endswith(
         "Not told by this server: server: queue, server: load, server: prompt, server: generation."
     )

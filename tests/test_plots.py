@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import accuracy, canvas, cases, notation, plots, stats, tables, timelines, titles, words
+from poclib import (
+    accuracy,
+    canvas,
+    cases,
+    notation,
+    phases,
+    plots,
+    tables,
+    timelines,
+    titles,
+    words,
+)
 from poclib import report as reports
 from poclib.records import Report, Ruler, RulerRow
 from poclib.stats import Ratio, Spread
@@ -40,16 +51,14 @@ def texts(ax: Axes) -> str:
 
 
 def test_the_palette_is_the_fixed_one() -> None:
-    assert canvas.WAITING == "#bdbdbd"
-    assert [canvas.PALETTE[key] for key in list(canvas.PALETTE)[:4]] == [
+    assert phases.WAITING == "#bdbdbd"
+    assert [phase.colour for phase in phases.SEGMENTS[:4]] == [
         "#56b4e9",
         "#0072b2",
         "#e69f00",
         "#000000",
     ]
-    assert set(canvas.PALETTE) == set(words.SEGMENT_LABELS) == set(stats.SEGMENTS)
-    assert len(set(canvas.PALETTE.values())) == len(canvas.PALETTE)
-    assert set(plots.OVERHEAD) == set(words.OVERHEAD_LABELS)
+    assert len({phase.colour for phase in phases.SEGMENTS}) == len(phases.SEGMENTS)
 
 
 def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:
@@ -67,7 +76,7 @@ def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:
     assert labels == [f"#{i}" for i in (0, 2, 4, 6, 1, 3, 5, 7)]
     assert "local: no limit\n" in texts(ax) and "remote: no limit\n" in texts(ax)
     assert max(b.get_x() + b.get_width() for b in bars(ax, "#000000")) == pytest.approx(1200)
-    waits = bars(ax, canvas.WAITING)
+    waits = bars(ax, phases.WAITING)
     assert [bar.get_width() for bar in waits] == pytest.approx([20] * 6)  # the first two had none
     assert "8 of 8 requests drawn" in texts(ax) and ax.get_xlim()[0] == 0
     assert ax.get_title(loc="left").replace("\n", " ") == titles.timeline(HEADLINE)
@@ -113,7 +122,7 @@ def test_many_requests_take_rows_from_every_provider(
 def test_the_breakdown_draws_the_tables_own_numbers(ax: Axes) -> None:
     plots.breakdown(ax, HEADLINE)
     frame = tables.breakdown(REPORT).set_index("role")
-    for column, colour in canvas.PALETTE.items():
+    for column, colour in [(p.key, p.colour) for p in phases.SEGMENTS]:
         widths = [bar.get_width() for bar in bars(ax, colour)]
         assert widths == pytest.approx(frame[column].tolist() if column in frame else [])
     assert [t.get_text() for t in ax.get_yticklabels()] == ["remote request", "local request"]
@@ -129,7 +138,7 @@ def test_breakdowns_of_several_strategies_stand_in_one_chart(ax: Axes) -> None:
         "serial-per-provider, local",
         "other, local",
     ]
-    assert [bar.get_width() for bar in bars(ax, canvas.PALETTE["answering_ms"])] == [99.0]
+    assert [bar.get_width() for bar in bars(ax, phases.COLOURS["answering_ms"])] == [99.0]
     title = ax.get_title(loc="left").replace("\n", " ")
     assert "from 99.0 ms with other (a local one) to 344 ms with serial-per-provider" in title
 
@@ -154,11 +163,11 @@ def test_the_overhead_shows_every_request_in_each_of_its_parts(ax: Axes) -> None
     assert labels == [
         *(f"local: {part}" for part in ("all outside its server", "the network", "our own work",
                                         "not explained")),
-        *(f"remote: {part}" for part in words.OVERHEAD_LABELS.values()),
+        *(f"remote: {part.label}" for part in phases.OVERHEAD),
     ]  # fmt: skip
     assert [len(points.get_offsets()) for points in ax.collections] == [1, 1, 1, 1, 3, 2, 2, 2, 2]
     network = ax.collections[5]
-    assert to_hex(network.get_facecolor()[0]) == canvas.PALETTE["connect_send_ms"]  # type: ignore[index]
+    assert to_hex(network.get_facecolor()[0]) == phases.COLOURS["connect_send_ms"]  # type: ignore[index]
     assert [x for x, _ in network.get_offsets()] == [20.0, 20.0]  # type: ignore[union-attr]
     assert "30.0 ms" in texts(ax) and "6.0 ms" in texts(ax) and "999" not in texts(ax)
     assert ax.get_xlim()[0] == 0 and ax.get_xlim()[1] > 36
@@ -250,18 +259,18 @@ def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
     assert row["role"] == "remote"
     plots.anatomy(ax, row | {"token_ms": [42.0, 100.0, 150.0]}, HEADLINE)
     labels = [t.get_text() for t in ax.get_yticklabels()]
-    phases = ["waiting for a slot", "connecting", "sending", "to first byte", "to first token"]
-    assert labels == [*phases, "generating", "our own overhead", "wall time"]
+    names = ["waiting for a slot", "connecting", "sending", "to first byte", "to first token"]
+    assert labels == [*names, "generating", "our own overhead", "wall time"]
     # Sent after 1 ms, first byte at 40, first token at 42; from there to the last byte.
-    (generating,) = bars(ax, canvas.PALETTE["generating_ms"])
+    (generating,) = bars(ax, phases.COLOURS["generating_ms"])
     assert generating.get_x() == pytest.approx(42)
     assert generating.get_width() == pytest.approx(row["wall_ms"] - 42.5)
-    waiting, first_token = bars(ax, canvas.PALETTE["first_token_ms"])
+    waiting, first_token = bars(ax, phases.COLOURS["first_token_ms"])
     assert (waiting.get_x(), waiting.get_width()) == pytest.approx((1, 39))
     assert (first_token.get_x(), first_token.get_width()) == pytest.approx((40, 2))
     (tokens,) = ax.collections
     assert len(tokens.get_paths()) == 3
-    (waited,) = bars(ax, canvas.WAITING)
+    (waited,) = bars(ax, phases.WAITING)
     assert (waited.get_x(), waited.get_width()) == pytest.approx((-20, 20))
     assert "22.0 ms outside" in ax.get_title(loc="left").replace("\n", " ")
 
@@ -272,9 +281,9 @@ def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
     plots.anatomy(ax, row | told | {"queued_ms": 5000.0}, HEADLINE)
     labels = [t.get_text() for t in ax.get_yticklabels()]
     assert labels[-3:] == ["server: prompt", "server: generation", "over"]
-    outside = bars(ax, canvas.PALETTE["outside_ms"])
+    outside = bars(ax, phases.COLOURS["outside_ms"])
     assert [bar.get_width() for bar in outside] == pytest.approx([11, 11])
-    assert bars(ax, canvas.PALETTE["first_token_ms"])[-1].get_x() == pytest.approx(11)
+    assert bars(ax, phases.COLOURS["first_token_ms"])[-1].get_x() == pytest.approx(11)
     # A wait of 15 times the request is drawn cut, with its whole length in words.
     assert "… 5,000 ms" in texts(ax) and ax.get_xlim()[0] > -100
 

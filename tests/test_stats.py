@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from poclib import report, stats
+from poclib import phases, report, stats
 from poclib.errors import StatisticsError
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "interval_coverage.py"
@@ -220,8 +220,8 @@ ROW: dict[str, float | None] = {
 def test_segments_add_up_to_the_wall(
     changes: dict[str, float | None], parts: dict[str, float]
 ) -> None:
-    found = stats.segments({**ROW, **changes})
-    assert found == parts and set(found) <= set(stats.SEGMENTS)
+    found = phases.segments({**ROW, **changes})
+    assert found == parts and set(found) <= {phase.key for phase in phases.SEGMENTS}
     assert not found or sum(found.values()) == 100
 
 
