@@ -75,7 +75,7 @@ def weighty(report: Report, headline: Headline) -> list[str]:
                 "before trusting equal work."
             )
     digests = {p.digest for p in report.providers}
-    if len(digests - {None}) > 1:
+    if unlike_digests(report):
         found.append(
             "The providers hold different models (their digests differ), so their work is not "
             "equal; load the same model everywhere."
@@ -387,6 +387,15 @@ def cautions(report: Report, headline: Headline) -> list[str]:
         _unseen(report, headline),
     )
     return [sentence for found in checks for sentence in found]
+
+
+def unlike_digests(report: Report) -> bool:
+    """Whether two digests of one scheme differ: those of two schemes cannot be compared."""
+    schemes: dict[str, set[str]] = {}
+    for facts in report.providers:
+        if facts.digest:
+            schemes.setdefault(facts.digest.partition(":")[0], set()).add(facts.digest)
+    return any(len(digests) > 1 for digests in schemes.values())
 
 
 def calibrations(report: Report) -> dict[str, list[Request]]:
