@@ -19,11 +19,12 @@ ORDER = ("start", "connect_start", "connected", "ready", "sent", "first_byte", "
 ORDER += ("last_byte",)
 # Recorded bodies that are no answer to a prompt: facts about a server.
 FACTS = {"health", "metrics", "models", "props", "slots", "tags", "version", "root", "v1_models"}
-FACTS |= {"show", "show_t1", "ps_loaded", "ps_nothing_loaded", "ps_np4"}
+FACTS |= {"show", "show_t1", "ps_loaded", "ps_nothing_loaded", "ps_np4", "tags_smol"}
+FACTS |= {f"router_{what}" for what in ("models", "models_loaded", "props", "props_model")}
 NAMES = sorted(str(file.relative_to(SAMPLES).with_suffix("")) for file in SAMPLES.rglob("*.body"))
 # Answers to no prompt, or to a request to load or unload a model: nothing is generated.
-EMPTY = [f"ollama/{n}" for n in ("chat_empty_messages", "chat_no_messages", "unload")]
-EMPTY += [f"ollama/generate_{n}" for n in ("empty_prompt", "load_cold")]
+EMPTY = [f"ollama/chat_{n}" for n in ("empty_messages", "no_messages", "load_only")]
+EMPTY += [f"ollama/{n}" for n in ("unload", "generate_empty_prompt", "generate_load_cold")]
 WHOLE = [n for n in NAMES if recorded(n).status == 200 and n.split("/")[-1] not in FACTS]
 ANSWERS = [n for n in WHOLE if n not in EMPTY]
 ERRORS = [n for n in NAMES if recorded(n).status != 200]
