@@ -11,7 +11,7 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 
-from .notation import inline, many, milliseconds
+from .notation import inline, many, milliseconds, percent
 from .records import Report, Request
 from .stats import Headline, median, minimum_n
 
@@ -34,6 +34,11 @@ def warnings(report: Report, headline: Headline) -> list[str]:
         found.append("The run did not finish: it was stopped or failed; run it again.")
     found += [inline(note, 300) for note in report.notes]
     found += _stops(report)
+    if report.parameters and (strike := report.parameters.strike):
+        found.append(
+            f"{strike.provider} was cut off on purpose in every arm of the strategy once "
+            f"{percent(strike.after)} of the prompts were answered; its requests failed from then."
+        )
     found += [ending(report)] if report.ended else []
     if rounds < 2:
         found.append(

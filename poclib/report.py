@@ -9,6 +9,7 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,30 @@ def experiments(experiment: str, folder: Path | None = None) -> list[Report]:
             f"no report of experiment {experiment!r} is saved; {_listing(names(folder))}"
         )
     return found
+
+
+def within(folder: str | Path) -> list[Report]:
+    """Every report in `folder` and, of a sweep, in its points' folders, in the order of measuring.
+
+    `folder` is relative to the project. Raises `ReportError` where it holds none.
+    """
+    place = root() / folder
+    paths = [*place.glob("*.json"), *place.glob("*/*.json")]
+    kept = [one for one in paths if one.name != "sweep.json" and one.parent.name != "older"]
+    if not kept:
+        raise ReportError(
+            f"{_shown(place)} holds no report; measure first, or name another folder."
+        )
+    return sorted((load(path) for path in sorted(kept)), key=lambda one: one.created)
+
+
+def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
+    """Save `reports` in `folder`, where others are moved to older/; return their paths."""
+    saved = [save(report, folder) for report in reports]
+    for path in {*folder.glob("*.json")} - {*saved}:
+        (folder / "older").mkdir(exist_ok=True)
+        path.replace(folder / "older" / path.name)
+    return saved
 
 
 def save(report: Report, folder: Path | None = None) -> Path:

@@ -121,8 +121,3 @@ def test_every_change_of_a_limit_is_shown_with_its_reason() -> None:
     assert "250 ms" in text and "800 ms" in text  # since the arm began
     assert "2 in flight gave less than fewer had given" in text
     assert causes.changes_text(report([(0, 1)], 1)) == "No limit was changed."
-
-
-def test_two_runs_are_compared_by_their_makespans() -> None:
-    said = causes.against(report([(0, 6000)], 1), report([(0, 4000)], 1))
-    assert said.endswith("1.50 times as long.")

@@ -66,18 +66,12 @@ ALLOWED = {
         *("engines", "errors", "journal", "pool", "progress", "records"),
         *("report", "resume", "run", "strategies", "workload"),
     },
-    "outage": {
-        *("dispatch", "engines", "errors", "experiment", "pool", "progress", "providers"),
-        *("records", "report", "strategies"),
-    },
-    "failure": {"engines", "experiment", "progress", "records", "report"},
     "finder": {"capacity", "experiment"},
-    "asymmetry": {
-        *("dispatch", "engines", "errors", "experiment", "pool", "progress", "records"),
-        *("report", "strategies"),
+    "parameterfile": {"errors", "records"},
+    "repeat": {
+        *("errors", "experiment", "parameterfile", "records", "report", "resume", "strategies"),
     },
-    "parameterfile": {"errors"},
-    "repeat": {"errors", "experiment", "records", "report", "resume", "strategies"},
+    "sweep": {"errors", "parameterfile", "records", "report", "resume", "workload"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "stats": {"errors"},
     "ledger": {"records", "stats"},
@@ -87,7 +81,6 @@ ALLOWED = {
     "accuracy": {"cautions", "notation", "records", "stats"},
     "words": {"cautions", "notation", "pacing", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
-    "casualties": {"cautions", "notation", "records", "stats", "tables", "words"},
     "agreement": {"records", "stats"},
     "comparisons": {"agreement", "notation", "records", "stats", "words"},
     "documents": {
@@ -96,8 +89,7 @@ ALLOWED = {
     "exhibits": {"notation", "records", "stats", "titles", "words"},
     "causes": {"capacity", "notation", "records", "stats"},
     "concurrency": {"canvas", "capacity", "causes", "notation", "records", "words"},
-    "unlike": {"canvas", "notation", "records"},
-    "crowding": {"canvas", "causes", "notation", "records", "stats", "words"},
+    "curves": {"canvas", "notation", "parameterfile", "records", "stats", "tables", "words"},
     "titles": {"notation", "stats", "words"},
     "canvas": {"stats", "words"},
     "timelines": {"canvas", "notation", "stats", "titles", "words"},
@@ -106,15 +98,12 @@ ALLOWED = {
     "pages": {"errors", "publish", "report"},
     "catalogue": {"errors", "notation", "records", "report", "stats", "tables", "words"},
     # Above both.
-    "sweeps": {
-        *("errors", "experiment", "notation", "records", "report", "resume", "tables", "words"),
-    },
     "cli": None,
     "__main__": {"cli"},
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"concurrency", "canvas", "crowding", "timelines", "plots", "unlike"},
+    "matplotlib": {"concurrency", "canvas", "curves", "timelines", "plots"},
     "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"pages"},
