@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py [COUNT] [PARSER]       COUNT (10000) mutated inputs for each parser
     python benchmarks/fuzz.py --atheris PARSER …     guided by coverage, where atheris is installed
 
-The parsers: parameters, sweeps, reports (and all that is said of them), journals, and every
+The parsers: parameters, sweeps, reports (and all that is said of them), and every
 provider's answers and descriptions. The seeds are the committed parameters and reports and the
 recorded bodies of real servers. Prints one line a parser; an input that broke it is saved beside
 this script's working folder and its traceback shown; exit code 1 then.
@@ -33,7 +33,7 @@ import httpx  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
-from poclib import cli, documents, journal, notation, report, sweep, tables, words, workload  # noqa: E402
+from poclib import cli, documents, notation, recording, report, sweep, tables, words, workload  # noqa: E402
 from poclib.attempts import Rules, attempt  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.records import Parameters, Prompt, Request  # noqa: E402
@@ -178,12 +178,15 @@ def reports(folder: Path) -> tuple[list[bytes], Target]:
     data["probes"] = data["probes"][:4]
     published = (HERE.parent / "data" / "reports" / "published-phase-0.json").read_bytes()
     seeds = [json.dumps(data).encode(), published]
-    path, loaded = folder / "fuzzed.json", Counter[str]()
+    loaded = Counter[str]()
+    lines = recording.text(report.load(_written(folder / "seed.json", json.dumps(data).encode())))
 
     def target(data: bytes) -> None:
+        # Format 2 is a JSON object a line, format 1 one object for the whole.
+        path = folder / ("fuzzed.jsonl" if b'"version":2' in data[:60] else "fuzzed.json")
         path.write_bytes(data)
         found = report.load(path)
-        report.text(found)
+        recording.text(found)
         loaded["reports"] += 1
         if loaded["reports"] % 5:
             return
@@ -198,31 +201,12 @@ def reports(folder: Path) -> tuple[list[bytes], Target]:
         said.append(documents.phase_0_result([found], [headline]))
         printable("\n".join(said))
 
-    return seeds, target
+    return [*seeds, lines], target
 
 
-def journals(folder: Path) -> tuple[list[bytes], Target]:
-    found = report.load("sample-shared-queue", report.root() / "data" / "reports")
-    lines: list[dict[str, Any]] = [{"format": "poclib-journal", "version": 1, "run": "x"}]
-    lines.append({"facts": [one.model_dump(mode="json") for one in found.providers]})
-    lines += [{"probe": one.model_dump(mode="json")} for one in found.probes[:3]]
-    for one in found.rounds[:2]:
-        lines += [{"resumed_ms": 5.0}] if one.index else []
-        for arm in one.arms:
-            place = {"arm": arm.arm, "round": one.index}
-            begin = {"strategy": arm.strategy, "limits": arm.limits}
-            lines.append({**place, "turn": None, "begin": begin})
-            rows = [row.model_dump(mode="json", exclude_none=True) for row in arm.requests[:3]]
-            lines += [{**place, "request": row} for row in rows]
-            lines.append({**place, "end": True})
-    path = folder / "fuzzed.jsonl"
-
-    def target(data: bytes) -> None:
-        path.write_bytes(data)
-        kept = journal.read(path)
-        assert kept.requests >= 0
-
-    return ["\n".join(map(json.dumps, lines)).encode() + b"\n"], target
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
 
 
 class Body(httpx.AsyncByteStream):
@@ -295,7 +279,6 @@ PARSERS: dict[str, Callable[[Path], tuple[list[bytes], Target]]] = {
     "parameters": parameters,
     "sweeps": sweeps_,
     "reports": reports,
-    "journals": journals,
     **{kind: answers(kind) for kind in SERVERS},
 }
 

@@ -30,7 +30,7 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-from poclib import experiment, report  # noqa: E402
+from poclib import experiment, recording, report  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.records import Parameters, Report  # noqa: E402
 
@@ -83,7 +83,7 @@ def started(wanted: Parameters, folder: Path) -> int:
 
 def key(row: Any) -> str:
     """A row with its times to the microsecond, as a report holds them, and nothing absent."""
-    return json.dumps(_present(report._rounded(row)), sort_keys=True)
+    return json.dumps(_present(recording._rounded(row)), sort_keys=True)
 
 
 def _present(value: Any) -> Any:
@@ -94,8 +94,8 @@ def _present(value: Any) -> Any:
 
 
 def on_disk(folder: Path) -> list[str]:
-    """The rows in the journal now, as whole lines hold them."""
-    path = folder / "kills-shared-queue.jsonl"
+    """The rows in its file now, as whole lines hold them."""
+    path = folder / "runs" / "kills-shared-queue.jsonl"
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
@@ -158,7 +158,7 @@ def main(kills: int, seed: int, embedded: bool) -> int:
                         if os.WEXITSTATUS(status[1]):
                             total["corrupt"] += 1
                         break
-                if (folder / "kills-shared-queue.json").exists():
+                if (folder / "kills-shared-queue.jsonl").exists():
                     found = report.load("kills-shared-queue", folder)
                     total += problems(found, seen, len(found.prompt_sha256))
                     total["runs"] += 1

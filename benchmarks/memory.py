@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [REQUESTS] [--trace]
 
-Two fake providers, four requests in flight at each, every row written to a journal on disk and
+Two fake providers, four requests in flight at each, every row written to a file on disk and
 none kept. A tenth of the requests fails and is tried again. Prints resident memory after each
 tenth, with --trace (four times slower) also what Python's own objects take; exit code 1 where
 memory grows after the first.
@@ -27,8 +27,8 @@ from poclib import fake
 from poclib.attempts import Rules
 from poclib.dispatch import run_arm
 from poclib.errors import Unreachable
-from poclib.journal import Journal
 from poclib.policy import Policy
+from poclib.recording import ReportFile
 from poclib.records import Exchange, Prompt, Request
 from poclib.strategies import STRATEGIES
 
@@ -75,12 +75,12 @@ def measured(requests: int, strategy: str = "shared-queue") -> list[tuple[int, f
     process = psutil.Process()
 
     with tempfile.TemporaryDirectory() as folder:
-        journal = Journal(Path(folder) / "memory.jsonl")
+        file = ReportFile(Path(folder) / "memory.jsonl")
 
         def on_done(request: Request) -> None:
             nonlocal done, answered
             row = request.model_dump(exclude_none=True)
-            journal.write({"arm": "strategy", "round": 0, "request": row})
+            file.write({"request": row})
             answered += request.outcome == "ok"
             done += 1
             if answered % (requests // 10) == 0 and request.outcome == "ok":
@@ -103,7 +103,7 @@ def measured(requests: int, strategy: str = "shared-queue") -> list[tuple[int, f
                 keep_rows=False,
             )
 
-        with journal.open({}):
+        with file.open():
             fake.run(story)
     assert answered == requests, f"{answered} of {requests} answered"
     return found

@@ -99,7 +99,9 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
     except TimeoutError:
         if not limit.expired():
             raise
-        if silent:
+        if exchange.finished:
+            pass  # it is whole: what was cut is the wait for what a body holds beyond it
+        elif silent:
             error = TimedOut(f"provider {sender.name}: {silent[0]}", sender.name)
         elif left_s <= allowed_s:
             outcome, problem = "cancelled", "cut by a time limit (run_limit_s or arm_limit_s)"
@@ -149,6 +151,7 @@ def _row(
         prompt_tokens=exchange.prompt_tokens,
         cached_tokens=exchange.cached_tokens,
         output_tokens=exchange.output_tokens,
+        thought_characters=sum(map(len, exchange.thoughts)) or None,
         finish_reason=exchange.finish_reason,
         answer_sha256=hashlib.sha256(text.encode()).hexdigest() if outcome == "ok" else None,
         answer=text if rules.store_text and outcome == "ok" else None,
@@ -162,6 +165,8 @@ def _watched(
 ) -> Iterator[None]:
     """Cut the request where tokens are too long in coming, and put why into `silent`.
 
+    A thought is a token too.
+
     Looks only when that could be: it costs nothing for each token.
     """
     first_s, between_s = rules.first_token_timeout_s, rules.between_tokens_timeout_s
@@ -173,11 +178,11 @@ def _watched(
     timer: list[asyncio.TimerHandle] = []
 
     def look() -> None:
-        told = exchange.token_ms
+        told = [*exchange.thought_ms[-1:], *exchange.token_ms[-1:]]
         allowed_s, name = (
             (between_s, "between_tokens_timeout_s") if told else (first_s, "first_token_timeout_s")
         )
-        left_s = allowed_s - (exchange.clock() - (told[-1] if told else begun_ms)) / 1000
+        left_s = allowed_s - (exchange.clock() - max(told, default=begun_ms)) / 1000
         if left_s <= 0:
             silent.append(f"no token within {allowed_s:g} s; raise {name} if it is only slow.")
             limit.reschedule(loop.time())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median, median_high
 
+from .belief import believed
 from .capacity import GAIN, Behaviour, Level, alone, behaviour, level, tokens
 from .notation import bullets, many, milliseconds, number, table
 from .records import Arm, EngineUse, ProviderFacts, Report, Request
@@ -81,6 +82,7 @@ class Cause:
 
 def causes(report: Report) -> list[Cause]:
     """The baseline and the strategy, a row for each provider that took part."""
+    report, _ = believed(report)
     rows = []
     for arm in ("baseline", "strategy"):
         arms = [one for r in report.rounds for one in r.arms if one.arm == arm]
@@ -107,7 +109,10 @@ def _cause(
         in_flight=median_high(one.in_flight for one in each),
         answered=sum(one.answered for one in each),
         refused=sum(one.refused for one in each),
-        **{key: middle(key) for key in ("tokens_per_s", "request_ms", "server_ms", "ttft_ms")},
+        tokens_per_s=middle("tokens_per_s"),
+        request_ms=middle("request_ms"),
+        server_ms=middle("server_ms"),
+        ttft_ms=middle("ttft_ms"),
     )
     use = tuple(u for one in arms for u in one.engines if u.provider == facts.name)
     return Cause(arm, facts, together, calm, use, sum(tokens(rows) for rows in mine))
@@ -240,6 +245,7 @@ def comparison(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
         walls = [one.found.request_ms for one in ours if one.found.request_ms is not None]
         calm = [one.alone.request_ms for one in ours if one.alone.request_ms is not None]
         shown = number(median, 2) if median is not None else "-"
+        shown += " per token" if headline.per_token else ""
         rows.append(
             [
                 labelled(report, headline).strategy,
@@ -254,6 +260,10 @@ def comparison(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
     return table(header, rows, markdown=True)
 
 
+TROUBLE = {
+    "slower": "several at once took its server so much longer that they gave less than fewer",
+    "refused": "it refused requests",
+}
 REASONS = {
     "good": "after good answers with {} in flight, one more is tried",
     "slower": "{} in flight gave less than fewer had given: halved",
@@ -281,3 +291,21 @@ def changes_text(report: Report) -> str:
     if not rows:
         return "No limit was changed."
     return table(["round", "provider", "after", "limit", "reason"], rows, markdown=True)
+
+
+def fell(report: Report) -> list[str]:
+    """A sentence for each provider whose limit fell below what was set: how far, and why."""
+    lowest: dict[str, tuple[int, int]] = {}
+    why: dict[str, set[str]] = {}
+    arms = [arm for one in report.rounds for arm in one.arms if arm.limits]
+    for arm in arms:
+        for name, limit in (arm.limits or {}).items():
+            bad = [c for c in arm.limit_changes if c.provider == name and c.reason in TROUBLE]
+            if least := min((c.limit for c in bad), default=None):
+                lowest[name] = min(lowest.get(name, (least, limit)), (least, limit))
+                why.setdefault(name, set()).update(TROUBLE[c.reason] for c in bad)
+    return [
+        f"The limit of {name} fell from {limit} to {least}: {', and '.join(sorted(why[name]))}. "
+        "Set its capacity lower (poc doctor --capacity finds one)."
+        for name, (least, limit) in lowest.items()
+    ]

@@ -6,13 +6,15 @@ no frame and draws nothing.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Sequence
 
-from .notation import inline, many, milliseconds, percent
-from .records import Report, Request
+from .belief import believed
+from .causes import fell
+from .notation import inline, many, milliseconds, number, percent
+from .pacing import EMPTY_SHA256, length
+from .records import ProviderFacts, Report, Request
 from .stats import Headline, median, minimum_n
 
 # Shares and factors beyond which a reader should know.
@@ -21,29 +23,35 @@ STEAL_MOST = 0.02
 LAG_MOST = 0.05
 COLD_FACTOR = 1.5
 STEP_MS = 50.0
-_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+# Answers of machines whose mean lengths differ by more are no equal work.
+UNLIKE = 1.25
+# Text has 3 to 5 characters a token; with more than this some of it was never read.
+MOST_CHARACTERS = 8
+KEEPALIVE_MS = 4000.0  # for so long an idle connection of ours stays open
 
 
 def warnings(report: Report, headline: Headline) -> list[str]:
-    """Every warning that this report's facts call for."""
-    found: list[str] = []
+    """Every warning that this report's facts call for; first what could change its verdict."""
+    return [*weighty(report, headline), *others(report, headline)]
+
+
+def weighty(report: Report, headline: Headline) -> list[str]:
+    """The warnings that could change the verdict: they stand beside it wherever it is printed."""
+    report, _ = believed(report)
     rows = report.requests
     good = [row for row in rows if row.outcome == "ok"]
-    rounds = headline.overhead_ratio.rounds
+    found: list[str] = [
+        f"No verdict stands on these times: {why}; switch the server's prompt cache off, see that "
+        "nothing else runs, and measure again."
+        for why in headline.forbidden
+    ]
     if not report.complete:
         found.append("The run did not finish: it was stopped or failed; run it again.")
     found += [inline(note, 300) for note in report.notes]
-    found += _stops(report)
     if report.parameters and (strike := report.parameters.strike):
         found.append(
             f"{strike.provider} was cut off on purpose in every arm of the strategy once "
             f"{percent(strike.after)} of the prompts were answered; its requests failed from then."
-        )
-    found += [ending(report)] if report.ended else []
-    if rounds < 2:
-        found.append(
-            f"There is no interval: the report has {many(rounds, 'complete round')}, and drift "
-            "cannot be told from gain; measure 5 rounds or more."
         )
     if headline.incomplete_rounds:
         found.append(
@@ -58,34 +66,57 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             f"({causes}; {_blame(report)}): a server was overloaded or away; read its log, lower "
             "its capacity. Their time is part of the makespan, and none of a request's time."
         )
-    empty = sum(row.answer_sha256 == _EMPTY_SHA256 for row in good)
-    if empty:
-        found.append(
-            f"{many(empty, 'answer')} of {len(good):,} empty: the server ended them at once, so "
-            "their times are of no work; look at its log and at the prompts."
-        )
-    if hedges := [row for row in rows if row.role == "hedge"]:
-        won = sum(row.outcome == "ok" for row in hedges)
-        found.append(
-            f"{many(len(hedges), 'late prompt')} went to a second provider too, whose answer came "
-            f"first {won} times; the other copy was cancelled there and counts as no answer."
-        )
-    if headline.answers_equal.different:
-        found.append(
-            f"{headline.answers_equal.different} of {headline.answers_equal.compared} answers "
-            "differ between the arms: batching or another build rounds differently, or the models "
-            "differ; compare digests and engine versions before trusting equal work."
-        )
+    found += _empty(good)
+    found += _lengths(report, headline, good)
+    found += _cut_prompts(report, good)
+    for answers, where in (
+        (headline.answers_equal, "answers differ between the arms"),
+        (headline.calibration_equal, "answers to calibration's prompts differ between machines"),
+    ):
+        if answers.different:
+            found.append(
+                f"{answers.different} of {answers.compared} {where}: batching or another build "
+                "rounds differently, or the models differ; compare digests and engine versions "
+                "before trusting equal work."
+            )
     digests = {p.digest for p in report.providers}
     if len(digests - {None}) > 1:
         found.append(
             "The providers hold different models (their digests differ), so their work is not "
             "equal; load the same model everywhere."
         )
-    elif None in digests:
+    elif None in digests and len(report.providers) > 1:
         found.append(
             "Some model digests are unknown: the server does not tell; compare the model files "
             "by hand."
+        )
+    if cached := sum(bool(row.cached_tokens) for row in good):
+        found.append(
+            f"{many(cached, 'request')} reused cached prompt tokens: the server's prompt cache "
+            "made them cheaper; make prompts unique or switch the cache off."
+        )
+    return found + _reloads(report)
+
+
+def others(report: Report, headline: Headline) -> list[str]:
+    """The warnings that leave the verdict as it is."""
+    report, _ = believed(report)
+    found: list[str] = []
+    rows = report.requests
+    good = [row for row in rows if row.outcome == "ok"]
+    rounds = headline.overhead_ratio.rounds
+    found += _stops(report)
+    found += [ending(report)] if report.ended else []
+    if rounds < 2:
+        found.append(
+            f"There is no interval: the report has {many(rounds, 'complete round')}, and drift "
+            "cannot be told from gain; measure 5 rounds or more."
+        )
+    if hedges := [row for row in rows if row.role == "hedge"]:
+        won = sum(row.outcome == "ok" for row in hedges)
+        found.append(
+            f"{many(len(hedges), 'late prompt')} went to a second provider too, whose answer came "
+            f"first {won} times; the other copy was cancelled there and counts as no answer."
         )
     engines = {(p.engine or p.server) for p in report.providers} - {None}
     if len(engines) > 1:
@@ -104,28 +135,17 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             "All engines ran on one machine: they share its memory and caches, and their link is "
             "made in software; measure two machines before deciding on two machines."
         )
-    if cached := sum(bool(row.cached_tokens) for row in good):
+    found += [
+        f"The times that {name} tells of itself are not used: {why}, which cannot be; see what "
+        "stands between, and in which unit that server counts."
+        for name, why in headline.disbelieved.items()
+    ]
+    found += _connections(report)
+    silent = {row.provider for row in good if row.over_ms is None} - headline.disbelieved.keys()
+    if silent:
         found.append(
-            f"{many(cached, 'request')} reused cached prompt tokens: the server's prompt cache "
-            "made them cheaper; make prompts unique or switch the cache off."
-        )
-    fresh = [row.provider for row in good if row.marks.connected_ms is not None]
-    if len(fresh) > 0.2 * len(good):
-        found.append(
-            f"{many(len(fresh), 'request')} of {len(good):,} opened a new connection, which costs "
-            f"a round trip more ({', '.join(sorted(set(fresh)))}): the server closes it after "
-            "each answer, as llama-server does after a streamed one; try stream: false."
-        )
-    tokens = [row.output_tokens for row in good if row.output_tokens is not None]
-    if tokens and min(tokens) != max(tokens):
-        found.append(
-            f"Answers differ in length ({min(tokens)} to {max(tokens)} tokens): the server does "
-            "not fix it; read times per token as well."
-        )
-    if silent := sorted({row.provider for row in good if row.over_ms is None}):
-        found.append(
-            f"{', '.join(silent)} did not report server time for every request, so added latency "
-            "is partly unknown; use a server or an option that reports it."
+            f"{', '.join(sorted(silent))} did not report server time for every request, so added "
+            "latency is partly unknown; use a server or an option that reports it."
         )
     remote, local = headline.added_latency_ms["remote"], headline.added_latency_ms["local"]
     if remote and local and local.mean >= remote.mean:
@@ -134,6 +154,8 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             f"({milliseconds(local.mean)} and {milliseconds(remote.mean)}): HTTP, parsing or "
             "waiting inside the server, not mostly the network; look there first."
         )
+    found += _front_end(report, headline)
+    found += fell(report)
     if slow := _outliers(report):
         found.append(
             f"{many(slow, 'request')} took over 3 times the median of their provider and arm "
@@ -141,6 +163,220 @@ def warnings(report: Report, headline: Headline) -> list[str]:
             "server; look at the timeline."
         )
     return found + cautions(report, headline)
+
+
+def _empty(good: Sequence[Request]) -> list[str]:
+    said = []
+    empty = [row for row in good if row.answer_sha256 == EMPTY_SHA256]
+    thought = sum(bool(row.thought_characters) for row in empty)
+    if nothing := len(empty) - thought:
+        said.append(
+            f"{many(nothing, 'answer')} of {len(good):,} empty: the server ended them at once, so "
+            "their times are of no work; look at its log and at the prompts."
+        )
+    if thought:
+        said.append(
+            f"{many(thought, 'answer')} of {len(good):,} empty but for thoughts: the model was "
+            "still thinking when max_tokens ended it; raise max_tokens, or set think: false."
+        )
+    return said
+
+
+def _lengths(report: Report, headline: Headline, good: Sequence[Request]) -> list[str]:
+    """Answers of unlike length: between the arms, between machines, against what was asked."""
+    lengths: dict[str, list[int]] = {}
+    for row in good:
+        if tokens := length(row):
+            lengths.setdefault(row.provider, []).append(tokens)
+    every = [tokens for mine in lengths.values() for tokens in mine]
+    if not every:
+        return []
+    said = []
+    span = f"{min(every)} to {max(every)} tokens"
+    if headline.per_token:
+        said.append(
+            f"The two arms' answers differ in length ({span}): the server does not fix it, so the "
+            "ratio is of times per token; read it with care where reading the prompt takes long."
+        )
+    means = {name: sum(mine) / len(mine) for name, mine in lengths.items()}
+    if max(means.values()) > UNLIKE * min(means.values()):
+        told = ", ".join(f"{name} {number(mean, 1)}" for name, mean in means.items())
+        said.append(
+            f"Answers differ in length between machines (mean tokens: {told}), so their work is "
+            "not equal; see that each runs the same model, prompt template and options."
+        )
+    most = report.parameters.max_tokens if report.parameters else None
+    off = [] if most is None else [one for one in every if one < most / 2 or one > 1.1 * most]
+    if most and len(off) > len(every) / 2:
+        said.append(
+            f"{len(off):,} of {len(every):,} answers are far from max_tokens {most:,} ({span}): "
+            "the server ends them early or does not keep to it, so it was measured on another "
+            "amount of work; lower max_tokens, or use prompts with longer answers."
+        )
+    if not said and min(every) != max(every):
+        said.append(
+            f"Answers differ in length ({span}): the server does not fix it; read times per token "
+            "as well."
+        )
+    return said
+
+
+def _cut_prompts(report: Report, good: Sequence[Request]) -> list[str]:
+    """Prompts of which the server read only a part, by its count of their tokens."""
+    context = {p.name: p.context_tokens for p in report.providers}
+    answer = report.parameters.max_tokens if report.parameters else 0
+    sparse, over = [], []
+    counts: dict[int, dict[str, int]] = {}
+    for row in good:
+        if not row.prompt_tokens:
+            continue
+        known = report.prompt_characters[row.prompt : row.prompt + 1]
+        if known and known[0] > MOST_CHARACTERS * row.prompt_tokens:
+            sparse.append(row)
+        if (room := context.get(row.provider)) and row.prompt_tokens + answer > room:
+            over.append(row)
+        counts.setdefault(row.prompt, {})[row.provider] = row.prompt_tokens
+    apart = [told for told in counts.values() if max(told.values()) > 1.5 * min(told.values()) + 20]
+    cure = "raise context_tokens (in the server too), or shorten the prompts."
+    said = []
+    if sparse:
+        least = min(row.prompt_tokens or 0 for row in sparse)
+        said.append(
+            f"{_whose(sparse)} counts only {least} tokens for a prompt of "
+            f"{report.prompt_characters[sparse[0].prompt]:,} characters: it cuts prompts that do "
+            f"not fit its context without a word; {cure}"
+        )
+    elif apart:
+        told = ", ".join(f"{name} {count}" for name, count in apart[0].items())
+        said.append(
+            f"The same prompt has unlike numbers of tokens ({told}): a server cut it to its "
+            f"context, or the models or templates differ; {cure}"
+        )
+    if over:
+        said.append(
+            f"Prompt and answer do not fit the context of {_whose(over)} "
+            f"({over[0].prompt_tokens} and {answer} tokens, {context[over[0].provider]} fit): part "
+            f"of the prompt is dropped, or the answer ends early; {cure}"
+        )
+    return said
+
+
+def _whose(rows: Sequence[Request]) -> str:
+    return ", ".join(sorted({row.provider for row in rows}))
+
+
+_OPENED = {
+    "closes": "the server closes it after each streamed answer, so try stream: false ({})",
+    "idle": "the last was idle for longer than the 4 s that we keep one open ({})",
+    "more": "more requests were in flight than before, and each needs one of its own ({})",
+    "lost": "the server, or something on the way there, had closed the open one ({})",
+}
+
+
+def _connections(report: Report) -> list[str]:
+    """New connections in mid-run, and why each was opened."""
+    good = [row for row in report.requests if row.outcome == "ok"]
+    fresh = [row for row in good if row.marks.connected_ms is not None]
+    if len(fresh) <= 0.2 * len(good):
+        return []
+    facts = {one.name: one for one in report.providers}
+    ours = _unavoidable(report)
+    causes: dict[str, set[str]] = {}
+    for row in fresh:
+        server = row.token_ms and _closes(facts[row.provider])
+        causes.setdefault("closes" if server else ours[id(row)], set()).add(row.provider)
+    told = [
+        text.format(", ".join(sorted(causes[why])))
+        for why, text in _OPENED.items()
+        if why in causes
+    ]
+    return [
+        f"{many(len(fresh), 'request')} of {len(good):,} opened a new connection, which costs a "
+        f"round trip more: {'; '.join(told)}."
+    ]
+
+
+def _unavoidable(report: Report) -> dict[int, str]:
+    """Why each request found no open connection, had no server closed one: idle, more, or lost."""
+    arms = [*report.preparation, *(arm for one in report.rounds for arm in one.arms)]
+    found: dict[int, str] = {}
+    for facts in report.providers:
+        rows = [row for arm in arms for row in arm.requests if row.provider == facts.name]
+        # An answer gives its connection back before the next request takes it.
+        ends = [(r.marks.end_ms or 0.0, 0, r) for r in rows if r.outcome == "ok"]
+        starts = [(row.marks.start_ms or 0.0, 1, row) for row in rows]
+        free: list[float] = []
+        for at, starting, row in sorted([*ends, *starts], key=lambda one: one[:2]):
+            if not starting:
+                free.append(at)
+                continue
+            open_still = [since for since in free if at - since <= KEEPALIVE_MS]
+            found[id(row)] = "lost" if open_still else "idle" if free else "more"
+            free = open_still[:-1]
+    return found
+
+
+def _closes(facts: ProviderFacts) -> bool:
+    """Whether a server closes a connection that carried a stream; llama.cpp's is known to."""
+    if facts.keeps_streams is None:
+        return facts.kind in ("embedded", "llama-server")
+    return not facts.keeps_streams
+
+
+def _front_end(report: Report, headline: Headline) -> list[str]:
+    """A local server whose requests wait outside its own clock when several are in flight."""
+    told = []
+    calm = calibrations(report)
+    arms = [arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"]
+    good = [row for arm in arms for row in arm.requests if row.outcome == "ok"]
+    for facts in report.providers:
+        name, at_once = facts.name, headline.at_once.get(facts.name, 0)
+        if facts.role != "local" or at_once < 2:
+            continue
+        alone = median([row.over_ms for row in calm.get(name, []) if row.over_ms is not None])
+        crowd = median([r.over_ms for r in good if r.provider == name and r.over_ms is not None])
+        if alone is not None and crowd is not None and crowd > 2 * alone + 5.0:
+            told.append(
+                f"{name} {milliseconds(crowd)} with up to {at_once}, {milliseconds(alone)} alone"
+            )
+    if not told:
+        return []
+    return [
+        f"With several in flight, local requests spent far longer outside their server's own time "
+        f"({'; '.join(told)}): they waited in the server before its clock began (its HTTP front "
+        "end, or a queue that it does not report), and no network explains it; keep fewer in "
+        "flight there if the first token matters."
+    ]
+
+
+def reloaded(report: Report) -> list[Request]:
+    """Requests that waited for their model to be loaded, unlike others at their provider."""
+    rows = [row for row in report.requests if row.wall_ms and row.server.load_ms]
+    rows += [r for mine in calibrations(report).values() for r in mine[1:] if r.server.load_ms]
+    usual: dict[str, list[float]] = {}
+    for row in rows:
+        usual.setdefault(row.provider, []).append(row.server.load_ms or 0.0)
+    found = []
+    for row in rows:
+        load_ms, wall_ms = row.server.load_ms or 0.0, row.wall_ms or 0.0
+        others_ms = usual[row.provider]
+        rare = len(others_ms) < 3 or load_ms > 3 * (median(others_ms) or 0.0)
+        if load_ms > wall_ms / 2 or (rare and load_ms > wall_ms / 5):
+            found.append(row)
+    return found
+
+
+def _reloads(report: Report) -> list[str]:
+    found = reloaded(report)
+    if not found:
+        return []
+    longest = max(row.server.load_ms or 0.0 for row in found)
+    return [
+        f"{many(len(found), 'request')} waited while a model was loaded in mid-run "
+        f"({_whose(found)}, up to {milliseconds(longest)}): it was thrown out of memory for "
+        "another, or left it after a pause; keep it loaded (keep_alive, the same context length "
+        "everywhere) and run again."
+    ]
 
 
 def cautions(report: Report, headline: Headline) -> list[str]:
@@ -175,8 +411,9 @@ def _walls(rows: Sequence[Request]) -> list[float]:
 def _drift(report: Report) -> list[str]:
     """The last third of the calibration against the first, beyond twice the band."""
     said = []
+    loads = {id(row) for row in reloaded(report)}
     for provider, rows in calibrations(report).items():
-        walls = _walls(rows)
+        walls = _walls([row for row in rows if id(row) not in loads])  # a load is no drift
         third = len(walls) // 3
         begun, ended = median(walls[:third]), median(walls[-third:] if third else [])
         if not begun or not ended or abs(ended / begun - 1) <= 2 * report.band:
@@ -196,10 +433,17 @@ def _others(report: Report) -> list[str]:
     moments = report.moments
     said = []
     others = _mean([m.others for m in moments])
+    here = [p.name for p in report.providers if p.role == "local" and p.kind != "embedded"]
     if others is not None and others > OTHERS_MOST:
+        cure = "they slow what is measured here; close them and run again."
+        if here:
+            cure = (
+                f"the work of {', '.join(here)}, a server on this machine that was not started "
+                "here, is in it, so how much was others' is unknown; see that nothing else ran."
+            )
         said.append(
-            f"Other programs took {100 * others:.0f} % of this machine's processor time during "
-            "the run: they slow what is measured here; close them and run again."
+            f"Other programs took {percent(others)} of this machine's processor time during the "
+            f"run: {cure}"
         )
     steal = _mean([m.steal for m in moments])
     if steal is not None and steal > STEAL_MOST:
@@ -236,14 +480,6 @@ def _cold(report: Report) -> list[str]:
                 f"The first calibration request of {provider} took {walls[0] / later:.1f} times "
                 "as long as the later ones: its model was still cold; raise warm_up_prompts."
             )
-    loaded = [r for r in report.requests if r.wall_ms and (r.server.load_ms or 0) > r.wall_ms / 20]
-    if loaded:
-        names = ", ".join(sorted({row.provider for row in loaded}))
-        said.append(
-            f"{len(loaded):,} requests waited for their model to be loaded ({names}): it was "
-            "cold, or was thrown out of memory for another; keep it loaded (keep_alive, the same "
-            "context length everywhere) and run again."
-        )
     return said
 
 
@@ -321,7 +557,7 @@ def _unseen(report: Report, headline: Headline) -> list[str]:
     added = headline.added_latency_ms
     said = {f"the added latency of a {role} request": s.mean for role, s in added.items() if s}
     remote, local = added["remote"], added["local"]
-    if remote and local:
+    if remote and local and remote.mean > local.mean:
         said["the added latency that can be the network"] = remote.mean - local.mean
     said |= {f"the round trip to {p}": trip for p, trip in headline.round_trip_ms.items() if trip}
     hidden = [f"{what} ({value:.1f} ms)" for what, value in said.items() if abs(value) < error]
@@ -388,4 +624,5 @@ def _outliers(report: Report) -> int:
             for row in arm.requests:
                 if row.outcome == "ok" and row.wall_ms is not None:
                     walls.setdefault((arm.arm, row.provider), []).append(row.wall_ms)
-    return sum(wall > 3 * (median(group) or wall) for group in walls.values() for wall in group)
+    usual = {key: median(group) or 0.0 for key, group in walls.items()}
+    return sum(wall > 3 * usual[key] for key, group in walls.items() for wall in group)

@@ -31,13 +31,13 @@ from . import (
     experiment,
     finder,
     identity,
-    journal,
     notation,
     pages,
     parameterfile,
     plots,
     pool,
     publish,
+    recording,
     repeat,
     report,
     ruler,
@@ -47,11 +47,14 @@ from . import (
 from . import sweep as sweeps
 from .capacity import Found
 from .errors import ParameterError, PocError, ReportError, RunFailed
-from .records import Parameters
+from .records import Parameters, Report
 from .stats import Headline
 from .strategies import STRATEGIES
 
 MAX_PARAMETER_BYTES = 1 << 20
+# Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
+# for itself, and another command must not slip in between two of them.
+COMMAND = ".command.lock"
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -120,7 +123,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     expected = words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds())
     click.echo(expected)
     if found:
-        saved = report.save(run.as_report().model_copy(update={"strategy": "capacity"}))
+        saved = recording.save(run.as_report().model_copy(update={"strategy": "capacity"}))
         click.echo(concurrency.capacity_text(report.load(saved.stem)))
         copy = params.with_suffix(f".capacity{params.suffix}")
         wanted = {name: one.capacity for name, one in found.items()}
@@ -179,15 +182,16 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     everything = {key for n in found for key in publish.declared(n)}
     publish.check_keys(given, everything, params.name)
     parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
-    _answering(parameters)
     values = {**given, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / parameters.experiment
-    with journal.only_one(folder):
+    with recording.only_one(folder.parent, COMMAND):
+        _answering(parameters)
         _run(found, values, folder, parameters.experiment)
 
 
 def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str) -> None:
     failures: list[str] = []
+    (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
     for number, notebook in enumerate(found, start=1):
         click.echo(f"[{number}/{len(found)}] {publish.title(notebook)}", err=True)
         known = set(publish.declared(notebook))
@@ -198,10 +202,11 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {notation.safe(str(error))}", err=True)
-    headlines = _headlines(name)
+    measured = _measured(name)
+    reports, headlines = [one for one, _ in measured], [one for _, one in measured]
     page = _publish()
     click.echo(words.comparison_text(headlines))
-    click.echo(words.suite_gate(headlines))
+    click.echo(words.verdict_text(reports, headlines))
     click.echo(f"Open {page.relative_to(report.root())}")
     if failures:
         raise RunFailed(f"{len(failures)} of {len(found)} notebooks failed: {failures[0]}")
@@ -235,7 +240,7 @@ def _sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
 
     def execute(point: sweeps.Point, target: Path) -> None:
         click.echo(f"{numbers[point.name]} {notation.inline(point.label, 200)}", err=True)
-        # A point that was stopped in the middle goes on from its own journal.
+        # A point that was stopped in the middle goes on from its own file.
         if reading:
             progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
             experiment.measure(point.parameters, progress, resume=True, running=running)
@@ -245,7 +250,10 @@ def _sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
         publish.execute(notebook, target / notebook.name, values)
 
     done: list[sweeps.Outcome] = []
-    with journal.only_one(folder), contextlib.closing(pool.Shared()) as shared:
+    with (
+        recording.only_one(folder.parent, COMMAND),
+        contextlib.closing(pool.Shared()) as shared,
+    ):
         sweeps.write_summary(points, folder)
         try:
             for outcome in sweeps.run(points, folder, execute):
@@ -331,8 +339,9 @@ def show(name: str | None, as_json: bool) -> None:
 @click.argument("name", metavar="REPORT")
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
-    headline = tables.headline(report.load(name))
-    click.echo(words.failures([headline]) + words.gate_line(headline))
+    loaded = report.load(name)
+    headline = tables.headline(loaded)
+    click.echo(words.failures([headline]) + words.verdict_text([loaded], [headline]))
     sys.exit(GATE_EXIT[headline.verdict])
 
 
@@ -354,6 +363,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     headlines = tables.headline(first), tables.headline(second)
     found = agreement.between((first, headlines[0]), (second, headlines[1]))
     click.echo(comparisons.agreement(found, *headlines, agreement.unlike([first, second])))
+    _warn([first, second], headlines, ["the first", "the second"])
     sys.exit(0 if found.agrees else 1)
 
 
@@ -369,6 +379,7 @@ def compare(names: tuple[str, ...], anyway: bool) -> None:
     headlines = [tables.headline(one) for one in reports]
     changes = agreement.over_the_first(headlines)
     click.echo(comparisons.side_by_side(reports, headlines, changes))
+    _warn(reports, headlines, [one.report for one in headlines])
     click.echo(f"\n{comparisons.differences(unlike, [one.report for one in headlines])}")
 
 
@@ -423,7 +434,8 @@ def keep(source: str, target: str) -> None:
         raise ParameterError(f"{target[:70]!r} is no name for reports: use letters and digits.")
     runs = report.root() / "data" / "runs" / source
     if sweeps.summary(runs):
-        for path in report.keep_only(report.within(runs), report.root() / "data/reports" / target):
+        home = report.root() / report.FOLDER / target
+        for path in recording.keep_only(report.within(runs), home):
             click.echo(path.name)
         return
     kept = [one for one in map(report.load, report.names()) if one.experiment == source]
@@ -431,7 +443,12 @@ def keep(source: str, target: str) -> None:
         raise ReportError(f"no report of experiment {source!r}; `poc show` lists what there is.")
     for one in kept:
         folder = report.home("capacity", target) if one.strategy == "capacity" else None
-        click.echo(report.save(one.model_copy(update={"experiment": target}), folder).name)
+        click.echo(recording.save(one.model_copy(update={"experiment": target}), folder).name)
+
+
+def _warn(reports: Sequence[Report], headlines: Sequence[Headline], names: list[str]) -> None:
+    for one in words.beside(reports, headlines, names):
+        click.echo(f"warning: {one}")
 
 
 def _publish() -> Path:
@@ -451,7 +468,7 @@ def _publish() -> Path:
         swept[folder.name] = [
             _row(one, groups, f"{folder.name}/{name}", label, path)
             for name, label in labels.items()
-            for path in sorted((folder / name).glob("*.json"))
+            for path in sorted((folder / name).glob("*.json*"))
             for one in catalogue.entries([path], _pass_over)
         ]
     return pages.site(root / "site", groups, rows, swept)
@@ -475,14 +492,14 @@ def _shows(notebook: Path, name: str) -> bool:
     return str(publish.declared(notebook).get("name", {}).get("default", "")).strip("'\"") == name
 
 
-def _all_headlines() -> dict[str, Headline]:
-    """Every readable report's headline; an unreadable one is named and passed over."""
+def _saved() -> dict[str, tuple[Report, Headline]]:
+    """Every readable report with its headline; an unreadable one is named and passed over."""
     found = {}
     for name in report.names():
         try:
             loaded = report.load(name)
             if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
-                found[name] = tables.headline(loaded)
+                found[name] = loaded, tables.headline(loaded)
         except PocError as error:
             _pass_over(notation.safe(str(error)))
     return found
@@ -492,11 +509,11 @@ def _pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def _headlines(experiment_name: str) -> list[Headline]:
-    """The headlines of one experiment, in the strategies' order."""
+def _measured(experiment_name: str) -> list[tuple[Report, Headline]]:
+    """The reports of one experiment and their headlines, in the strategies' order."""
     order = list(STRATEGIES)
-    mine = [h for n, h in _all_headlines().items() if n == f"{experiment_name}-{h.strategy}"]
-    return sorted(mine, key=lambda h: order.index(h.strategy) if h.strategy in order else 99)
+    mine = [m for n, m in _saved().items() if n == f"{experiment_name}-{m[1].strategy}"]
+    return sorted(mine, key=lambda m: order.index(m[1].strategy) if m[1].strategy in order else 99)
 
 
 def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:

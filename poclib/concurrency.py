@@ -60,7 +60,9 @@ def sentence(name: str, one: Found) -> str:
     """`local` batches (batching: …), told without its full stop."""
     if one.behaviour == "undisturbed":
         return f"{name} showed no limit with up to {one.levels[-1].in_flight} requests at once"
-    return f"{name} {one.behaviour} ({MEANING[one.behaviour]})"
+    full = next((level.in_flight for level in one.levels if level.full), None)
+    waits = f", by its own word requests wait there from {full} at once on" if full else ""
+    return f"{name} {one.behaviour} ({MEANING[one.behaviour]}){waits}"
 
 
 def bottom_line(report: Report) -> str:

@@ -149,7 +149,8 @@ def told(curves: Curves) -> str:
             if (where := [x for x, found in effects.items() if found == effect])
         ]
         known = " and ".join(sure) or "at no value distinguishable from 1"
-        lines.append(f"{name} {end}, by medians; by its intervals it is {known}.")
+        unit = " per token" if any(one.headline.per_token for one in points) else ""
+        lines.append(f"{name} {end}, by medians{unit}; by its intervals it is {known}.")
     return f"**{title(curves)}.**\n\n{bullets(lines)}"
 
 
@@ -177,17 +178,27 @@ def _number(value: float | None) -> str:
 
 
 def points_table(points: Sequence[tuple[Mapping[str, str], Report | None]]) -> str:
-    """Every point of a sweep with what changed in it and its ratio; those without a report, too."""
+    """Every point of a sweep with what changed in it and its ratio; those without a report, too.
+
+    Below it what could change the verdicts.
+    """
     keys = list(dict.fromkeys(key for changed, _ in points for key in changed))
-    rows = []
+    rows, judged = [], []
     for changed, report in points:
         what = [inline(changed.get(key, "-"), 40) for key in keys]
         if report is None:
             rows.append([*what, "failed", "-", "-"])
         else:
             headline = tables.headline(report)
-            rows.append([*what, words.ratio(headline), _number(headline.speedup), headline.verdict])
-    return table([*keys, "ratio (95 % interval)", "speedup", "gate"], rows)
+            judged.append((report, headline, ", ".join(changed.values())))
+            speedup = _number(headline.speedup) + words.per_token(headline)
+            rows.append([*what, words.ratio(headline), speedup, headline.verdict])
+    listed = table([*keys, "ratio (95 % interval)", "speedup", "gate"], rows)
+    pairs = [(r, h) for r, h, _ in judged]
+    named = [name for *_, name in judged]
+    found = words.beside([r for r, _ in pairs], [h for _, h in pairs], named)
+    warned = f"\n\nWhat could change these verdicts:\n{bullets(found)}" if found else ""
+    return listed + warned
 
 
 def losses(reports: Sequence[Report]) -> str:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import TypeVar
 
 from .adaptive import AdaptiveLimit, pause_after
@@ -46,15 +47,18 @@ async def run_arm(
     on_done: Done = lambda request: None,
     keep_rows: bool = True,
     live: Mapping[str, AdaptiveLimit] | None = None,
+    tell: Callable[[str], None] = lambda told: None,
 ) -> Arm:
     """Have every prompt answered once, and return the arm with each attempt as a row.
 
     `limits` maps provider name to requests in flight, None sets them aside; `expected_ms`
     maps it to the time of one request alone. `on_done` gets each row before the next
     request is sent to its slot; without `keep_rows` it is the only one to get them. `live`
-    maps providers to limits that move, in place of theirs in `limits`. An arm cut by the
-    deadline lacks answers: its rows tell.
-    Raises `RunFailed` where a strategy stalls or names a provider that is not there.
+    maps providers to limits that move, in place of theirs in `limits`. `tell` gets a sentence
+    on a provider that asks for a longer pause than any is. An arm cut by the deadline lacks
+    answers: its rows tell.
+    Raises `RunFailed` where a strategy stalls or names a provider that is not there, and where
+    every provider has only refused for as long as the longest pause is.
     """
     lanes = {
         s.name: Lane(
@@ -73,7 +77,7 @@ async def run_arm(
             rows.append(request)
         on_done(request)
 
-    await _Dispatch(strategy, prompts, lanes, clock, rules, keep).run()
+    await _Dispatch(strategy, prompts, lanes, clock, rules, keep, tell).run()
     enforced = dict(limits) if limits is not None else None
     changes = [change for lane in lanes.values() if lane.live for change in lane.live.changes]
     return Arm(
@@ -92,9 +96,10 @@ class _Dispatch:
         clock: Callable[[], float],
         rules: Rules,
         keep: Done,
+        tell: Callable[[str], None],
     ) -> None:
         self.strategy, self.lanes, self.clock, self.rules = strategy, lanes, clock, rules
-        self.policy, self.keep = rules.policy, keep
+        self.policy, self.keep, self.tell = rules.policy, keep, tell
         self.fresh = iter(prompts)
         self.waiting = len(prompts)
         self.in_flight: dict[asyncio.Task[Ended], tuple[Lane, Job]] = {}
@@ -139,6 +144,9 @@ class _Dispatch:
         for lane in self.lanes.values():
             while lane.has_room():
                 job = lane.queue.popleft()
+                if job.pause_s:  # it has waited in the queue already
+                    waited_s = (now_ms - (job.assigned_ms or 0.0)) / 1000
+                    job = replace(job, pause_s=max(0.0, job.pause_s - waited_s))
                 task = asyncio.create_task(attempted(lane.sender, job, self.clock, self.rules))
                 task.add_done_callback(self.ended.put_nowait)
                 lane.begin(task, now_ms)
@@ -155,17 +163,43 @@ class _Dispatch:
         request, error = task.result()
         self.keep(request)
         lane.learn(request)
-        if lane.refused(task, error, self.clock()):  # too much at once: no failure of its own
+        now_ms = self.clock()
+        crowded = lane.refused(task, (request, error), now_ms)
+        if error and lane.refusing_ms is not None:
+            crowded &= self._patient(lane, error, now_ms)
+        if crowded:  # too much at once: no failure of its own
             wait_s = pause_after(job.attempt, error.retry_after_s if error else None)
-            later = replace(job, assigned_ms=self.clock(), pause_s=wait_s, role="retry")
+            later = replace(job, assigned_ms=now_ms, pause_s=wait_s, role="retry")
             lane.queue.append(replace(later, attempt=job.attempt + 1))
             return
         if request.outcome != "cancelled":
-            lane.breaker.record(error is None or not error.elsewhere, self.clock())
+            lane.breaker.record(error is None or not error.elsewhere, now_ms)
         if job.prompt.index in self.hedged and (others := self._copies(job)):
             await self._settle(request, job, others)
         elif error:
             self._retry(job, error, lane)
+
+    def _patient(self, lane: Lane, error: ProviderError, now_ms: float) -> bool:
+        """Whether a provider that refuses is worth a wait; the arm ends where none is any more."""
+        longest_ms = 1000 * LONGEST_S
+        asked_s = error.retry_after_s or 0.0
+        if asked_s > LONGEST_S and not lane.put_off:
+            lane.put_off = True
+            self.tell(
+                f"{lane.sender.name} asked to be left alone for {asked_s:,.0f} s; "
+                f"no pause here is longer than {LONGEST_S:g} s."
+            )
+        since_ms = [one.refusing_ms for one in self.lanes.values()]
+        at_work = any(
+            not task.done() and where.running[task] + 1000 * job.pause_s <= now_ms
+            for task, (where, job) in self.in_flight.items()
+        )
+        if not at_work and all(s is not None and now_ms - s >= longest_ms for s in since_ms):
+            raise RunFailed(
+                f"strategy {self.strategy.name}: every provider has refused for {LONGEST_S:g} s, "
+                f"at last so: {str(error).rstrip('.')}. Run again once they have room."
+            )
+        return asked_s <= LONGEST_S and now_ms - (lane.refusing_ms or 0.0) < longest_ms
 
     def _copies(self, job: Job) -> list[asyncio.Task[Ended]]:
         here = self.in_flight.items()
@@ -232,7 +266,10 @@ class _Dispatch:
                 yield hedge_due_ms(lane.running[task], lane.expected_ms, after), job
 
     def _patience_s(self, now_ms: float) -> float | None:
-        """Seconds until something is to be done although no request ended; None: never."""
+        """Seconds until something is to be done although no request ended; None: never.
+
+        Never beyond the deadline: what does not heed its cancellation then is left behind.
+        """
         if self.waiting:
             return ASK_AGAIN_S
         moments = [
@@ -242,6 +279,8 @@ class _Dispatch:
         ]
         if self._idle():
             moments += [moment for moment, _ in self._due_ms()]
+        if self.rules.deadline_ms < inf:
+            moments.append(self.rules.deadline_ms + 1000 * CLOSING_S)
         later = [moment for moment in moments if moment > now_ms]
         return max(0.001, (min(later) - now_ms) / 1000) if later else None
 

@@ -5,7 +5,6 @@ Whole pages of Markdown, every number from headlines; single sentences come from
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from .cautions import warnings
 from .errors import ReportError
 from .notation import bullets, inline, many, milliseconds, number, percent, table
 from .records import Report
-from .report import root
+from .report import RESULT, root
 from .stats import PASS, Headline
 from .words import (
+    beside,
     best,
     bottom_line,
     breakdown_text,
@@ -29,6 +29,7 @@ from .words import (
     effect,
     failures,
     finding,
+    once,
     provenance,
     ratio,
     slowdowns,
@@ -50,7 +51,7 @@ def sections(reports: Sequence[Report], headlines: Sequence[Headline]) -> dict[s
         top = "No report of a run was given, so nothing was measured."
     return {
         "Bottom line": top,
-        "Strategy alternatives": comparison_text(own, markdown=True) if own else "None measured.",
+        "Strategy alternatives": _alternatives(measured) if own else "None measured.",
         "Latency breakdown": breakdown_text(own),
         "Failure modes": bullets(_failure_modes(pairs)),
         "Conditions for advancing to Phase 1": _conditions(measured),
@@ -65,9 +66,15 @@ def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> 
     return f"# Phase 0 result\n\n{body}\n"
 
 
-def write(text: str) -> Path:
-    """Save the Phase 0 result as PHASE-0-RESULT.md in the project's folder."""
+def write(text: str, experiment: str | None = None) -> Path:
+    """Save the result of `experiment` beside its run; without one, the project's own.
+
+    The project's is of the committed samples, which its README cites.
+    """
     path = root() / "PHASE-0-RESULT.md"
+    if experiment is not None:
+        path = root() / "data" / "runs" / experiment / RESULT
+        path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -85,14 +92,22 @@ def readme(text: str, reports: Sequence[Report], headlines: Sequence[Headline]) 
     _, end, after = rest.partition(_RESULT_END)
     if not mark or not end:
         raise ReportError(f"README.md: the marks {_RESULT} and {_RESULT_END} are missing.")
+    pairs = list(zip(reports, headlines, strict=True))
     best = min(headlines, key=lambda one: one.overhead_ratio.median or float("inf"))
-    report = next(r for r, one in zip(reports, headlines, strict=True) if one is best)
+    report = next(r for r, one in pairs if one is best)
     result = (
         f"![{titles.ratios(headlines)}](docs/phase-0.png)\n\n"
-        f"{comparison_text(headlines, markdown=True)}\n\n"
+        f"{_alternatives(pairs)}\n\n"
         f"{suite_gate(headlines)}.\n\n*{provenance(report, best)}*"
     )
     return f"{before}{mark}\n{result}\n{end}{after}"
+
+
+def _alternatives(pairs: Sequence[tuple[Report, Headline]]) -> str:
+    """The comparison, and below it what could change its verdicts."""
+    reports, own = [report for report, _ in pairs], [headline for _, headline in pairs]
+    warned = bullets([f"**Note:** {one}" for one in beside(reports, own)])
+    return f"{comparison_text(own, markdown=True)}\n\n{warned}".rstrip()
 
 
 def _failure_modes(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
@@ -163,12 +178,12 @@ def _conditions(pairs: Sequence[tuple[Report, Headline]]) -> str:
 
 
 def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
-    alike: dict[str, list[tuple[str, str]]] = {}  # sentences that differ in numbers only
-    for report, headline in pairs:
-        for warning in warnings(report, headline):
-            kind = re.sub(r"[\d.,]*\d|slower|faster", "#", warning)
-            alike.setdefault(kind, []).append((headline.strategy, warning))
-    found = dict.fromkeys(_once(said, len(pairs)) for said in alike.values())
+    said = [
+        (headline.strategy, warning)
+        for report, headline in pairs
+        for warning in warnings(report, headline)
+    ]
+    found = dict.fromkeys(once(said, len(pairs)))
     rounds = [headline.overhead_ratio.rounds for _, headline in pairs]
     if rounds and 2 <= min(rounds) < 6:
         found[
@@ -177,18 +192,6 @@ def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
         ] = None
     found["Other models, prompt lengths, loads and networks than those of the provenance."] = None
     return list(found)
-
-
-def _once(said: Sequence[tuple[str, str]], reports: int) -> str:
-    """The first of some warnings alike, and whose it is where others' numbers differ."""
-    strategies = [strategy for strategy, _ in said]
-    warning = said[0][1]
-    if len({one for _, one in said}) > 1:
-        whose = f"the numbers are {strategies[0]}'s"
-        return f"{warning} (So in {len(said)} of {many(reports, 'report')}; {whose}.)"
-    if len(said) < reports:
-        return f"{warning} (So in {', '.join(strategies)}.)"
-    return warning
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 PocError
 ├── ParameterError      a key, value or file of parameters is wrong
 ├── ReportError         a report cannot be read, written, or understood
-│   └── NewerReport     the report was written by a newer poclib
+│   ├── NewerReport     the report was written by a newer poclib
+│   └── FolderHeld      another run is writing to the folder
 ├── ProviderError       one provider did not do what was asked of it
 │   ├── Unreachable     no connection: refused, timed out, unknown name, reset
 │   ├── Forbidden       its address is outside loopback and private ranges
 │   ├── Rejected        it answered with an HTTP error (status, its own message)
-│   ├── BadAnswer       it answered 200, but not in its own wire format
+│   ├── BadAnswer       it answered 200, but with no whole answer of its kind
 │   ├── TimedOut        it did not finish within the time allowed
 │   └── ModelMissing    it does not have the model that was asked for
 ├── UnlikeProviders     the providers would not do equal work (digests differ)
@@ -40,6 +41,10 @@ class ReportError(PocError):
 
 class NewerReport(ReportError):
     """Raised when a report's version is newer than this poclib knows."""
+
+
+class FolderHeld(ReportError):
+    """Raised when another run holds the folder: two at once would measure each other."""
 
 
 class ProviderError(PocError):
@@ -91,7 +96,7 @@ class Rejected(ProviderError):
 
 
 class BadAnswer(ProviderError):
-    """Raised when a 200 answer is not what this kind of server sends."""
+    """Raised when a 200 answer is not what this kind of server sends, empty, or cut short."""
 
 
 class TimedOut(ProviderError):

@@ -1,6 +1,6 @@
 """Measure one strategy against the baseline and save a report; or go on with a stopped run.
 
-The measuring half's top: holds the folder, opens the pool, has `run` do the work with its journal
+The measuring half's top: holds the folder, opens the pool, has `run` do the work with its file
 on disk, and saves what came of it, whatever ended it. Computes no statistic.
 """
 
@@ -13,21 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import journal as journals
-from . import report
-from . import resume as going_on
+from . import recording, report
 from .engines import RunningEngine
-from .errors import ParameterError
-from .journal import Journal
+from .errors import ParameterError, PocError, ReportError
 from .pool import Measurable, open_pool
 from .progress import Progress, quiet
 from .progress import bar as bar  # notebooks take it from here
-from .records import (
-    Parameters,
-    Report,
-)
+from .recording import ReportFile
+from .records import Parameters, Report
 from .run import Run as Run
 from .strategies import STRATEGIES
+from .workload import sha256
 from .workload import texts as texts
 
 
@@ -45,19 +41,17 @@ def measure(
     runs share. With `resume` (or that parameter) a run of the same parameters that was stopped at
     any moment goes on with what is missing, and one that is complete is not run again. Works
     inside a running event loop too, as in a notebook. Raises any `PocError`; whatever rounds were
-    finished by then are saved in a report marked incomplete, and every request in the run's
-    journal.
+    finished by then are saved in a report marked incomplete, and every request in the run's file.
     """
     if parameters.strategy not in STRATEGIES:
         known = ", ".join(STRATEGIES)
         raise ParameterError(f"strategy: no {parameters.strategy!r}; there are: {known}.")
-    path = journal_path(parameters, folder)
+    path = run_path(parameters, folder)
     begun_s = time.monotonic()
-    with journals.only_one(path.parent):
+    with recording.only_one(path.parent):
         kept = None
         if resume or parameters.resume:
-            prompts = texts(parameters.prompts)
-            done, kept = going_on.left(parameters, prompts, folder, path)
+            done, kept = _left(parameters, texts(parameters.prompts), folder, path)
             if done is not None:
                 return done
         with open_pool(parameters, pool, running) as providers:
@@ -66,10 +60,10 @@ def measure(
             return _saving(Run(parameters, providers, progress, kept, spent_s), path, folder)
 
 
-def journal_path(parameters: Parameters, folder: Path | None = None) -> Path:
-    """Where the journal of such a run is, while it goes on and after it was stopped."""
+def run_path(parameters: Parameters, folder: Path | None = None) -> Path:
+    """Where the file of such a run is, while it goes on and after it was stopped."""
     name = f"{parameters.experiment}-{parameters.strategy}"
-    return (folder or report.root() / "data" / "runs") / f"{name}.jsonl"
+    return (folder or report.root() / "data") / "runs" / f"{name}.jsonl"
 
 
 def obtain(parameters: Parameters, live: bool, progress: Progress = quiet) -> Report:
@@ -91,23 +85,99 @@ def _saving(run: Run, path: Path, folder: Path | None) -> Report:
         while (aside := path.with_suffix(f".{moment_s}.jsonl")).exists():
             moment_s += 1
         path.rename(aside)
-    journal = Journal(path)
+    file = ReportFile(path)
     problem: BaseException | None = None
-    with journal.open(
-        going_on.asked(run.parameters, run.texts) | run.header, again=run.kept is not None
-    ):
+    with file.open(again=run.kept is not None):
         try:
-            on_own_loop(lambda: run.whole(journal))
+            on_own_loop(lambda: run.whole(file))
         except BaseException as error:
             problem = error
-    if problem is not None and not run.rounds:
+        file.write({"state": recording.state(run.as_report(complete=problem is None))})
+        file.sync()
+    if problem is not None and not run.ratios:
         raise problem
-    saved = report.save(run.as_report(complete=problem is None), folder)
+    saved = recording.keep(path, _saved_path(path, folder))
     if problem is not None:
         raise problem
-    loaded = report.load(str(saved))
-    path.unlink()  # every row of it is in the report now
-    return loaded
+    path.unlink()  # its copy is the report now
+    return report.load(saved)
+
+
+def _saved_path(path: Path, folder: Path | None) -> Path:
+    return (folder or report.root() / report.FOLDER) / path.name
+
+
+def asked(parameters: Parameters, prompts: Sequence[str]) -> dict[str, Any]:
+    """What decides whether two runs are one: the parameters and the prompts' digests.
+
+    A run that was ended by its time limit may go on with a longer one.
+    """
+    counted = parameters.model_copy(update={"prompts": len(prompts)})
+    wanted = counted.model_dump(mode="json", exclude={"run_limit_s"})
+    return {**wanted, "prompts": [sha256(text) for text in prompts]}
+
+
+def _asked_of(saved: Report) -> dict[str, Any]:
+    if saved.parameters is None:
+        return {}
+    wanted = saved.parameters.model_dump(mode="json", exclude={"run_limit_s"})
+    return {**wanted, "prompts": saved.prompt_sha256}
+
+
+def finished(parameters: Parameters, prompts: Sequence[str], folder: Path | None) -> Report | None:
+    """The complete report of a run that was asked for just this; None where there is none."""
+    try:
+        saved = report.load(f"{parameters.experiment}-{parameters.strategy}", folder)
+    except ReportError:
+        return None
+    if not saved.complete or saved.parameters is None:
+        return None
+    return saved if _asked_of(saved) == asked(parameters, prompts) else None
+
+
+def _left(
+    parameters: Parameters, prompts: Sequence[str], folder: Path | None, path: Path
+) -> tuple[Report | None, Report | None]:
+    """The finished report of such a run, or else what an unfinished one has left in `path`.
+
+    A run that was begun after the finished one and stopped is gone on with. The file of the
+    finished one itself, which a kill between saving and removing leaves, is removed.
+    Raises `ReportError` where the file is damaged, `ParameterError` where it was another run.
+    """
+    done = finished(parameters, prompts, folder)
+    try:
+        stopped = _stopped(parameters, prompts, path)
+    except PocError:
+        if done is None:
+            raise
+        return done, None  # of whatever other run it is, this one is done
+    if stopped is None or (done is not None and stopped.created != done.created):
+        return (None, stopped) if stopped is not None else (done, None)
+    if done is None and stopped.complete:  # killed before it was put in its place
+        recording.keep(path, _saved_path(path, folder))
+        done = stopped
+    if done is not None:
+        path.unlink()
+        return done, None
+    return None, stopped
+
+
+def _stopped(parameters: Parameters, prompts: Sequence[str], path: Path) -> Report | None:
+    """What an unfinished run of these parameters has left; None where there is none."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        if not file.readline().endswith(b"\n"):
+            return None  # stopped before its first line was whole
+    left = report.load(path)
+    was, now = _asked_of(left), asked(parameters, prompts)
+    if other := sorted(key for key in now if was.get(key) != now[key]):
+        other = other if was else ["it names none"]
+        raise ParameterError(
+            f"{path.name} is of a run with other parameters ({', '.join(other)}); "
+            "run without --resume to start over (it is kept aside), or with those it had."
+        )
+    return left
 
 
 def on_own_loop(work: Callable[[], Any]) -> Any:

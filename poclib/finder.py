@@ -11,7 +11,8 @@ from .capacity import Found, Level, best_of, conclude, level, lost, next_in_flig
 from .experiment import Run
 
 MOST_IN_FLIGHT = 64
-LEAST_REQUESTS = 4
+# Of a level: enough that two loads of it are answered while a third is handed out.
+LEAST_REQUESTS, LOADS = 4, 3
 # A level may take so much longer than its requests would one at a time; then it has lost clearly.
 PATIENCE = 5
 
@@ -39,7 +40,7 @@ async def find(run: Run, most: int = MOST_IN_FLIGHT) -> dict[str, Found]:
 async def _level(
     run: Run, name: str, in_flight: int, seen: Sequence[Level], which: str = ""
 ) -> Level:
-    count = max(LEAST_REQUESTS, 2 * in_flight)
+    count = max(LEAST_REQUESTS, LOADS * in_flight)
     alone_ms = (seen[0].request_ms if seen else None) or run.expected_ms[name]
     arm = await run.level(name, in_flight, count, PATIENCE * count * alone_ms + 2000, which)
     return level(arm.requests, in_flight)

@@ -50,16 +50,11 @@ def expected_ms(calibrated: Mapping[str, Sequence[Request]]) -> dict[str, float]
     fastest machine: wall per token, times the mean length over all providers.
     """
     walls = {p: fmean(row.wall_ms or 0.0 for row in rows) for p, rows in calibrated.items()}
-    tokens = {p: fmean(map(token_count, rows)) for p, rows in calibrated.items()}
+    tokens = {p: fmean(pacing.length(row) or 0 for row in rows) for p, rows in calibrated.items()}
     if not tokens or not min(tokens.values()) or max(tokens.values()) == min(tokens.values()):
         return walls
     usual = fmean(tokens.values())
     return {p: wall_ms / tokens[p] * usual for p, wall_ms in walls.items()}
-
-
-def token_count(row: Request) -> int:
-    """The answer's tokens as its server counts them, else the pieces that were seen to arrive."""
-    return row.output_tokens or len(row.token_ms or ())
 
 
 def calibrated(preparation: Sequence[Arm]) -> dict[str, list[Request]]:

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 from .adaptive import AdaptiveLimit
 from .attempts import Ended, Job, Sender
-from .errors import ProviderError
 from .policy import Breaker
 from .records import Request
 from .strategies import ProviderView
 
+# The statuses of a provider that has no room.
+REFUSALS = (429, 503)
 # Weight of the newest answer in a provider's expected time.
 NEWEST_WEIGHT = 0.3
 
@@ -34,6 +35,8 @@ class Lane:
     queue: deque[Job] = field(default_factory=deque)
     running: dict[asyncio.Task[Ended], float] = field(default_factory=dict)  # started at, ms
     lent: bool = False  # whether prompts of its own are queued elsewhere
+    refusing_ms: float | None = None  # since when it has only refused
+    put_off: bool = False  # whether it has asked for longer than any pause is
 
     @property
     def busy(self) -> int:
@@ -66,16 +69,20 @@ class Lane:
         if self.live:
             self.live.failed(id(task))
 
-    def refused(
-        self, task: asyncio.Task[Ended], error: ProviderError | None, now_ms: float
-    ) -> bool:
+    def refused(self, task: asyncio.Task[Ended], ended: Ended, now_ms: float) -> bool:
         """Tell the live limit how a request ended; True where it was one too many at once."""
+        request, error = ended
+        turned_away = error is not None and error.status in REFUSALS
+        if request.outcome == "ok":
+            self.refusing_ms = None
+        elif turned_away and self.refusing_ms is None:
+            self.refusing_ms = now_ms
         if self.live is None:
             return False
-        if error is not None and error.status in (429, 503):
+        if turned_away:
             return self.live.refused(id(task), now_ms)
-        if error is None:
-            self.live.answered(id(task), now_ms)
+        if request.outcome == "ok":
+            self.live.answered(id(task), now_ms, _server_ms(request))
         else:
             self.live.failed(id(task))
         return False
@@ -88,6 +95,13 @@ class Lane:
     def learn(self, request: Request) -> None:
         if request.outcome == "ok" and request.wall_ms is not None:
             self.expected_ms += NEWEST_WEIGHT * (request.wall_ms - self.expected_ms)
+
+
+def _server_ms(request: Request) -> float | None:
+    """From its last byte sent to the last byte of its answer: the server's time, not ours."""
+    marks = request.marks
+    ended_ms, sent_ms = marks.last_byte_ms, marks.sent_ms
+    return None if ended_ms is None or sent_ms is None else max(0.0, ended_ms - sent_ms)
 
 
 def fail_over(lanes: Mapping[str, Lane], now_ms: float) -> None:

@@ -6,14 +6,15 @@ before a run, while `rounds: auto` goes on, and when its report is read.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from statistics import stdev
 
 from . import stats
-from .records import Arm, Request, Round
+from .records import Arm, Request
 
 # From six rounds on the interval supposes nothing of the ratios' law (`stats.interval`).
 LEAST = 6
@@ -21,6 +22,7 @@ LEAST = 6
 _POWER = 0.84
 # `rounds: auto` ends here, whatever the interval.
 MOST = 200
+EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -38,33 +40,89 @@ class Power:
     noise: float
 
 
+class Span:
+    """From the first dispatch of an arm to its last answer, row by row as they come.
+
+    `tokens` counts the tokens of its answers; None once the length of one is unknown.
+    """
+
+    def __init__(self) -> None:
+        self.answered: set[int] = set()
+        self.tokens: int | None = 0
+        self._start_ms, self._end_ms = math.inf, -math.inf
+
+    def add(self, row: Request) -> None:
+        """Count one attempt."""
+        if row.marks.start_ms is not None:
+            self._start_ms = min(self._start_ms, row.marks.start_ms)
+        if row.outcome != "ok":
+            return
+        count = length(row)
+        self.tokens = None if self.tokens is None or count is None else self.tokens + count
+        if not hollow(row):
+            self.answered.add(row.prompt)
+        if row.marks.end_ms is not None:
+            self._end_ms = max(self._end_ms, row.marks.end_ms)
+
+    def makespan_ms(self, prompts: int) -> float | None:
+        """None unless each of so many prompts was answered, with times of day."""
+        known = math.isfinite(self._end_ms - self._start_ms)
+        return self._end_ms - self._start_ms if known and len(self.answered) >= prompts else None
+
+
+def span(arm: Arm) -> Span:
+    """The span of all rows of an arm."""
+    found = Span()
+    for row in arm.requests:
+        found.add(row)
+    return found
+
+
 def makespan_ms(arm: Arm, expected: AbstractSet[int]) -> float | None:
     """From the first dispatch to the last answer; None unless every prompt was answered."""
     if not arm.requests:
         return arm.makespan_ms  # published without rows
-    answered = {row.prompt for row in arm.requests if row.outcome == "ok"}
-    if not answered >= expected:
+    found = span(arm)
+    if not found.answered or not found.answered >= expected:
         return None
-    if arm.makespan_ms is not None:
-        return arm.makespan_ms
-    starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
-    ends = [
-        row.marks.end_ms
-        for row in arm.requests
-        if row.outcome == "ok" and row.marks.end_ms is not None
-    ]
-    return max(ends) - min(starts) if starts and ends else None
+    return found.makespan_ms(len(expected)) if arm.makespan_ms is None else arm.makespan_ms
 
 
-def ratios(rounds: Iterable[Round], prompts: int) -> list[float]:
-    """The ratio of every complete round."""
-    found = []
-    for one in rounds:
-        spans = {arm.arm: makespan_ms(arm, set(range(prompts))) for arm in one.arms}
-        strategy, baseline = spans.get("strategy"), spans.get("baseline")
-        if strategy and baseline:
-            found.append(strategy / baseline)
-    return found
+def hollow(row: Request) -> bool:
+    """Whether what counts as answered holds nothing: no text, no thought, no token."""
+    return row.answer_sha256 == EMPTY_SHA256 and not (row.output_tokens or row.thought_characters)
+
+
+def length(row: Request) -> int | None:
+    """Tokens of an answer: as its server counts them, else the pieces that arrived."""
+    return row.output_tokens or len(row.token_ms or ()) or None
+
+
+def arm_tokens(arm: Arm) -> int | None:
+    """Output tokens of all its answers; None where the length of one is unknown."""
+    return span(arm).tokens or None
+
+
+def unlike_lengths(counts: Sequence[tuple[int | None, int | None]], band: float) -> bool:
+    """Whether the two arms' tokens differ by more than the band in some round.
+
+    Then the times per token decide, in every round, if the tokens of all are known.
+    """
+    known = [(a, b) for a, b in counts if a and b]
+    return len(known) == len(counts) and any(max(a, b) > (1 + band) * min(a, b) for a, b in known)
+
+
+# An arm's makespan in ms, and its tokens where their number is known.
+Measured = tuple[float, int | None]
+
+
+def ratios(rounds: Sequence[tuple[Measured, Measured]], band: float) -> list[float]:
+    """The ratio of (strategy, baseline) of every round, per token where lengths are unlike."""
+    spans = [strategy[0] / baseline[0] for strategy, baseline in rounds]
+    counts = [(strategy[1], baseline[1]) for strategy, baseline in rounds]
+    if not unlike_lengths(counts, band):
+        return spans
+    return [ratio * (b or 1) / (a or 1) for ratio, (a, b) in zip(spans, counts, strict=True)]
 
 
 def narrow(found: Sequence[float], band: float) -> bool:

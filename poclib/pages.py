@@ -22,7 +22,7 @@ from nbconvert import HTMLExporter
 from nbconvert.preprocessors import ExtractOutputPreprocessor
 from pygments.formatters import HtmlFormatter
 
-from . import publish, report
+from . import publish, recording, report
 from .errors import ReportError
 
 TAGS = {
@@ -129,7 +129,7 @@ def site(
     """
     sweeps = sweeps or {}
     everything = [*rows, *(row for found in sweeps.values() for row in found)]
-    data = {row.page: f"reports/{row.name}.json" for row in everything if row.page}
+    data = {row.page: f"reports/{row.name}.jsonl" for row in everything if row.page}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".site-") as temporary:
@@ -139,13 +139,16 @@ def site(
                 for notebook in found:
                     place = f"{group}/{notebook.stem}.html"
                     _write_page(notebook, fresh / place, place, data.get(place))
+                if result := _result(found):
+                    told = publish.clean(result.read_text("utf-8"), publish.secrets({}))
+                    (fresh / group / report.RESULT).write_text(told, "utf-8")
             reports = fresh / "reports"
             reports.mkdir()
             for row in everything:
                 # Written anew from validated records, never copied: nothing else can ride along.
                 loaded = report.load(row.source or row.name)
-                text = report.text(loaded).encode("utf-8", "backslashreplace")
-                (reports / f"{row.name}.json").write_bytes(text)
+                text = recording.text(loaded)
+                (reports / f"{row.name}.jsonl").write_bytes(text)
             (fresh / "index.html").write_text(_index(groups, rows, sweeps), encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
@@ -162,6 +165,11 @@ def page_of(groups: Mapping[str, Sequence[Path]], group: str, strategy: str) -> 
     slug = strategy.replace("-", "_")
     stems = (notebook.stem for notebook in groups.get(group, ()))
     return next((f"{group}/{s}.html" for s in stems if s.partition("_")[2] == slug), "")
+
+
+def _result(notebooks: Sequence[Path]) -> Path | None:
+    """The result in words that a run left beside its notebooks."""
+    return next((f for n in notebooks if (f := n.with_name(report.RESULT)).is_file()), None)
 
 
 def cleaned(element: object) -> str:
@@ -230,7 +238,7 @@ def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> N
     up = "../" * place.count("/")
     links = f"<a href='{up}index.html'>All results</a>"
     if data:
-        links += f"<a href='{up}{e(data)}' download>This run's report (JSON)</a>"
+        links += f"<a href='{up}{e(data)}' download>This run's report (JSON lines)</a>"
     text = _wrapped(publish.title(notebook), f"<nav>{links}</nav><main>{body}</main>")
     target.write_text(text, encoding="utf-8")
 
@@ -245,6 +253,11 @@ def _index(
         + "".join(
             f"<li><a href='{e(group)}/{e(n.stem)}.html'>{e(publish.title(n))}</a></li>"
             for n in found
+        )
+        + (
+            f"<li><a href='{e(group)}/{report.RESULT}'>All of it as text</a></li>"
+            if _result(found)
+            else ""
         )
         + "</ul>"
         for group, found in groups.items()
@@ -270,7 +283,7 @@ def _table(rows: Sequence[Row], what: str) -> str:
         page = f"<a href='{e(row.page)}'>page</a> · " if row.page else ""
         cells = [e(row.date), e(row.what or row.name), e(row.pool), e(row.ratio)]
         cells += [f"<span class='{e(row.verdict)}'>{e(row.verdict)}</span>"]
-        cells += [f"{page}<a href='reports/{e(row.name)}.json' download>report</a>"]
+        cells += [f"{page}<a href='reports/{e(row.name)}.jsonl' download>report</a>"]
         body += "<tr>" + "".join(
             f"<td data-label='{e(label)}'>{cell}</td>"
             for label, cell in zip(header, cells, strict=True)

@@ -11,6 +11,7 @@ key means the same everywhere (`--set`, sweeps, charts):
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,13 +25,39 @@ from .records import Parameters, ProviderSettings
 MOST_CHARACTERS, MOST_VALUES, DEEPEST = 2**21, 200_000, 40
 
 
+class _Loader(yaml.SafeLoader):
+    """Data only, and a word is what it looks like.
+
+    To the YAML of 2005, `010` is 8, `1:30` is 90, `no` is false and 2026-01-02 a date; to that of
+    today, and here, they are texts, which no parameter takes for a number or a switch.
+    """
+
+
+_Loader.yaml_implicit_resolvers = {}
+for _kind, _pattern, _first in (
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", "[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "float",
+        "[-+]?(((0|[1-9][0-9_]*)([.][0-9]*)?|[.][0-9]+)([eE][-+]?[0-9]+)?|[.](inf|Inf|INF))"
+        "|[.](nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("merge", "<<", "<"),
+):
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), list(_first)
+    )
+
+
 def values(text: str, where: str) -> Any:
     """What a YAML text holds; data only, no code in it is run.
 
     Raises `ParameterError` that says `where`, and the line where the YAML is wrong.
     """
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         try:
             if (root := loader.get_single_node()) is None:
                 return None
@@ -121,9 +148,18 @@ def _bound(root: yaml.Node, where: str) -> None:
         if isinstance(node, yaml.ScalarNode):
             characters += len(node.value)
         elif isinstance(node, yaml.MappingNode):
+            keys: set[str] = set()
             for key, _ in node.value:  # messages name keys as they are
-                if isinstance(key, yaml.ScalarNode) and not key.value.isprintable():
+                if not isinstance(key, yaml.ScalarNode):
+                    continue
+                if not key.value.isprintable():
                     raise ParameterError(f"{where}: a key holds what cannot be printed; remove it.")
+                if key.value in keys and key.value != "<<":
+                    raise ParameterError(
+                        f"{where}, line {key.start_mark.line + 1}: {key.value:.60} stands there "
+                        "twice, and only one would count; remove the other."
+                    )
+                keys.add(key.value)
             waiting += [(one, depth + 1) for pair in node.value for one in pair]
         else:
             waiting += [(one, depth + 1) for one in node.value]

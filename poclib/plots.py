@@ -132,7 +132,7 @@ def ratios(
         if found.low is not None and found.high is not None:
             ax.plot([found.low, found.high], [y, y], color=INK, linewidth=2.5)
         ax.plot([middle], [y], "o" if len(ends) == 3 else "D", color=INK, markersize=8)
-        text = words.ratio(one) if len(ends) < 3 else number(middle, 2)
+        text = words.ratio(one) if len(ends) < 3 else number(middle, 2) + words.per_token(one)
         foretold = (predicted or {}).get(one.strategy)
         if foretold:
             ax.plot([foretold], [y + 0.27], "^", color=INK, mfc="white", markersize=9)

@@ -7,13 +7,25 @@ providers, of strategies, or of what a prompt is for.
 
 from __future__ import annotations
 
+import hashlib
+import html
 import ipaddress
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from .errors import BadAnswer, ModelMissing, ProviderError, Rejected
+from .errors import (
+    BadAnswer,
+    Forbidden,
+    ModelMissing,
+    ParameterError,
+    ProviderError,
+    Rejected,
+)
 from .records import (
     Exchange,
     Parameters,
@@ -28,18 +40,34 @@ from .transport import Response, TimedClient
 Json = dict[str, Any]
 # What reading a body of an unforeseen shape raises; pydantic's own error is a ValueError.
 SURPRISES = (AttributeError, KeyError, TypeError, ValueError, IndexError)
+# How long a body may go on after its answer: that is waited for to keep the connection.
+LINGER_S = 0.2
+# No duration of one request is longer, in milliseconds: a day.
+LONGEST_MS = 86_400_000
+BOM = b"\xef\xbb\xbf"
+# Where servers put what they say of an error, the most telling first.
+WORDS = ("error", "errors", "detail", "message", "msg", "reason", "type", "code")
 HINTS = {
     401: ", set api_key_env to the name of the variable that holds its key",
     503: ", busy or still loading",
 }
+# What a url may not end in: poclib adds it.
+ENDPOINTS = (
+    *("/chat/completions", "/completions", "/completion", "/v1/models", "/health", "/props"),
+    *("/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/version"),
+)
 
 
 class Provider:
     """One server. `describe` it before use, then `send` prompts and `probe` round trips."""
 
     paths: ClassVar[Mapping[str, str]]  # by `api`
+    whole: ClassVar[frozenset[str]]  # the endings of an answer that is whole
     probe_path = "/health"
+    endpoints: tuple[str, ...] = ENDPOINTS
     keeps_streams = True
+    # Whether its bodies go on after their answers end; None: not known yet.
+    _lingers: bool | None = None
 
     def __init__(
         self, settings: ProviderSettings, parameters: Parameters, url: str, key: str | None = None
@@ -48,9 +76,15 @@ class Provider:
         self.settings = settings
         self.parameters = parameters
         self.api: Literal["chat", "completion"] = settings.api or "chat"
+        base = url.rstrip("/").removesuffix("/v1")  # the way clients of OpenAI write it
+        if own := next((path for path in self.endpoints if base.endswith(path)), None):
+            raise ParameterError(
+                f"provider {self.name}: its url ends in {own}, which is added to it; leave that "
+                "out, as in http://192.168.1.20:11434"
+            )
         self.client = TimedClient(
             settings.name,
-            url.rstrip("/").removesuffix("/v1"),  # the way clients of OpenAI write it
+            base,
             key,
             parameters.connect_timeout_s,
             parameters.request_timeout_s,
@@ -93,85 +127,183 @@ class Provider:
         """
         path, body = self.paths[self.api], self._request_body(prompt)
         keep = self.keeps_streams or not self.parameters.stream
+        patience_s = 0.0 if self._lingers else LINGER_S
         try:
             async with self.client.request("POST", path, body, exchange, keep) as response:
                 if response.status != 200:
                     raise self._rejection(response, await response.body())
-                async for event in self._events(response):
-                    before = len(exchange.pieces)
+                over, count = False, 0
+                async for event, here_ms, is_event in self._events(response):
+                    if over:
+                        continue
+                    count += 1
                     try:
-                        self._take(event, exchange)
+                        over = event is None
+                        ended = event is None or self._take(
+                            event, exchange, here_ms if self.parameters.stream else None
+                        )
                     except SURPRISES as error:
                         raise self._surprise(error) from None
-                    if self.parameters.stream and len(exchange.pieces) > before:
-                        exchange.token_ms.append(exchange.arrival_ms())
-                response.mark_end()
+                    if ended:
+                        self._accept(exchange, count == 1 and not is_event)
+                        response.mark_end(patience_s)
+                if not exchange.finished:
+                    if not exchange.finish_reason:
+                        raise self._bad(
+                            "its answer stops before its end"
+                            if count
+                            else "its answer is empty, no byte of it came",
+                            "did the server stop, or is its kind another?",
+                        )
+                    self._accept(exchange, count == 1 and not is_event)
+                    response.mark_end()
+            self._lingers = False
+        except ProviderError:
             if not exchange.finished:
-                raise BadAnswer(
-                    f"provider {self.name}: its answer stops before its end; "
-                    "did the server stop, or is its kind another?",
-                    self.name,
-                )
+                raise
+            # What comes after an answer cannot spoil it.
+            self._lingers = self._lingers is not False
         finally:
             if "end_ms" not in exchange.marks:  # it failed
                 exchange.mark("end")
-            if exchange.token_ms:
-                exchange.marks["first_token_ms"] = exchange.token_ms[0]
+            for mark, times_ms in (
+                ("first_thought_ms", exchange.thought_ms),
+                ("first_token_ms", exchange.token_ms),
+            ):
+                if times_ms:
+                    exchange.marks[mark] = times_ms[0]
+
+    def _accept(self, exchange: Exchange, at_once: bool) -> None:
+        """Let an answer that has ended be one. Raises `BadAnswer` where nothing was generated.
+
+        One that came `at_once`, though it was asked for as a stream, has no first token.
+        """
+        if not (exchange.pieces or exchange.thoughts or exchange.output_tokens):
+            raise self._bad(
+                "its answer is empty: no text, and no token counted",
+                "try its model by hand, or look at its log.",
+            )
+        if not exchange.output_tokens:  # 0 for a text that came is no count
+            exchange.output_tokens = None
+        if at_once:
+            exchange.token_ms.clear()
+            exchange.thought_ms.clear()
+        exchange.finished = True
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self.client.aclose()
 
-    async def _events(self, response: Response) -> AsyncIterator[Json]:
-        """The JSON objects of an answer: of a whole body, of lines, or of server-sent events."""
-        if not self.parameters.stream:
-            yield self._parsed(await response.body())
-            return
-        async for line in response.lines():
-            text = line.strip()
-            if not text or text.startswith((b":", b"event:", b"id:", b"retry:")):
-                continue  # pings are comments, ": …"
-            text = text.removeprefix(b"data:").lstrip()
-            if text != b"[DONE]":
-                yield self._parsed(text)
+    async def _events(self, response: Response) -> AsyncIterator[tuple[Json | None, float, bool]]:
+        """The JSON objects of an answer, None for `[DONE]`; when each came, whether as an event.
+
+        However they come: as server-sent events, a line each, or one on any number of lines. The
+        data of an event is read when it is whole: the blank line that ends it may come later.
+        """
+        name, data_ms = b"", 0.0
+        data: list[bytes] = []  # of an event on many lines
+        text: list[bytes] = []  # of one object on many lines
+        sse = response.headers.get("content-type", "").startswith("text/event-stream")
+        async for raw in response.lines():
+            line = raw.strip().removeprefix(BOM)
+            field, _, value = line.partition(b":")
+            if text:
+                text.append(line)
+            elif field == b"data":
+                sse, value = True, value.strip()
+                if value:
+                    data_ms = response.here_ms
+                if data or name == b"error":
+                    data.append(value)
+                elif value == b"[DONE]":
+                    yield None, data_ms, True
+                elif isinstance(found := _loaded(value), dict):
+                    yield self._sound(found), data_ms, True
+                elif value:
+                    data.append(value)
+            elif not line:
+                if data and (event := self._event(name, b"\n".join(data))) is not None:
+                    yield event, data_ms, True
+                name, data = b"", []
+            elif field == b"event":
+                sse, name = True, value.strip()
+            elif field == b"error":
+                raise self._told(_loaded(value))
+            elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
+                sse = True
+            elif isinstance(found := _loaded(line), dict):
+                yield self._sound(found), response.here_ms, sse
+            elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
+                text.append(line)
+        if data and (event := self._event(name, b"\n".join(data))) is not None:
+            yield event, data_ms, True
+        if text:
+            yield self._parsed(b"\n".join(text)), response.here_ms, False
+
+    def _event(self, name: bytes, data: bytes) -> Json | None:
+        """What a server-sent event on several lines, or of a name, holds of an answer."""
+        if name == b"error":
+            raise self._told(_loaded(data))
+        if name in (b"", b"message"):
+            return self._parsed(data)
+        found = _loaded(data)
+        return self._sound(found) if isinstance(found, dict) else None
 
     def _parsed(self, text: bytes) -> Json:
-        try:
-            event = json.loads(text)
-        except (ValueError, RecursionError):
-            event = None
-        if not isinstance(event, dict):
-            raise BadAnswer(
-                f"provider {self.name}: its answer is not JSON; is its kind "
-                f"{self.settings.kind}, and the port right?",
-                self.name,
-            )
-        if event.get("error"):
-            words = self._words(event)
-            raise Rejected(f"provider {self.name}: error in its answer: {words}", self.name)
+        """The JSON object that `text` is, and no error."""
+        found = _loaded(text)
+        if isinstance(found, dict):
+            return self._sound(found)
+        known = not isinstance(found, str) or text.lstrip().startswith(b'"')
+        # A broken object is no words of the server, and may hold what was asked.
+        said = "" if known or text.lstrip().startswith(b"{") else self._words(found)
+        raise self._bad(
+            f"its answer is {'JSON, but no object' if known else 'not JSON'}"
+            + (f" ({said})" if said else ""),
+            f"is its kind {self.settings.kind}, and the port right?",
+        )
+
+    def _sound(self, event: Json) -> Json:
+        """`event` unless it tells an error, in any of the ways in which servers do."""
+        if (
+            any(event.get(key) for key in ("error", "errors", "detail"))
+            or "error" in (event.get("object"), event.get("type"))
+            or isinstance(event.get("message"), str)
+        ):
+            raise self._told(event)
         return event
+
+    def _told(self, body: Any) -> Rejected:
+        words = self._words(body)
+        return Rejected(f"provider {self.name}: error in its answer: {words}", self.name)
+
+    def _bad(self, what: str, then: str) -> BadAnswer:
+        return BadAnswer(f"provider {self.name}: {what}; {then}", self.name)
 
     def _rejection(self, response: Response, body: bytes) -> ProviderError:
         """The error for an HTTP status other than 200, with the server's own words."""
-        try:
-            words = self._words(json.loads(body))
-        except (ValueError, RecursionError):
-            words = self._words(body.decode("utf-8", "replace"))
+        words = self._words(_loaded(body))
         status = response.status
         if status == 404 and "model" in words and ("not found" in words or "not exist" in words):
             return ModelMissing(
                 f"provider {self.name}: {words}; `poc doctor` lists what it has.", self.name, status
             )
         sentence = f"provider {self.name}: HTTP {status}{HINTS.get(status, '')}: {words}"
-        wait = response.retry_after or ""
-        wait_s = float(wait) if wait.isascii() and wait.isdecimal() else None
-        return Rejected(sentence, self.name, status, wait_s)
+        return Rejected(sentence, self.name, status, _wait_s(response.headers))
 
     def _words(self, body: Any) -> str:
         """An error body's own sentence, on one line and without address or key."""
-        error = body.get("error") or body.get("detail") if isinstance(body, dict) else body
-        message = error.get("message") if isinstance(error, dict) else error
-        return _short(self.client.redacted(str(message or ""))) or "no reason given"
+        return _short(self.client.redacted(_said(body))) or "no reason given"
+
+    def _ending(self, exchange: Exchange, reason: Any, more: Any = None) -> None:
+        """Note how an answer ends. Raises `BadAnswer` where that is not as a whole one does."""
+        exchange.finish_reason = _short(reason or "") or None
+        if exchange.finish_reason and exchange.finish_reason.lower() not in self.whole:
+            told = self._words(f"{reason}, {more}" if more else reason)
+            raise self._bad(
+                f"its answer ended with “{told}”, which no whole one does",
+                "its log may say why.",
+            )
 
     def _surprise(self, error: Exception) -> BadAnswer:
         return BadAnswer(
@@ -180,10 +312,18 @@ class Provider:
             self.name,
         )
 
-    async def _get(self, path: str, optional: bool = False) -> Json:
-        """A JSON object from the server; empty where it has none and `optional`."""
-        async with self.client.request("GET", path) as response:
-            body = await response.body()
+    async def _get(self, path: str, optional: bool = False, asked: Json | None = None) -> Json:
+        """A JSON object from the server; empty where it has none and `optional`.
+
+        What needs to be `asked` goes out as a POST.
+        """
+        try:
+            async with self.client.request("POST" if asked else "GET", path, asked) as response:
+                body = await response.body()
+        except (BadAnswer, Rejected):  # a page for people, or a redirect to one
+            if not optional:
+                raise
+            return {}
         if optional and (response.status != 200 or not body.startswith(b"{")):
             return {}
         if response.status != 200:
@@ -193,13 +333,27 @@ class Provider:
     def _facts(self, **found: Any) -> ProviderFacts:
         s = self.settings
         common = {"name": s.name, "kind": s.kind, "role": self.role, "capacity": s.capacity}
+        common["keeps_streams"] = self.keeps_streams
         return ProviderFacts(**{"model": s.model, "slots": s.slots, **common, **found})
 
-    def _require(self, model: str, there: list[str]) -> None:
-        if model not in there:
-            names = ", ".join(_short(name) for name in sorted(there)[:8]) or "none"
-            sentence = f"provider {self.name}: no model {model}; it has: {names}."
-            raise ModelMissing(sentence, self.name)
+    def _missing(self, there: list[str]) -> ModelMissing:
+        names = ", ".join(_short(name) for name in sorted(there)[:8]) or "none"
+        if self.settings.model or not there:
+            what = f"no model {self.settings.model or 'is there'}; it has: {names}."
+        else:
+            what = f"it has several models; name one of them as its model: {names}."
+        return ModelMissing(f"provider {self.name}: {what}", self.name)
+
+    def _check_stays(self, goes_on: bool) -> None:
+        """Raise `Forbidden` where prompts would go on to another machine and may not."""
+        cloud = re.search(r"[:-]cloud$", self.settings.model or "", re.IGNORECASE)
+        if (goes_on or cloud) and not self.parameters.may_be_public(self.name):
+            raise Forbidden(
+                f"provider {self.name}: its model runs in Ollama's cloud or at another host, so "
+                "prompts would leave this server; choose a model of its own, or set "
+                f"allow_public: [{self.name}] in the parameters if that is meant.",
+                self.name,
+            )
 
     def _asked(self, prompt: Prompt) -> Json:
         if self.api == "completion":
@@ -212,8 +366,11 @@ class Provider:
     def _request_body(self, prompt: Prompt) -> Json:
         raise NotImplementedError
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
-        """Read one event of an answer into `exchange`; may raise any of `SURPRISES`."""
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
+        """Read one event into `exchange`; whether the answer is whole with it.
+
+        `here_ms` is when it arrived, where it was streamed. May raise any of `SURPRISES`.
+        """
         raise NotImplementedError
 
 
@@ -225,18 +382,27 @@ class Ollama(Provider):
     """
 
     paths: ClassVar = {"chat": "/api/chat", "completion": "/api/generate"}
+    whole = frozenset({"stop", "length"})
     probe_path = "/api/version"
+    endpoints = (*ENDPOINTS, "/api")
 
     async def _describe(self) -> ProviderFacts:
+        wanted = self.settings.model or ""
         version = await self._get("/api/version")
         models = (await self._get("/api/tags")).get("models") or []
-        digests = {m["name"]: m["digest"] for m in models}
-        wanted = self.settings.model or ""
-        name = wanted if ":" in wanted else f"{wanted}:latest"
-        self._require(name, list(digests))
+        there = {m.get("name") or m["model"]: m for m in models}
+        mine = {_ollama_name(name): m for name, m in there.items()}.get(_ollama_name(wanted))
+        self._check_stays(False)
+        if mine is None:
+            raise self._missing(list(there))
+        shown = await self._get("/api/show", optional=True, asked={"model": wanted})
+        cloud = any(m.get(key) for m in (mine, shown) for key in ("remote_host", "remote_model"))
+        self._check_stays(cloud)
+        # The manifest's digest is another with each parameter, and tells nothing of a cloud.
+        manifest = f"ollama:{_short(mine['digest'])}" if mine.get("digest") else None
         return self._facts(
             server=f"Ollama {_short(version['version'])}",
-            digest=f"ollama:{_short(digests[name])}",
+            digest=None if cloud else _weights(str(shown.get("modelfile"))) or manifest,
             context_tokens=self.parameters.context_tokens,
             reports_time=True,
         )
@@ -254,47 +420,61 @@ class Ollama(Provider):
                 "seed": p.seed,
             },
         }
+        if self.settings.think is not None:
+            body["think"] = self.settings.think
         return body | self._asked(prompt) | ({} if self.api == "chat" else {"raw": True})
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
+        if exchange.finished:
+            return False
         said = event["message"] if self.api == "chat" else event
-        _add(exchange, said.get("thinking"))
-        _add(exchange, said.get("content" if self.api == "chat" else "response"))
+        piece = said.get("content" if self.api == "chat" else "response")
+        _add(exchange, said.get("thinking"), piece, here_ms)
         if not event.get("done"):
-            return
-        exchange.finished = True
-        exchange.finish_reason = _short(event.get("done_reason") or "") or None
-        exchange.prompt_tokens = _count(event, "prompt_eval_count")
+            return False
+        self._ending(exchange, event.get("done_reason"))
+        exchange.prompt_tokens = _count(event, "prompt_eval_count") or None
         exchange.output_tokens = _count(event, "eval_count")
-        total = _number(event, "total_duration")
-        if total is None:
-            return
+        if event.get("total_duration") is None:
+            return True
         # Nanoseconds. The server leaves a zero out, so beside a total absent means 0; what
         # no part holds is the wait for a slot (and applying the template).
-        parts = [
-            _number(event, f"{part}_duration") or 0 for part in ("load", "prompt_eval", "eval")
-        ]
+        total = _ms(event, "total_duration", 1e-6)
+        keys = [f"{part}_duration" for part in ("load", "prompt_eval", "eval")]
+        parts = [_ms(event, key, 1e-6) if key in event else 0.0 for key in keys]
+        known = _sum(*parts)
         exchange.server = ServerTimings(
-            load_ms=parts[0] / 1e6,
-            queue_ms=max(0, total - sum(parts)) / 1e6,
-            prompt_ms=parts[1] / 1e6,
-            generation_ms=parts[2] / 1e6,
-            total_ms=total / 1e6,
+            load_ms=parts[0],
+            queue_ms=None if total is None or known is None else max(0.0, total - known),
+            prompt_ms=parts[1],
+            generation_ms=parts[2],
+            total_ms=total,
         )
+        return True
 
 
 class OpenAI(Provider):
     """Any OpenAI-compatible server. vLLM's `metrics` and llama.cpp's `timings` are read."""
 
     paths: ClassVar = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+    # As the many servers of this kind say it. Not `content_filter`: its text was cut.
+    whole = frozenset(
+        {
+            *("stop", "length", "eos", "eos_token", "stop_sequence", "end_turn", "max_tokens"),
+            *("model_length", "tool_calls", "function_call"),
+        }
+    )
     probe_path = "/v1/models"
     is_vllm = False
 
     async def _describe(self) -> ProviderFacts:
-        models = (await self._get("/v1/models")).get("data") or []
+        self._check_stays(False)
+        models, model = await self._models(), self.settings.model or ""
+        if models is None:
+            return self._facts()
         mine = {name: m for m in models for name in (m["id"], m["id"].removesuffix(":latest"))}
-        model = self.settings.model or ""
-        self._require(model, list(mine))
+        if model not in mine:
+            raise self._missing(list(mine))
         self.is_vllm = mine[model].get("owned_by") == "vllm"
         self.keeps_streams = mine[model].get("owned_by") != "llamacpp"
         if not self.is_vllm:
@@ -308,8 +488,17 @@ class OpenAI(Provider):
             cache_defeated=True,
         )
 
+    async def _models(self) -> list[Json] | None:
+        """The models that the server lists; None where it keeps no list."""
+        try:
+            return (await self._get("/v1/models")).get("data")
+        except ProviderError as error:
+            if error.status not in (404, 405, 501):
+                raise
+            return None
+
     def _request_body(self, prompt: Prompt) -> Json:
-        p = self.parameters
+        p, think = self.parameters, self.settings.think
         body: Json = {
             "model": self.settings.model,
             "max_tokens": p.max_tokens,
@@ -319,29 +508,40 @@ class OpenAI(Provider):
         }
         if p.stream:
             body["stream_options"] = {"include_usage": True}
+        if isinstance(think, bool):
+            body["chat_template_kwargs"] = {"enable_thinking": think}
+        elif think:
+            body["reasoning_effort"] = think
         if self.is_vllm:
-            # vLLM shares prefixes by content; a salt keeps each arm to its own.
-            body |= {"ignore_eos": True, "cache_salt": prompt.salt or "poclib"}
+            # vLLM shares prefixes by content; a salt keeps each arm to its own. It allows 128
+            # characters and not all of them: a digest fits, whatever the salt.
+            salt = hashlib.sha256(prompt.salt.encode()).hexdigest()
+            body |= {"ignore_eos": True, "cache_salt": salt}
         return body | self._asked(prompt)
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
-        for choice in (event.get("choices") or [])[:1]:
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
+        """Whole with its usage, which comes with or after `finish_reason`, or with `[DONE]`.
+
+        `finish_reason` alone is followed by counts and times, which are waited for.
+        """
+        for choice in () if exchange.finished else (event.get("choices") or [])[:1]:
+            if choice.get("error"):
+                raise self._told(choice)
             said = choice.get("delta") or choice.get("message") or choice
-            _add(exchange, said.get("reasoning_content") or said.get("reasoning"))
-            _add(exchange, said.get("content") or said.get("text"))
+            thought = said.get("reasoning_content") or said.get("reasoning")
+            piece = said.get("content") or said.get("text")
+            _add(exchange, thought, piece, None if choice.get("message") else here_ms)
             if choice.get("finish_reason"):
-                exchange.finish_reason = _short(choice["finish_reason"])
-                exchange.finished = True
-        if usage := event.get("usage"):
-            exchange.prompt_tokens = _count(usage, "prompt_tokens")
-            exchange.output_tokens = _count(usage, "completion_tokens")
-            exchange.cached_tokens = _count(
-                usage.get("prompt_tokens_details") or {}, "cached_tokens"
-            )
-        if metrics := event.get("metrics"):
-            queue = _number(metrics, "queue_time_ms")
-            first = _number(metrics, "time_to_first_token_ms")
-            generation = _number(metrics, "generation_time_ms")
+                self._ending(exchange, choice["finish_reason"], choice.get("native_finish_reason"))
+        usage = _part(event, "usage")
+        if usage:
+            exchange.prompt_tokens = _count(usage, "prompt_tokens") or exchange.prompt_tokens
+            exchange.output_tokens = _count(usage, "completion_tokens") or exchange.output_tokens
+            exchange.cached_tokens = _count(_part(usage, "prompt_tokens_details"), "cached_tokens")
+        if metrics := _part(event, "metrics"):
+            queue = _ms(metrics, "queue_time_ms")
+            first = _ms(metrics, "time_to_first_token_ms")
+            generation = _ms(metrics, "generation_time_ms")
             exchange.server = ServerTimings(
                 queue_ms=queue,
                 prompt_ms=first,
@@ -349,33 +549,46 @@ class OpenAI(Provider):
                 total_ms=_sum(queue, first, generation),
             )
         _take_timings(event, exchange)
+        return bool(usage and exchange.finish_reason and exchange.output_tokens)
 
 
 class LlamaServer(OpenAI):
     """llama.cpp's server: cache off, end token ignored; it reports no time in its queue."""
 
     paths: ClassVar = {"chat": "/v1/chat/completions", "completion": "/completion"}
+    whole = OpenAI.whole | {"eos", "word", "limit"}
     probe_path = "/health"
+    served: str | None = None  # by a router, the name it knows the model by
     # It closes each connection that carried a stream, without saying so beforehand: a next
     # request on it would race that, and be lost.
     keeps_streams = False
 
     async def _describe(self) -> ProviderFacts:
         await self._get("/health")
-        models = (await self._get("/v1/models"))["data"]
-        names = [name for m in models for name in (m["id"], *(m.get("aliases") or []))]
-        if self.settings.model:
-            self._require(self.settings.model, names)
-        props = await self._get("/props", optional=True)
-        meta = models[0].get("meta") or {}
+        models, wanted = await self._models(), self.settings.model
+        entry: Json = {}
+        if models is not None:
+            names = [name for m in models for name in (m["id"], *(m.get("aliases") or []))]
+            if wanted not in names and (wanted or len(models) != 1):
+                raise self._missing(names)
+            entry = _entry(models, wanted)
+        query = ""
+        if "status" in entry:  # a router of several models, which must be told each time
+            self.served = entry["id"]
+            query = f"?model={quote(entry['id'], safe='')}"
+        props = await self._get(f"/props{query}", optional=True)
+        if query:  # asking for its properties has loaded it: only now the list tells of it
+            entry = _entry(await self._models() or [], self.served)
+        meta = entry.get("meta") or {}
         parts = [meta.get(key) for key in ("n_params", "size", "ftype")]
+        # Without an alias a model's name is its file's path, which is nobody's business.
+        name = _short(entry.get("id", "").replace("\\", "/").rpartition("/")[2]) or None
         return self._facts(
-            # Without an alias a model's name is its file's path, which is nobody's business.
-            model=self.settings.model or _short(names[0].replace("\\", "/").rpartition("/")[2]),
+            model=wanted or name,
             server=f"llama-server {_short(props.get('build_info') or '')}".rstrip(),
             digest="llama:" + _short("/".join(map(str, parts))) if None not in parts else None,
             slots=_count(props, "total_slots") or self.settings.slots,
-            context_tokens=_count(props.get("default_generation_settings") or {}, "n_ctx"),
+            context_tokens=_count(props.get("default_generation_settings") or {}, "n_ctx") or None,
             reports_time=True,
             fixed_length=True,
             cache_defeated=True,
@@ -387,19 +600,21 @@ class LlamaServer(OpenAI):
             body["n_predict"] = body.pop("max_tokens")
         if not body["model"]:
             del body["model"]
-        return body
+        return body | ({"model": self.served} if self.served else {})
 
-    def _take(self, event: Json, exchange: Exchange) -> None:
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
         if self.api == "chat":
-            super()._take(event, exchange)
-            return
-        _add(exchange, event["content"])
-        if event.get("stop"):
-            exchange.finished = True
-            exchange.finish_reason = _short(event.get("stop_type") or "") or None
-            exchange.prompt_tokens = _count(event, "tokens_evaluated")
-            exchange.output_tokens = _count(event, "tokens_predicted")
-            _take_timings(event, exchange)
+            return super()._take(event, exchange, here_ms)
+        if exchange.finished:
+            return False
+        _add(exchange, None, event["content"], here_ms)
+        if not event.get("stop"):
+            return False
+        self._ending(exchange, event.get("stop_type"))
+        exchange.prompt_tokens = _count(event, "tokens_evaluated") or None
+        exchange.output_tokens = _count(event, "tokens_predicted")
+        _take_timings(event, exchange)
+        return True
 
 
 KINDS: dict[str, type[Provider]] = {
@@ -412,8 +627,8 @@ KINDS: dict[str, type[Provider]] = {
 
 def _take_timings(event: Json, exchange: Exchange) -> None:
     """llama.cpp's `timings`, in milliseconds: no queue, so the total is prompt + generation."""
-    if timings := event.get("timings"):
-        prompt, generation = _number(timings, "prompt_ms"), _number(timings, "predicted_ms")
+    if timings := _part(event, "timings"):
+        prompt, generation = _ms(timings, "prompt_ms"), _ms(timings, "predicted_ms")
         if "cache_n" in timings:
             exchange.cached_tokens = _count(timings, "cache_n")
         exchange.server = ServerTimings(
@@ -421,27 +636,72 @@ def _take_timings(event: Json, exchange: Exchange) -> None:
         )
 
 
-def _add(exchange: Exchange, piece: str | None) -> None:
-    """Append a piece of text. Half a surrogate pair, which no file could hold, becomes `?`."""
-    if piece:
-        exchange.pieces.append(piece.encode("utf-8", "replace").decode())
+def _add(exchange: Exchange, thought: str | None, piece: str | None, here_ms: float | None) -> None:
+    """Append what was thought or said. Half a surrogate pair, which no file holds, becomes `?`."""
+    for text, texts, times_ms in (
+        (thought, exchange.thoughts, exchange.thought_ms),
+        (piece, exchange.pieces, exchange.token_ms),
+    ):
+        if text:
+            texts.append(text.encode("utf-8", "replace").decode())
+            if here_ms is not None:
+                times_ms.append(here_ms)
 
 
-def _number(part: Json, key: str) -> float | None:
-    """A duration or count, None where absent. Raises `ValueError` if it cannot be one."""
-    value = part.get(key)
-    if value is None:
+def _loaded(text: bytes) -> Any:
+    """What JSON says, or else the text as it is."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text.decode("utf-8", "replace")
+
+
+def _said(body: Any, depth: int = 6) -> str:
+    """What an error's body says, wherever it puts it; a web page's title."""
+    if isinstance(body, list) and depth:
+        return "; ".join(filter(None, (_said(one, depth - 1) for one in body[:5])))
+    if isinstance(body, dict) and depth:
+        said = next(filter(None, (_said(body.get(key), depth - 1) for key in WORDS)), "")
+        where = body.get("loc")  # of a validation error
+        return f"{'.'.join(map(str, where))}: {said}" if said and isinstance(where, list) else said
+    if isinstance(body, str):
+        page = body[:10_000] if body.lstrip().startswith("<") else ""
+        title = re.search(r"<title[^>]*>([^<]*)", page, re.IGNORECASE)
+        return html.unescape(title[1] if title else re.sub("<[^>]*>", " ", page)) or body
+    return str(body) if isinstance(body, int | float) and not isinstance(body, bool) else ""
+
+
+def _wait_s(headers: Mapping[str, str]) -> float | None:
+    """What `Retry-After` asks for: seconds, or a date by the server's own clock."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        return float(value)
+    try:
+        then, now = parsedate_to_datetime(value), datetime.now(UTC)
+        if "date" in headers:
+            now = parsedate_to_datetime(headers["date"])
+        return max(0.0, (then - now).total_seconds())
+    except (TypeError, ValueError, OverflowError):  # no date, or one without a zone
         return None
-    if type(value) not in (int, float) or not 0 <= value < 1e18:
-        raise ValueError(key)
-    return value  # type: ignore[no-any-return]
+
+
+def _part(event: Json, key: str) -> Json:
+    """The object at `key`; empty where there is none."""
+    value = event.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _ms(part: Json, key: str, unit_ms: float = 1.0) -> float | None:
+    """A duration in milliseconds; None where it is absent or cannot be one."""
+    value: Any = part.get(key)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value * unit_ms if number and 0 <= value <= LONGEST_MS / unit_ms else None
 
 
 def _count(part: Json, key: str) -> int | None:
-    value = _number(part, key)
-    if isinstance(value, float):
-        raise ValueError(key)
-    return value
+    """A number of tokens or the like; None where it is absent or cannot be one."""
+    value = part.get(key)
+    return value if type(value) is int and 0 <= value <= 1_000_000_000 else None
 
 
 def _sum(*parts: float | None) -> float | None:
@@ -461,3 +721,36 @@ def _role(url: str) -> Literal["local", "remote"]:
     except ValueError:
         loopback = host == "localhost"
     return "local" if loopback else "remote"
+
+
+def _entry(models: list[Json], wanted: str | None) -> Json:
+    """What is listed of the model `wanted`, or of the first."""
+    mine = (m for m in models if wanted in (None, m["id"], *(m.get("aliases") or [])))
+    return next(mine, {})
+
+
+def _ollama_name(name: str) -> tuple[str, ...]:
+    """Registry, namespace, model and tag, the way Ollama reads a name: in any case, with defaults.
+
+    A colon before the last slash is a registry's port; the tag `local` says where, not which.
+    """
+    name = name.strip().lower().removesuffix(":local")
+    path, _, tag = name.rpartition(":")
+    if not path or "/" in tag:
+        path, tag = name, "latest"
+    parts = path.rpartition("://")[2].split("/")
+    return (*("registry.ollama.ai", "library")[: max(0, 3 - len(parts))], *parts, tag)
+
+
+def _weights(modelfile: str) -> str | None:
+    """What Ollama's blobs of weights are named by: the SHA-256 of a model file (and its adapters).
+
+    None where the text names no blob. Where it lies is nobody's business.
+    """
+    (first, *others) = re.findall(r"^(FROM|ADAPTER) (.*)", modelfile, re.MULTILINE) or [("", "")]
+    lines = [first[1], *(line for word, line in others if word == "ADAPTER")]
+    sums = re.findall(r"sha256[-:]([0-9a-f]{64})", "\n".join(lines))
+    if len(sums) != len(lines):
+        return None
+    whole = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+    return f"gguf:{whole}"

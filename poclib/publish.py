@@ -13,9 +13,11 @@ import glob
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,12 +30,15 @@ from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from . import journal, progress, report
-from .errors import ParameterError, ReportError, RunFailed
+from . import progress, recording, report
+from .errors import FolderHeld, ParameterError, ReportError, RunFailed
 
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
 # The last is a name that every SVG file bears, and nothing that is asked for.
 ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/", "http://www.w3.org/")
+
+# A socket's whole path may have 103 bytes on macOS, 107 on Linux, and ours takes up to 40.
+_LONGEST_BYTES = 60
 
 
 def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]:
@@ -79,14 +84,17 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
     """Run `notebook` with `values` into `target`, progress on standard error, scrubbed.
 
     Raises `RunFailed` with the sentence of the error that stopped it; the notebook as far
-    as it came is in `target`.
+    as it came is in `target`. Raises `FolderHeld` where it was another run that did.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     told = progress.for_a_child()
     kept = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:
-        with _interrupting_kernel():
+        with _kernel_folder() as folder, _interrupting_kernel():
+            # The kernel is spoken to through files of this user, not over a network port; the
+            # sockets lie beside the connection file.
+            spoken = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
             papermill.execute_notebook(
                 str(notebook),
                 str(target),
@@ -94,12 +102,13 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
                 cwd=str(report.root()),
                 progress_bar=False,
                 stderr_file=sys.stderr,
-                # The kernel is spoken to through files of this user, not over a network port.
-                config=Config({"KernelManager": {"transport": "ipc"}}),
+                config=Config({"KernelManager": spoken}),
             )
     except PapermillExecutionError as error:
         if error.ename == "KeyboardInterrupt":
             raise KeyboardInterrupt from None
+        if error.ename == FolderHeld.__name__:
+            raise FolderHeld(error.evalue) from None
         raise RunFailed(f"{notebook.stem}: {error.evalue}") from None
     except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
@@ -112,6 +121,33 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
                 os.environ[name] = value
         if target.exists():
             scrub_file(target, secrets(values))
+
+
+@contextlib.contextmanager
+def _kernel_folder() -> Iterator[str]:
+    """A folder of one kernel's own, which nobody else may enter, gone with the block.
+
+    In it, since sockets of one name in a folder of several kernels answer for each other. What a
+    killed process left behind is removed by the next.
+    """
+    here = tempfile.gettempdir()
+    if len(os.fsencode(here)) > _LONGEST_BYTES:
+        here = "/tmp"
+    for left in Path(here).glob("poc-*-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    try:
+        folder = tempfile.mkdtemp(prefix=f"poc-{os.getpid()}-", dir=here)
+    except OSError as error:
+        raise RunFailed(
+            f"{here}: no folder for a kernel can be made there ({error.strerror}); set TMPDIR to "
+            f"one that can be written, of at most {_LONGEST_BYTES} letters."
+        ) from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -133,7 +169,7 @@ def _interrupting_kernel() -> Iterator[None]:
         nonlocal pressed
         pressed += 1
         kernels = [child for child in me.children() if child not in before]
-        if pressed > 1 or not kernels or not journal.held(report.root() / "data" / "runs"):
+        if pressed > 1 or not kernels or not recording.held(report.root() / "data" / "runs"):
             raise KeyboardInterrupt
         for kernel in kernels:
             kernel.send_signal(signal.SIGINT)
@@ -172,16 +208,16 @@ def scrub(notebook: Any, words: Sequence[str]) -> Any:
         if cell.cell_type != "code":
             continue
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-        cell.source = _clean(cell.source, words)
+        cell.source = clean(cell.source, words)
         for output in cell.outputs:
             if "text" in output:
-                output.text = _clean(output.text, words)
+                output.text = clean(output.text, words)
             for kind, data in output.get("data", {}).items():
                 if kind.startswith(("text/", "image/svg")) and isinstance(data, str):
-                    output.data[kind] = _clean(data, words)
+                    output.data[kind] = clean(data, words)
             for about in output.get("metadata", {}).values():
                 if isinstance(about, dict) and "alt" in about:
-                    about["alt"] = _clean(str(about["alt"]), words)
+                    about["alt"] = clean(str(about["alt"]), words)
             if "traceback" in output:
                 output.traceback = []
     return notebook
@@ -193,7 +229,8 @@ def scrub_file(path: Path, words: Sequence[str]) -> None:
     nbformat.write(scrub(notebook, words), path)
 
 
-def _clean(text: str, words: Sequence[str]) -> str:
+def clean(text: str, words: Sequence[str]) -> str:
+    """`text` without addresses, and without any of `words`."""
     text = ADDRESS.sub(lambda m: m[0] if m[0].startswith(ALLOWED) else "address-removed", text)
     for word in sorted(words, key=len, reverse=True):
         text = text.replace(word, "removed")

@@ -25,7 +25,8 @@ from .errors import ParameterError
 
 # Format history.
 # 1: first version (2026-11).
-# 2: marks per arm (`marked`), lengths of prompts, thoughts apart from answers (2026-11).
+# 2: a line for each fact, the same file while a run goes on and after; marks per arm (`marked`),
+#    lengths of prompts, thoughts apart from answers (2026-11).
 REPORT_VERSION = 2
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -44,7 +45,13 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Link(Record):
+class Asked(Record):
+    """What a person writes: taken as written (no text for a number, no true for 1), and finite."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class Link(Asked):
     """A network link in user space before an embedded engine."""
 
     round_trip_ms: Milliseconds = 0.0
@@ -52,7 +59,7 @@ class Link(Record):
     bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
 
 
-class ProviderSettings(Record):
+class ProviderSettings(Asked):
     """One provider as a person configures it. Address, key name and file never leave memory."""
 
     name: Name
@@ -66,7 +73,8 @@ class ProviderSettings(Record):
     # (on), under all-parallel too (forced, from 1 upwards), or never (off).
     adaptive: Literal["on", "off", "forced"] = "on"
     api: Literal["chat", "completion"] | None = None
-    think: bool | Literal["low", "medium", "high"] | None = None  # None: as the server does
+    # Whether a model that can think does, or how much; None: as its server does. Chat only.
+    think: bool | Literal["low", "medium", "high"] | None = None
     api_key_env: str | None = Field(default=None, exclude=True)
     ca_file: str | None = Field(default=None, exclude=True)
     # Embedded engines only. batched: one server that joins its slots' work in each step;
@@ -88,6 +96,8 @@ class ProviderSettings(Record):
             raise ValueError("an embedded provider is started here: leave out url")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
+        if self.think is not None and self.api == "completion":
+            raise ValueError("think needs the chat template: leave it out, or set api: chat")
         if not self.batching and self.engine not in (None, "unbatched"):
             raise ValueError(f"engine {self.engine} and batching: false exclude each other")
         if self.engine == "queueing" and self.slots not in (None, 1):
@@ -100,7 +110,7 @@ class ProviderSettings(Record):
         return self.engine or ("batched" if self.batching else "unbatched")
 
 
-class Strike(Record):
+class Strike(Asked):
     """A death on purpose: in every arm of the strategy, one embedded provider's link is cut.
 
     It comes once the share `after` of the prompts is answered (never at 1), and is mended when
@@ -111,7 +121,7 @@ class Strike(Record):
     after: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
-class Parameters(Record):
+class Parameters(Asked):
     """Everything that decides what a run does. A notebook's parameters and a YAML's keys.
 
     Raises `ParameterError` from `read`, naming the key, never pydantic's own error.
@@ -121,10 +131,13 @@ class Parameters(Record):
     notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
     strategy: Name = "serial-per-provider"
     providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
+    # The first so many built-in ones, a list of texts, or the name of a file of them: one on each
+    # line; .csv, .tsv: in the column headed `prompt`, or the only one; .jsonl, .json: texts, or
+    # objects with a `prompt`.
     prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = 8
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 40
     context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
-    seed: int = 7
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 7
     stream: bool = True
     # auto: until the interval is narrow enough for the band, or run_limit_s would be passed.
     rounds: Count | Literal["auto"] = 5
@@ -160,6 +173,17 @@ class Parameters(Record):
         except ValidationError:
             raise ValueError(f"needs a number from 1, or auto (given {given!r:.60})") from None
 
+    @field_validator("prompts", mode="wrap")
+    @classmethod
+    def _prompts_are_a_number_texts_or_a_file(cls, given: Any, check: Any) -> Any:
+        try:
+            return check(given)
+        except ValidationError:
+            raise ValueError(
+                "needs a number from 1 to 100,000, a list of texts, or the name of a file "
+                f"(given {given!r:.60})"
+            ) from None
+
     @model_validator(mode="after")
     def _names_are_sound(self) -> Parameters:
         names = [p.name for p in self.providers]
@@ -194,12 +218,14 @@ class Parameters(Record):
         except ValidationError as error:
             raise ParameterError(f"{where}: {explain(error, cls)}") from None
         try:
-            parameters.model_dump_json()
+            saved = cls.model_validate_json(parameters.model_dump_json())
         except ValueError:
+            saved = None
+        if saved is None or saved.model_dump() != parameters.model_dump():
             raise ParameterError(
-                f"{where}: a text holds half of a surrogate pair, which no file can hold; "
-                "remove that character."
-            ) from None
+                f"{where}: a text or number in it could not be saved and read back, such as half "
+                "of a surrogate pair; remove it."
+            )
         # Not a validator of the record: a saved report's settings have no address on purpose.
         for p in parameters.providers:
             if p.kind != "embedded" and not p.url:
@@ -303,6 +329,7 @@ class Exchange:
     finished: bool = False
     pieces: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
+    thought_ms: list[float] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
     # When bytes last came from the network, by `time.perf_counter`, where that is known.
     arrived_s: Callable[[], float] | None = None
@@ -324,7 +351,9 @@ class Exchange:
         if self.arrived_s is None:
             return now_ms
         waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
-        return max(now_ms - waited_ms, *self.marks.values(), *self.token_ms[-1:])
+        return max(
+            now_ms - waited_ms, *self.marks.values(), *self.thought_ms[-1:], *self.token_ms[-1:]
+        )
 
 
 class Request(Record):
@@ -353,10 +382,13 @@ class Request(Record):
 
     @property
     def over_ms(self) -> float | None:
-        """Wall minus the server's own time; None where the server reports none."""
+        """Wall minus the server's own time, which two clocks may make a bit less than nothing.
+
+        None where the server reports none.
+        """
         if self.wall_ms is None or self.server.total_ms is None:
             return None
-        return self.wall_ms - self.server.total_ms
+        return max(0.0, self.wall_ms - self.server.total_ms)
 
 
 class EngineUse(Record):
@@ -399,6 +431,7 @@ class Arm(Record):
     """
 
     arm: ArmName
+    turn: str | None = None  # of warm-up, calibration or capacity: whose, and after which round
     strategy: Name
     limits: dict[Name, int] | None = None
     # Providers that were cut off or killed on purpose while it ran, and when.
@@ -522,6 +555,16 @@ class Report(Record):
         return [row for one in self.rounds for arm in one.arms for row in arm.requests]
 
 
+# What pydantic says of a value of the wrong kind, in words for who wrote it.
+PLAIN = {
+    "bool_type": "needs true or false",
+    "int_type": "needs a whole number, written without quotes or leading zeros",
+    "float_type": "needs a number",
+    "finite_number": "needs a finite number",
+    "string_type": "needs a text; put quotes around it",
+}
+
+
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a validation error as one sentence naming key, problem and cure."""
     import difflib
@@ -535,6 +578,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
     if first["type"] == "missing":
         return f"{key} is missing; add it (see params/ for commented examples)."
-    problem = first["msg"].removeprefix("Value error, ")
+    problem = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
     given = "" if first["type"] == "value_error" else f" (given {first['input']!r:.60})"
     return f"{key}: {problem}{given}."

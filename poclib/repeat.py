@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import ParameterError, ReportError
-from .experiment import texts
 from .parameterfile import put
 from .records import Parameters, ProviderSettings, Report
 from .report import name
-from .resume import sha256
 from .strategies import STRATEGIES
+from .workload import sha256, texts
 
 # A rerun is saved beside the first, under its name behind this.
 PREFIX = "rerun-"

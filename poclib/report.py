@@ -1,28 +1,53 @@
-"""Save, load and list reports: one JSON file per run. Knows no statistic and no machine."""
+"""A report read back from its file, by name or path. Knows no statistic and no machine.
+
+The file of a run that goes on and the report of a finished run have one format: a JSON object a
+line, in the order of time.
+
+    {"format": "poclib-report", "version": 2, …}        first: fields of `Report`, parameters
+    {"facts": […]}                                      the providers, as they answered
+    {"probe": {…}}                                      one round trip
+    {"arm": …, "round": …, "turn": …, "begin": {…}}     an arm begins: its strategy and limits
+    {"request": {…}}                                    one attempt of that arm has ended
+    {"end": {…}}                                        the arm is whole: fields known at its end
+    {"resumed_ms": …}                                   the run goes on after a stop
+    {"state": {…}}                                      last: what is known when a run ends
+
+A kill may tear the last line; what stands before it is kept. Format 1, one JSON object for the
+whole report, is still read. `recording` writes the file.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import json
-import math
 import os
 import re
-import tempfile
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from .errors import NewerReport, ReportError
-from .records import REPORT_VERSION, Report, explain
+from .records import REPORT_VERSION, Arm, Probe, ProviderFacts, Report, Request, Round, explain
 
-MAX_BYTES = 64 * 1024 * 1024
-_FOLDER = Path("data", "reports")
+FORMAT = "poclib-report"
+MAX_BYTES = 256 * 2**20
+# Round of an arm that belongs to none: warm-up, calibration, capacity.
+NO_ROUND = -1
+STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
+SUFFIXES = (".jsonl", ".json")  # the newer format first
+FOLDER = Path("data", "reports")
+RESULT = "RESULT.md"  # what a run found, in words: in its folder and on the site
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
-_NUMBER_LIST = re.compile(r"\[\n\s*([-+\d.eE]+(?:,\n\s*[-+\d.eE]+)*)\n\s*\]")
+# What a line of an unforeseen shape raises; pydantic's own error is a ValueError.
+SURPRISES = (
+    *(AttributeError, KeyError, IndexError, TypeError, ValueError),
+    *(ArithmeticError, RecursionError),
+)
 
 
 def name(report: Report) -> str:
@@ -40,7 +65,7 @@ def root() -> Path:
         return Path(home).expanduser()
     here = Path.cwd()
     for folder in (here, *here.parents):
-        if (folder / _FOLDER).is_dir():
+        if (folder / FOLDER).is_dir():
             return folder
     return Path(__file__).resolve().parent.parent
 
@@ -51,13 +76,14 @@ def home(question: str, experiment: str) -> Path:
     The committed samples of it in a folder by its name, so that they are never taken for the
     strategies' samples; a person's own beside all others.
     """
-    return root() / _FOLDER / question if experiment == "sample" else root() / _FOLDER
+    return root() / FOLDER / question if experiment == "sample" else root() / FOLDER
 
 
 def names(folder: Path | None = None) -> list[str]:
     """The names of the saved reports, sorted; empty where the folder does not exist."""
-    found = (folder or root() / _FOLDER).glob("*.json")
-    return sorted(path.stem for path in found if not path.name.startswith("."))
+    folder = folder or root() / FOLDER
+    found = (path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
+    return sorted({path.stem for path in found if not path.name.startswith(".")})
 
 
 def experiments(experiment: str, folder: Path | None = None) -> list[Report]:
@@ -77,80 +103,37 @@ def within(folder: str | Path) -> list[Report]:
     `folder` is relative to the project. Raises `ReportError` where it holds none.
     """
     place = root() / folder
-    paths = [*place.glob("*.json"), *place.glob("*/*.json")]
-    kept = [one for one in paths if one.name != "sweep.json" and one.parent.name != "older"]
+    folders = [
+        place,
+        *(one for one in sorted(place.glob("*")) if one.is_dir() and one.name != "older"),
+    ]
+    kept = [load(name, one) for one in folders for name in names(one) if name != "sweep"]
     if not kept:
         raise ReportError(
-            f"{_shown(place)} holds no report; measure first, or name another folder."
+            f"{shown_path(place)} holds no report; measure first, or name another folder."
         )
-    return sorted((load(path) for path in sorted(kept)), key=lambda one: one.created)
-
-
-def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
-    """Save `reports` in `folder`, where others are moved to older/; return their paths."""
-    saved = [save(report, folder) for report in reports]
-    for path in {*folder.glob("*.json")} - {*saved}:
-        (folder / "older").mkdir(exist_ok=True)
-        path.replace(folder / "older" / path.name)
-    return saved
-
-
-def save(report: Report, folder: Path | None = None) -> Path:
-    """Write `report` as <experiment>-<strategy>.json and return its path.
-
-    The file appears whole or not at all. A report already under that name is moved to
-    older/<name>-<when it was created>.json first; only an unfinished state of the same run
-    is replaced. Raises `ReportError` where nothing can be written.
-    """
-    target = (folder or root() / _FOLDER) / f"{name(report)}.json"
-    partial: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.stem}-", suffix=".partial", delete=False
-        ) as file:
-            partial = Path(file.name)
-            file.write(written := text(report).encode("utf-8", "backslashreplace"))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.chmod(0o644)  # a temporary file is private; a report is meant to be read
-        if target.exists() and target.read_bytes() != written:
-            _keep_older(target, report)
-        partial.replace(target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise ReportError(
-            f"{_shown(target)} could not be written: {error.strerror or error}; "
-            "mend that and save again."
-        ) from None
-    finally:
-        if partial is not None:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-    return target
+    return sorted(kept, key=lambda one: one.created)
 
 
 def load(name_or_path: str | Path, folder: Path | None = None) -> Report:
     """The report of that name in data/reports, or in the file at that path.
 
-    Raises `ReportError` (absent, too big, truncated, not a report, invalid, the sentence
-    naming the key) or `NewerReport`.
+    Raises `ReportError` (absent, too big, not a report, damaged, the sentence naming line or
+    key) or `NewerReport`.
     """
-    path = _find(name_or_path, folder or root() / _FOLDER)
-    shown = _shown(path)
-    data = _read(path, shown)
-    version = data.get("version")
-    if type(version) is not int or version < 1:
-        raise ReportError(f"{shown}: version is not a positive whole number; it is no report.")
-    if version > REPORT_VERSION:
-        raise NewerReport(
-            f"{shown} has format version {version}, this poclib reads up to {REPORT_VERSION}: "
-            "update poclib, or run the experiment again with this one."
-        )
-    try:
-        report = Report.model_validate(data)
-    except ValidationError as error:
-        raise ReportError(f"{shown}: {explain(error, Report)}") from None
+    path = _find(name_or_path, folder or root() / FOLDER)
+    shown = shown_path(path)
+    with explained(shown, "read"):
+        if path.stat().st_size > MAX_BYTES:
+            raise ReportError(
+                f"{shown} is larger than {MAX_BYTES // 2**20} MiB, so it is not read; "
+                "use fewer rounds, or do not store texts."
+            )
+        with path.open("rb") as file:
+            if path.suffix == ".json":
+                report = _from_format_1(file.read(), shown)
+            else:
+                report = from_lines(file, shown)
     if problem := _contradiction(report):
         raise ReportError(f"{shown}: {problem}; the file was changed or is damaged.")
     return report
@@ -158,9 +141,11 @@ def load(name_or_path: str | Path, folder: Path | None = None) -> Report:
 
 def _find(name_or_path: str | Path, folder: Path) -> Path:
     wanted = str(name_or_path)
-    stem = wanted.removesuffix(".json")
-    if _SAFE_NAME.fullmatch(stem) and (folder / f"{stem}.json").is_file():
-        return folder / f"{stem}.json"
+    stem = wanted.removesuffix(".json").removesuffix(".jsonl")
+    if _SAFE_NAME.fullmatch(stem):
+        for suffix in SUFFIXES:
+            if (folder / f"{stem}{suffix}").is_file():
+                return folder / f"{stem}{suffix}"
     for path in (Path(wanted), root() / wanted):
         with contextlib.suppress(OSError, ValueError):  # too long a name, a null character
             if path.is_file():
@@ -169,7 +154,7 @@ def _find(name_or_path: str | Path, folder: Path) -> Path:
     asked = Path(stem).name
     near = difflib.get_close_matches(asked, here, n=3) or [n for n in here if asked and asked in n]
     hint = f"did you mean {' or '.join(near[:3])}?" if near else _listing(here)
-    raise ReportError(f"There is no report {wanted[:200]!r} in {_shown(folder)}; {hint}")
+    raise ReportError(f"There is no report {wanted[:200]!r} in {shown_path(folder)}; {hint}")
 
 
 def _listing(here: list[str]) -> str:
@@ -179,31 +164,125 @@ def _listing(here: list[str]) -> str:
     return f"there are: {', '.join(here[:20])}{more}."
 
 
-def _read(path: Path, shown: str) -> dict[str, Any]:
+def _from_format_1(raw: bytes, shown: str) -> Report:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ReportError(f"{shown} could not be read: {error.strerror or error}.") from None
-    if len(raw) > MAX_BYTES:
-        raise ReportError(
-            f"{shown} is larger than {MAX_BYTES // 2**20} MiB, so it is not read; "
-            "use fewer rounds, or do not store texts."
-        )
-    try:
-        data = json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_whole)
+        data = _parsed(raw)
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise ReportError(
             f"{shown} is not whole JSON{where}: it is truncated, damaged or no report; "
             "run the experiment again or restore the file."
         ) from None
-    if not isinstance(data, dict) or data.get("format") != "poclib-report":
+    _check(data, shown)
+    return _validated(data, shown)
+
+
+def from_lines(file: Iterable[bytes], shown: str) -> Report:
+    fields: dict[str, Any] = {}
+    arms: list[_Begun] = []
+    number = 0
+    for number, raw in enumerate(file, start=1):
+        if not raw.endswith(b"\n"):
+            break  # torn by a kill
+        try:
+            line = _parsed(raw)
+            if number > 1:
+                _take(line, fields, arms)
+            else:
+                _check(line, shown)
+                fields = {**line, "probes": [], "resumed_ms": [], "complete": False}
+        except ReportError:
+            raise
+        except SURPRISES:
+            if number == 1:
+                _check(None, shown)
+            raise ReportError(
+                f"{shown}: line {number} is damaged; restore the file, or run the experiment "
+                "again without --resume (what is there is kept aside)."
+            ) from None
+    if not fields:
+        raise ReportError(f"{shown} is empty: it was stopped at once; run the experiment again.")
+    fields["preparation"] = [begun.arm() for begun in arms if begun.round == NO_ROUND]
+    fields["rounds"], fields["cut"] = [], []
+    for (_, index, kind), group in groupby(arms, key=lambda b: (b.session, b.round, b.kind)):
+        if index != NO_ROUND:
+            both = list(group)
+            whole = kind == "whole" or (
+                kind is None and len(both) == 2 and all(begun.end is not None for begun in both)
+            )
+            round_ = Round(index=index, arms=[begun.arm() for begun in both])
+            fields["rounds" if whole else "cut"].append(round_)
+    fields["rounds"].sort(key=lambda round_: round_.index)
+    return _validated(fields, shown)
+
+
+@dataclass
+class _Begun:
+    """An arm as far as its lines go; `session` counts the stops before it."""
+
+    first: dict[str, Any]
+    round: int
+    kind: str | None
+    session: int
+    rows: list[Request] = field(default_factory=list)
+    end: dict[str, Any] | None = None
+
+    def arm(self) -> Arm:
+        return Arm.model_validate({**self.first, **(self.end or {}), "requests": self.rows})
+
+
+def _take(line: dict[str, Any], fields: dict[str, Any], arms: list[_Begun]) -> None:
+    """Add what one line says; raises any of `SURPRISES`."""
+    if "request" in line:
+        if arms[-1].end is not None:
+            raise ValueError("a request of an arm that has ended")
+        arms[-1].rows.append(Request.model_validate(line["request"]))
+    elif "probe" in line:
+        fields["probes"].append(Probe.model_validate(line["probe"]))
+    elif "begin" in line:
+        first = {"arm": line["arm"], "turn": line["turn"], **line["begin"]}
+        Arm.model_validate(first)
+        index, kind = int(line["round"]), line.get("kind")
+        if index < NO_ROUND:
+            raise ValueError("a round before the first")
+        arms.append(_Begun(first, index, kind, len(fields["resumed_ms"])))
+    elif "end" in line:
+        Arm.model_validate({**arms[-1].first, **line["end"]})
+        arms[-1].end = line["end"]
+    elif "facts" in line:
+        fields["providers"] = [ProviderFacts.model_validate(facts) for facts in line["facts"]]
+    elif "resumed_ms" in line:
+        fields["resumed_ms"].append(float(line["resumed_ms"]))
+    else:
+        fields.update({key: line["state"][key] for key in line["state"].keys() & STATE})
+
+
+def _check(data: Any, shown: str) -> None:
+    """Raise where this is no report, or one of a version that is not known here."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise ReportError(
-            f'{shown} is JSON but not a report: it lacks "format": "poclib-report"; '
+            f'{shown} is not a report: it lacks "format": "{FORMAT}"; '
             "name a file that poc run wrote."
         )
-    return data
+    version = data.get("version")
+    if type(version) is not int or version < 1:
+        raise ReportError(f"{shown}: version is not a positive whole number; it is no report.")
+    if version > REPORT_VERSION:
+        raise NewerReport(
+            f"{shown} has format version {version}, this poclib reads up to {REPORT_VERSION}: "
+            "update poclib, or run the experiment again with this one."
+        )
+
+
+def _validated(data: dict[str, Any], shown: str) -> Report:
+    try:
+        return Report.model_validate({"providers": [], **data})
+    except ValidationError as error:
+        raise ReportError(f"{shown}: {explain(error, Report)}") from None
+
+
+def _parsed(raw: bytes) -> Any:
+    return json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_whole)
 
 
 def _no_constant(word: str) -> float:
@@ -226,74 +305,31 @@ def _contradiction(report: Report) -> str | None:
     if any(len({arm.arm for arm in one.arms}) < len(one.arms) for one in report.rounds):
         return "a round has the same arm twice"
     all_rounds = (*report.rounds, *report.cut)
-    arms = [*report.preparation, *(arm for one in all_rounds for arm in one.arms)]
-    rows = [row for arm in arms for row in arm.requests]
+    measured = [row for one in all_rounds for arm in one.arms for row in arm.requests]
+    rows = [*(row for arm in report.preparation for row in arm.requests), *measured]
     used = {row.provider for row in rows} | {probe.provider for probe in report.probes}
     if strangers := sorted(used - set(known)):
         return f"providers does not list {strangers[0]}, which answered requests"
-    if report.prompt_sha256:
-        measured = [row for one in all_rounds for arm in one.arms for row in arm.requests]
-        if any(row.prompt >= len(report.prompt_sha256) for row in measured):
-            return f"a request has a prompt beyond the {len(report.prompt_sha256)} listed"
+    count = len(report.prompt_sha256)
+    if count and any(row.prompt >= count for row in measured):
+        return f"a request has a prompt beyond the {count} listed"
     return None
 
 
-def text(report: Report) -> str:
-    """What a report's file holds: addresses and keys are not in it, nor texts unless asked for."""
-    data = report.model_dump(mode="json")
-    if given := report.parameters:
-        # A file's name is a path on this machine, and texts are stored only if asked for.
-        texts = isinstance(given.prompts, list)
-        if isinstance(given.prompts, str) or (texts and not given.store_text):
-            data["parameters"]["prompts"] = max(1, len(report.prompt_sha256))
-    written = json.dumps(_rounded(data), indent=1, ensure_ascii=False, allow_nan=False)
-    # A list of numbers reads better on one line.
-    return _NUMBER_LIST.sub(lambda m: "[" + re.sub(r"\n\s*", " ", m[1]) + "]", written) + "\n"
-
-
-def _rounded(value: Any, key: str = "") -> Any:
-    """The same structure; floats under a *_ms key rounded to the microsecond, no infinity."""
-    if isinstance(value, dict):
-        return {k: _rounded(v, k) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_rounded(v, key) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return round(value, 3) if isinstance(value, float) and key.endswith("_ms") else value
-
-
-def _keep_older(existing: Path, successor: Report) -> None:
-    try:
-        old = json.loads(existing.read_bytes())
-        created, complete = str(old["created"]), bool(old["complete"])
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
-        stamp = datetime.fromtimestamp(existing.stat().st_mtime, UTC)
-        created, complete = stamp.isoformat(timespec="seconds"), True
-    if created == successor.created and not complete:
-        return  # an unfinished state of this very run
-    folder = existing.parent / "older"
-    folder.mkdir(exist_ok=True)
-    stem = f"{existing.stem}-{re.sub(r'[^0-9A-Za-z.+-]', '-', created)[:64]}"
-    target, count = folder / f"{stem}.json", 1
-    while target.exists():
-        count += 1
-        target = folder / f"{stem}-{count}.json"
-    existing.replace(target)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable; not every system lets a folder be synced."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
     """`path` relative to the project where it lies in it: messages end up in notebooks."""
     try:
         return path.resolve().relative_to(root().resolve()).as_posix()
     except (ValueError, OSError):
         return str(path)
+
+
+@contextlib.contextmanager
+def explained(shown: str, done: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ReportError(
+            f"{shown} could not be {done}: {error.strerror or error}; "
+            "free the disk or choose a folder that can be written."
+        ) from None

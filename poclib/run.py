@@ -16,18 +16,17 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from . import __version__, forecast, identity, pacing, report, ruler, workload
-from . import resume as going_on
+from . import __version__, forecast, identity, pacing, recording, report, ruler, workload
 from .adaptive import AdaptiveLimit
 from .attempts import Rules, attempt
 from .dispatch import run_arm
 from .errors import PocError, ProviderError, RunFailed, UnlikeProviders
-from .journal import NO_ROUND, Journal, Kept
 from .monitor import Monitor, environment, undisturbed
 from .policy import Policy
 from .pool import Clock, Measurable
 from .progress import Progress, quiet
 from .providers import Provider
+from .recording import ReportFile
 from .records import (
     Arm,
     ArmName,
@@ -37,9 +36,9 @@ from .records import (
     ProviderFacts,
     Report,
     Request,
-    Round,
     Ruler,
 )
+from .report import NO_ROUND
 from .strategies import STRATEGIES, Limit, Strategy
 from .usage import Sampler
 
@@ -59,7 +58,7 @@ class Run:
         parameters: Parameters,
         providers: Sequence[tuple[Measurable, dict[str, Any]]],
         progress: Progress = quiet,
-        kept: Kept | None = None,
+        kept: Report | None = None,
         spent_s: float = 0.0,
     ) -> None:
         """`spent_s` is what of its time limit went before it begins."""
@@ -78,12 +77,19 @@ class Run:
         self.created = now.isoformat(timespec="milliseconds")
         # Where a stopped run goes on, its clock goes on too, past the time it stood still.
         self._begun_ms = 0.0
+        self.preparation: list[Arm] = []
+        self.probes: list[Probe] = []
+        self._measured: dict[int, dict[str, pacing.Measured]] = {}  # of answered arms, by round
         if kept is not None:
-            self.environment, self.created = kept.header["environment"], kept.header["created"]
+            self.environment, self.created = kept.environment, kept.created
+            self.preparation, self.probes = list(kept.preparation), list(kept.probes)
+            for round_ in kept.rounds:
+                for arm in round_.arms:
+                    self._note(round_.index, arm.arm, pacing.span(arm))
             still_ms = (
                 now - datetime.datetime.fromisoformat(self.created).astimezone()
             ).total_seconds() * 1000
-            self._begun_ms = max(still_ms, kept.last_ms)
+            self._begun_ms = max(still_ms, _last_ms(kept))
         self._anchor_s = time.perf_counter()
         self.monitor = Monitor(
             lambda: self._begun_ms + (time.perf_counter() - self._anchor_s) * 1000
@@ -93,14 +99,15 @@ class Run:
         self.facts: list[ProviderFacts] = []
         self.expected_ms: dict[str, float] = {}
         self.notes: list[str] = []
+        self.resumed_ms = list(kept.resumed_ms) if kept else []
         self._learned: dict[str, AdaptiveLimit] = {}
-        self._journal = Journal()
+        self._file = ReportFile()
         # Of each session its own: what one before has sent may be in a server's cache.
         self._salt = secrets.token_hex(2)
         self._next_mark = secrets.randbelow(workload.MARKS)
         self._shared_marks: dict[tuple[str, str, int], int] = {}
         self._progress = progress
-        self._done = kept.requests if kept else 0
+        self._done = sum(len(arm.requests) for arm in _arms(kept)) if kept else 0
         self._longest_ms = 0.0  # of this session's rounds
         # Why `rounds: auto` ended, and after how many rounds it is expected to.
         self.ended: Literal["narrow", "time", "most"] | None = None
@@ -119,11 +126,6 @@ class Run:
         fake: Clock | None = getattr(loop, "clock_ms", None)
         since_ms = fake() if fake else (time.perf_counter() - self._anchor_s) * 1000
         return self._begun_ms + since_ms
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """What the first line of its journal says of the run, beside what was asked for."""
-        return {"run": self.name, "created": self.created, "environment": self.environment}
 
     def _watched(self) -> contextlib.AbstractContextManager[object]:
         """The monitor at work; not on a fake clock, which has no machine to watch."""
@@ -151,29 +153,31 @@ class Run:
             ),
         )
 
-    # Rows are not kept in memory while the run goes on: they are read from its journal.
+    # Rows of rounds are not kept in memory: they are in the file, and only their makespans here.
 
     @property
-    def preparation(self) -> list[Arm]:
-        return self._journal.kept().preparation
+    def ratios(self) -> list[float]:
+        """The ratio of every complete round so far."""
+        rounds = [self._measured[index] for index in sorted(self._measured)]
+        pairs = [
+            (r["strategy"], r["baseline"]) for r in rounds if {"strategy", "baseline"} <= r.keys()
+        ]
+        return pacing.ratios(pairs, self.parameters.band)
 
-    @property
-    def probes(self) -> list[Probe]:
-        return self._journal.kept().probes
+    def _note(self, index: int, arm: str, span: pacing.Span) -> None:
+        if makespan_ms := span.makespan_ms(len(self.texts)):
+            self._measured.setdefault(index, {})[arm] = makespan_ms, span.tokens
 
-    @property
-    def rounds(self) -> list[Round]:
-        """The whole rounds so far."""
-        return self._journal.kept().rounds
-
-    async def whole(self, journal: Journal) -> None:
+    async def whole(self, file: ReportFile) -> None:
         """All steps: who is there, is it equal work, warm up, calibrate, then the rounds.
 
         What a stopped run had finished is not done again. Ends by its time limit whatever the
         providers do.
         """
-        self._journal = journal
+        self._file = file
         workload.check_size(self.parameters, self._expected)
+        if self.kept is None:
+            file.write(recording.header(self.as_report()))
         try:
             # Each arm ends itself by then; this holds where a provider answers no question.
             async with asyncio.timeout(self._limit_s + LIMIT_SLACK_S) as limit:
@@ -191,11 +195,12 @@ class Run:
 
     async def _whole(self) -> None:
         if self.kept is not None:
-            self._journal.write({"resumed_ms": self.clock()})
+            self.resumed_ms.append(self.clock())
+            self._file.write({"resumed_ms": self.resumed_ms[-1]})
         await self.describe()
-        self._journal.write({"facts": [one.model_dump(mode="json") for one in self.facts]})
+        self._file.write({"facts": [one.model_dump(mode="json") for one in self.facts]})
         await self.prepare()
-        done = {one.index for one in self.kept.rounds} if self.kept else set()
+        done = {round_.index for round_ in self.kept.rounds} if self.kept else set()
         for index in itertools.count():
             if self._enough(index):
                 break
@@ -213,7 +218,7 @@ class Run:
         p = self.parameters
         if p.rounds != "auto":
             return count >= p.rounds
-        found = pacing.ratios(self.rounds, len(self.texts))
+        found = self.ratios
         left_ms = self.rules.deadline_ms - self.clock()
         if count and pacing.narrow(found, p.band):
             self.ended = "narrow"
@@ -253,7 +258,7 @@ class Run:
             self.facts.append(answer.model_copy(update=self.known[answer.name]))
         if not self.parameters.allow_unlike_models:
             identity.check_alike(self.facts)
-        before = {one.name: one for one in self.kept.facts} if self.kept else {}
+        before = {one.name: one for one in self.kept.providers} if self.kept else {}
         for fact in self.facts:
             if (was := before.get(fact.name)) and (how := identity.differs(was, fact)):
                 raise UnlikeProviders(
@@ -292,7 +297,7 @@ class Run:
         Raises `RunFailed` where a provider answers nothing.
         """
         p = self.parameters
-        session = f" s{len(self.kept.resumed_ms) + 1}" if self.kept else ""
+        session = f" s{len(self.resumed_ms)}" if self.kept else ""
         calibrated = {}
         for sender in self.senders.values():
             warm = await self._alone("warm-up", sender, p.warm_up_prompts, session)
@@ -313,17 +318,25 @@ class Run:
         Those that a stopped run has answered are kept.
         """
         turn = f"{sender.name}{which}"
-        rows = list(self.kept.turns.get((arm, turn), [])) if self.kept else []
-        rows = [row for row in rows if row.outcome == "ok"]
+        rows = [
+            row
+            for before in (self.kept.preparation if self.kept else ())
+            for row in before.requests
+            if (before.arm, before.turn) == (arm, turn) and row.outcome == "ok"
+        ]
         if count == 0 or len(rows) >= count:
             return rows
         await self._probe([sender])
-        with self._written(arm, NO_ROUND, "sequential", {sender.name: 1}, turn):
+        limits, fresh = {sender.name: 1}, list[Request]()
+        with self._written(arm, NO_ROUND, "sequential", limits, turn):
             shared = (arm, which, self._twins(sender.name))
             for prompt in self._prompts(arm, turn, count, shared)[len(rows) :]:
-                rows.append(await attempt(sender, prompt, self.clock, self.rules))
-                self._count(f"{arm} of {sender.name}", arm, NO_ROUND, rows[-1])
-        return rows
+                fresh.append(await attempt(sender, prompt, self.clock, self.rules))
+                self._count(f"{arm} of {sender.name}", fresh[-1])
+        self.preparation.append(
+            Arm(arm=arm, turn=turn, strategy="sequential", limits=limits, requests=fresh)
+        )
+        return rows + fresh
 
     def _twins(self, name: str) -> int:
         """How many providers listed before it have the very address: one server, one cache."""
@@ -354,10 +367,13 @@ class Run:
                     self.expected_ms,
                     self.clock,
                     rules,
-                    lambda row: self._count(f"capacity of {turn}", "capacity", NO_ROUND, row),
+                    lambda row: self._count(f"capacity of {turn}", row),
                 )
             cut_ms = self.clock() if self.clock() >= until_ms else None
             seen |= {"engines": [one.model_dump() for one in sampler.used], "cut_ms": cut_ms}
+        self.preparation.append(
+            arm.model_copy(update={"turn": turn, "engines": sampler.used, "cut_ms": cut_ms})
+        )
         return arm
 
     async def _round(self, index: int) -> None:
@@ -376,14 +392,18 @@ class Run:
         limits = self._limits(chosen.limit, [s.name for s in senders])
         limit_ms = self.clock() + 1000 * (self.parameters.arm_limit_s or float("inf"))
         rules = replace(self.rules, deadline_ms=min(self.rules.deadline_ms, limit_ms))
-        answered, last_error = 0, None
+        span, last_error = pacing.Span(), None
 
         def done(request: Request) -> None:
-            nonlocal answered, last_error
-            answered += request.outcome == "ok"
+            nonlocal last_error
+            span.add(request)
             last_error = request.error or last_error
-            self._count(stage, arm, index, request)
-            strike(answered)
+            self._count(stage, request)
+            strike(len(span.answered))
+
+        def tell(told: str) -> None:
+            self.notes.append(f"{stage}: {told}")
+            self._progress(self.notes[-1], self._done, self._expected)
 
         with self._written(arm, index, chosen.name, limits) as seen:
             pids = {s.name: self._pids[s.name] for s in senders}
@@ -400,12 +420,13 @@ class Run:
                     done,
                     keep_rows=False,
                     live=self._live(chosen.limit, [s.name for s in senders]),
+                    tell=tell,
                 )
             if self.clock() >= self.rules.deadline_ms:
                 limit_s = self.parameters.run_limit_s
                 raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
             cut = self.clock() >= limit_ms
-            if not answered and not cut:
+            if not span.answered and not cut:
                 raise RunFailed(f"{stage}: {last_error or 'no prompt was answered.'}")
             await self._unchanged(stage, [s.name for s in senders])
             seen |= ran.model_dump(mode="json", include={"limit_changes"})
@@ -413,6 +434,7 @@ class Run:
                 "engines": [one.model_dump() for one in sampler.used],
                 "cut_ms": self.clock() if cut else None,
             }
+        self._note(index, arm, span)
 
     @contextlib.contextmanager
     def _striking(self, arm: ArmName, seen: dict[str, Any]) -> Iterator[Callable[[int], None]]:
@@ -473,17 +495,17 @@ class Run:
         limits: dict[str, int] | None,
         turn: str | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """Note in the journal that an arm begins, and, where nothing is raised, that it ended.
+        """Note in the file that an arm begins, and, where nothing is raised, that it ended.
 
         What is put into the dictionary, fields of `Arm`, is noted with its end.
         """
         place = {"arm": arm, "round": index}
         begin = {"strategy": strategy, "limits": limits}
-        self._journal.write({**place, "turn": turn, "begin": begin})
+        self._file.write({**place, "turn": turn, "begin": begin})
         seen: dict[str, Any] = {}
         yield seen
-        self._journal.write({**place, "end": True, **({"seen": seen} if seen else {})})
-        self._journal.sync()
+        self._file.write({"end": seen})
+        self._file.sync()
 
     @property
     def fastest(self) -> str:
@@ -563,19 +585,18 @@ class Run:
                 except (ProviderError, TimeoutError):
                     break  # whether it can answer prompts is for the requests to show
                 if trip is not None:
-                    self._journal.write({"probe": trip.model_dump()})
+                    self.probes.append(trip)
+                    self._file.write({"probe": trip.model_dump()})
 
-    def _count(self, stage: str, arm: str, index: int, request: Request) -> None:
-        row = request.model_dump(exclude_none=True)
-        self._journal.write({"arm": arm, "round": index, "request": row})
+    def _count(self, stage: str, request: Request) -> None:
+        self._file.write({"request": request.model_dump(exclude_none=True)})
         self._done += 1
         self._expected = max(self._expected, self._done)
         self._progress(stage, self._done, self._expected)
 
-    def as_report(self, complete: bool = True) -> Report:
-        """What was found so far, as facts."""
+    def as_report(self, complete: bool = False) -> Report:
+        """What is known by now as facts, but for the rounds: those are in the file."""
         p = self.parameters
-        kept = self._journal.kept()
         return Report(
             experiment=p.experiment,
             strategy=p.strategy,
@@ -584,23 +605,32 @@ class Run:
             # A number only: the texts are in `prompts` if wanted, a file's name nowhere.
             parameters=p.model_copy(update={"prompts": len(self.texts)}),
             environment=self.environment,
-            providers=self.facts or kept.facts,
-            prompt_sha256=[going_on.sha256(text) for text in self.texts],
-            prompts=self.texts if p.store_text else None,
+            providers=self.facts,
+            prompt_sha256=[workload.sha256(text) for text in self.texts],
             prompt_characters=[len(text) for text in self.texts],
+            prompts=self.texts if p.store_text else None,
             marked=bool(self.facts) and self._marked,
             fastest=self.fastest if self.expected_ms else None,
             gate_max_ratio=p.gate_max_ratio,
             band=p.band,
-            preparation=kept.preparation,
-            probes=kept.probes,
-            rounds=sorted(kept.rounds, key=lambda one: one.index),
+            preparation=self.preparation,
+            probes=self.probes,
             ended=self.ended,
-            cut=kept.cut,
-            resumed_ms=kept.resumed_ms,
+            resumed_ms=self.resumed_ms,
             lags=self.monitor.lags,
             moments=self.monitor.moments,
             notes=self.notes,
             ruler=self.ruler,
             complete=complete,
         )
+
+
+def _arms(report: Report) -> list[Arm]:
+    rounds = (*report.rounds, *report.cut)
+    return [*report.preparation, *(arm for round_ in rounds for arm in round_.arms)]
+
+
+def _last_ms(report: Report) -> float:
+    """The last moment that a report tells of."""
+    ends = [row.marks.end_ms or 0.0 for arm in _arms(report) for row in arm.requests]
+    return max([*ends, *(probe.at_ms for probe in report.probes)], default=0.0)

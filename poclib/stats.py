@@ -21,6 +21,10 @@ LEVEL = 0.95
 # Student's t at 97.5 % with n - 1 degrees of freedom, for the few ratios n that need it.
 _STUDENT = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764}
 _MOST_ROUNDS = 1_000_000
+# An interval whose ends lie further apart than this factor is of no use to anyone, so it is
+# absent: of 2 rounds that scatter by 10 % one in five is, by 20 % half are. What is left holds the
+# median with 94 and 90 % there, and with 95 % where rounds scatter by 5 %, or are 3 and more.
+WIDEST = 10.0
 
 # What a request's wall time is made of, in the order it passes. The last two stand in where
 # a report holds no marks: what the server says of itself, and the rest.
@@ -83,9 +87,12 @@ class Stream:
     """How one provider's streamed answers came, over `n` of the strategy's requests.
 
     Quantiles by name (p50, p90, p95), None where n is too small for one. `between_ms` is a
-    request's mean time from one token to the next. `tokens_per_s` is the median over requests
-    of tokens by wall time, `together_per_s` all tokens by the time with any request in flight.
-    `counted` tells by whom tokens were counted: the server, or as pieces that arrived here.
+    request's mean time from one token to the next where they were seen to arrive one by one,
+    else from one chunk to the next (`apart` says which; None where there is no such time), and
+    `why` is the reason. `tokens_per_s` is the median over requests of tokens by wall time,
+    `together_per_s` all tokens by the time with any request in flight. `counted` tells by whom
+    tokens were counted: the server, or as pieces that arrived here. `thought_ms`: to the first
+    thought, of those that think.
     """
 
     n: int
@@ -94,6 +101,9 @@ class Stream:
     tokens_per_s: float | None
     together_per_s: float | None
     counted: str
+    apart: str | None = "tokens"
+    why: str = ""
+    thought_ms: dict[str, float | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +144,18 @@ class Headline:
     work_ms: dict[str, float] = field(default_factory=dict)
     work_alone_ms: dict[str, float] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
+    # Whether the ratio is of times per output token, since the arms' answers are of unlike length.
+    per_token: bool = False
+    # Why no verdict can stand on these times.
+    forbidden: tuple[str, ...] = ()
+    # Servers whose own times cannot be, so that none of them is used, and why.
+    disbelieved: dict[str, str] = field(default_factory=dict)
+    # Whether each arm's texts begin with a mark of their own; calibration's are alike everywhere.
+    marked: bool = False
+    calibration_equal: Answers = Answers(0, 0, 0)
+    roles: dict[str, str] = field(default_factory=dict)
+    # The most requests that were in flight at once there, in the strategy's arms.
+    at_once: dict[str, int] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, numbers rounded to 3 decimals."""
@@ -256,7 +278,8 @@ def median(values: Sequence[float]) -> float | None:
 def overhead_ratio(makespans_ms: Sequence[float], baselines_ms: Sequence[float]) -> Ratio:
     """Median over rounds of makespan / baseline, with its paired 95 % interval.
 
-    A round's two arms stay together: only their ratio counts. One round gives no interval.
+    A round's two arms stay together: only their ratio counts. One round gives no interval, nor
+    do rounds so unlike that its ends would lie further apart than the factor `WIDEST`.
     Raises `StatisticsError` where the sequences do not pair or a time is not positive.
     """
     if len(makespans_ms) != len(baselines_ms):
@@ -269,6 +292,8 @@ def overhead_ratio(makespans_ms: Sequence[float], baselines_ms: Sequence[float])
     if len(ratios) < 2:
         return Ratio(median(ratios.tolist()), None, None, len(ratios))
     low, high = interval(ratios)
+    if high > WIDEST * low:
+        return Ratio(median(ratios.tolist()), None, None, len(ratios))
     return Ratio(median(ratios.tolist()), low, high, len(ratios))
 
 
@@ -330,10 +355,11 @@ def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> Gate:
     median m and standard deviation s: (pi / 2) (1.96 s / (m - limit))^2. That is the sample
     size for a mean (NIST/SEMATECH e-Handbook, 7.2.2.2) times pi / 2, the variance of a
     normal sample's median over that of its mean (Cramér, Mathematical Methods of
-    Statistics, 28.5). Under 2 rounds: 2, the fewest that give an interval at all.
+    Statistics, 28.5). Under 2 rounds: 2, the fewest that give an interval at all; where there is
+    none because the rounds are too unlike, the rounds that would give one, if they stay so.
     """
     if ratio.median is None or ratio.low is None or ratio.high is None:
-        return Gate(INCONCLUSIVE, 2)
+        return Gate(INCONCLUSIVE, _rounds_for_an_interval(ratios))
     if ratio.high < limit:
         return Gate(PASS)
     if ratio.low > limit:
@@ -347,6 +373,14 @@ def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> Gate:
     if not need <= _MOST_ROUNDS:
         return Gate(INCONCLUSIVE)
     return Gate(INCONCLUSIVE, max(math.ceil(need), ratio.rounds + 1))
+
+
+def _rounds_for_an_interval(ratios: Sequence[float]) -> int | None:
+    if len(ratios) < 2:
+        return 2
+    s = float(np.std(np.log(np.asarray(ratios, dtype=float)), ddof=1))
+    more = range(len(ratios) + 1, 10_000)
+    return next((n for n in more if 2 * reach(n) * s <= math.log(WIDEST)), None)
 
 
 def ideal_makespan(prompts: int, alone_ms: Sequence[float]) -> float:

@@ -27,8 +27,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from . import parameterfile, report, resume, workload
-from .errors import ParameterError, PocError, ReportError
+from . import experiment, parameterfile, report, workload
+from .errors import FolderHeld, ParameterError, PocError, ReportError
 from .records import Parameters, Report
 
 MAX_POINTS = 1000
@@ -138,7 +138,7 @@ def _point(base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> P
     if strategy is None:
         raise ParameterError(f"{where}: name the strategy, or several under sweep.strategy.")
     plain = Parameters.read(values | {"strategy": strategy}, where)
-    asked = resume.asked(plain, workload.texts(plain.prompts))
+    asked = experiment.asked(plain, workload.texts(plain.prompts))
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     slug = re.sub(r"([^A-Za-z0-9.]|\.(?!\d))+", "-", "-".join(map(_shown, changed.values())))
     name = f"{slug.strip('-.')[:28].rstrip('-.') or 'point'}-{digest}"
@@ -179,6 +179,8 @@ def finished(point: Point, folder: Path) -> Report | None:
 def run(points: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outcome]:
     """Measure what is not done yet, point by point; a failed one does not stop the others.
 
+    Raises `FolderHeld` where another run measures.
+
     `execute` measures a point, whose report is saved in data/reports; the folder it is given is for
     whatever else it makes. Only when all of it went well does the report move into the point's
     folder: that is what makes it finished, however the sweep ends.
@@ -190,12 +192,14 @@ def run(points: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Out
         try:
             execute(point, folder / point.name)
             yield Outcome(point, _settle(point, folder / point.name))
+        except FolderHeld:
+            raise  # and so would the others be refused
         except PocError as error:
             yield Outcome(point, problem=str(error))
 
 
 def _file(point: Point) -> str:
-    return f"{point.parameters.experiment}-{point.strategy}.json"
+    return f"{point.parameters.experiment}-{point.strategy}.jsonl"
 
 
 def _settle(point: Point, folder: Path) -> Report:

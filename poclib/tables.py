@@ -5,12 +5,12 @@ Knows no file, no sentence and no picture. All times are milliseconds; absent is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from . import ledger, pacing, stats
+from . import belief, ledger, pacing, stats
 from .records import Arm, Report, Request, Round, Ruler, RulerRow
 from .report import name
 
@@ -24,6 +24,8 @@ _REASONS = {
     "efficiency": "it needs the ideal and a complete round",
     "network_share": "no answered request of a remote provider has a server time",
 }
+# A calibrated machine is not beaten by more than this with one request in flight.
+FASTER = 1.05
 
 
 def requests(report: Report) -> pd.DataFrame:
@@ -36,7 +38,9 @@ def requests(report: Report) -> pd.DataFrame:
     `send_ms` holds all before the request's last byte that is no connecting, `last_byte_ms`
     is from the answer's last byte to its end parsed. `ms_per_token` is wall per output token.
     `limit` is how many dispatch lets be in flight there (NA: no limit), `slots` the server's.
+    Own times of a server that cannot be are left out (`belief`).
     """
+    report, _ = belief.believed(report)
     role = {facts.name: facts.role for facts in report.providers}
     slots = {facts.name: facts.slots for facts in report.providers}
     places: list[tuple[int | None, int, Arm]] = [
@@ -74,7 +78,7 @@ def _facts(request: Request) -> dict[str, Any]:
         connect = 0.0  # a warm connection
     before = between(marks.start_ms, marks.sent_ms)
     queued = request.queued_ms
-    tokens = request.output_tokens
+    tokens = pacing.length(request)
     return {
         "provider": request.provider,
         "prompt": request.prompt,
@@ -112,10 +116,17 @@ def rounds(report: Report) -> pd.DataFrame:
     """One row per round: round, first (arm that ran first), baseline_ms, strategy_ms, ratio.
 
     A makespan is from the first dispatch to the last answer, NaN where the arm lacks an
-    answer to some prompt; `complete` says whether the round counts.
+    answer to some prompt; `complete` says whether the round counts. The ratio is of times per
+    token where `per_token` says so.
     """
+    return _rounds(report)[0]
+
+
+def _rounds(report: Report) -> tuple[pd.DataFrame, bool]:
+    """The rounds, and whether their ratios are per token."""
     expected = _prompts(report)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    counts = []
     for one in report.rounds:
         arms = {arm.arm: arm for arm in one.arms}
         baseline, strategy = (
@@ -123,6 +134,8 @@ def rounds(report: Report) -> pd.DataFrame:
             for which in ("baseline", "strategy")
         )
         complete = bool(baseline and strategy)
+        if complete:
+            counts.append([pacing.arm_tokens(arms[which]) for which in ("baseline", "strategy")])
         rows.append(
             {
                 "round": one.index,
@@ -133,7 +146,11 @@ def rounds(report: Report) -> pd.DataFrame:
                 "complete": complete,
             }
         )
-    return _frame(rows, ["round", "first", "baseline_ms", "strategy_ms", "ratio", "complete"])
+    if per_token := pacing.unlike_lengths([(a, b) for a, b in counts], report.band):
+        for row, (base, ours) in zip([r for r in rows if r["complete"]], counts, strict=True):
+            row["ratio"] *= (base or 1) / (ours or 1)
+    names = ["round", "first", "baseline_ms", "strategy_ms", "ratio", "complete"]
+    return _frame(rows, names), per_token
 
 
 def _prompts(report: Report) -> set[int]:
@@ -178,6 +195,7 @@ def overhead(report: Report) -> pd.DataFrame:
     `server_queue_ms` is inside the server's own time, so beside `over_ms`. NaN where there is
     no source: its time is then among the unexplained. `round` is NA in the preparation.
     """
+    report, _ = belief.believed(report)
     role = {facts.name: facts.role for facts in report.providers}
     hidden = ledger.hidden_handshakes(report.providers)
     places: list[tuple[int | None, Arm]] = [(None, arm) for arm in report.preparation]
@@ -252,15 +270,16 @@ def distribution(report: Report) -> pd.DataFrame:
 
 def headline(report: Report) -> stats.Headline:
     """Every number that is said of `report`, each None with its reason in `missing`."""
+    report, disbelieved = belief.believed(report)
     frame = requests(report)
     ours = _answered(frame).query("arm == 'strategy'")
-    timed = rounds(report)
+    timed, per_token = _rounds(report)
     done = timed[timed["complete"]]
     strategy_ms, baseline_ms = done["strategy_ms"].tolist(), done["baseline_ms"].tolist()
-    ratio = stats.overhead_ratio(strategy_ms, baseline_ms)
     ratios = tuple(done["ratio"].tolist())
-    verdict = stats.gate(ratios, ratio, report.gate_max_ratio)
-    alone, source = _alone(frame)
+    ratio = stats.overhead_ratio(ratios, [1.0] * len(ratios))
+    alone, source = _alone(frame, report.band)
+    at_once = _at_once(report)
     names = [facts.name for facts in report.providers]
     prompts = len(_prompts(report))
     everyone = bool(names) and prompts > 0 and set(names) <= set(alone)
@@ -276,6 +295,18 @@ def headline(report: Report) -> stats.Headline:
             over["remote"]["over_ms"].tolist(), over["remote"]["wall_ms"].tolist()
         ),
     }
+    roles: dict[str, str] = {facts.name: facts.role for facts in report.providers}
+    forbidden = belief.cached(report)
+    if (found["efficiency"] or 0.0) * (1 - 2 * _scatter(frame)) > FASTER and _one_at_a_time(
+        report, at_once
+    ):
+        forbidden.append(
+            f"with one request in flight the machines reached {100 * found['efficiency']:.0f} % of "
+            "the speed that calibration found, so a cache answered or calibration was disturbed"
+        )
+    verdict = stats.gate(ratios, ratio, report.gate_max_ratio)
+    if forbidden:
+        verdict = stats.Gate(stats.INCONCLUSIVE)
     added = {role: stats.spread(over[role]["over_ms"].tolist()) for role in _ROLES}
     trips = {
         p: stats.median([probe.round_trip_ms for probe in report.probes if probe.provider == p])
@@ -285,12 +316,26 @@ def headline(report: Report) -> stats.Headline:
     missing = {key: _REASONS[key] for key, value in found.items() if value is None}
     missing |= {
         f"added_latency_ms.{role}": f"no answered request of a {role} provider has a server time"
+        if role in roles.values()
+        else f"no provider is {role}"
         for role, value in added.items()
         if value is None
     }
+    if "remote" not in roles.values():
+        missing["network_share"] = "no provider is remote"
     missing |= {f"round_trip_ms.{p}": "it was not probed" for p, t in trips.items() if t is None}
     if ratio.low is None:
-        missing["overhead_ratio.low"] = f"complete rounds: {ratio.rounds}; an interval needs 2"
+        missing["overhead_ratio.low"] = (
+            f"complete rounds: {ratio.rounds}; an interval needs 2"
+            if ratio.rounds < 2
+            else f"its ends would lie further apart than a factor of {stats.WIDEST:g}"
+        )
+    streamed = streams(report)
+    missing |= {
+        f"streams.{p}": "its answers were not streamed, so no first token was seen"
+        for p in names
+        if p not in streamed and found["makespan_ms"] and p in set(ours["provider"])
+    }
     return stats.Headline(
         report=name(report),
         strategy=report.strategy,
@@ -308,16 +353,23 @@ def headline(report: Report) -> stats.Headline:
         added_latency_ms=added,
         round_trip_ms=trips,
         segments_ms=_segments(ours),
-        answers_equal=_answers(report.rounds),
+        answers_equal=_no_answers() if report.marked else _answers(report.rounds),
         gate_max_ratio=report.gate_max_ratio,
         band=report.band,
         verdict=verdict.verdict,
         rounds_needed=verdict.rounds_needed,
         missing=missing,
         busy=_busy(frame, done),
-        streams=streams(report),
+        streams=streamed,
         work_ms=_work(ours),
         work_alone_ms=_work(frame[frame["arm"].eq("calibration") & frame["outcome"].eq("ok")]),
+        per_token=per_token,
+        forbidden=tuple(forbidden),
+        disbelieved=disbelieved,
+        marked=report.marked,
+        calibration_equal=_calibrated(report) if report.marked else _no_answers(),
+        roles=roles,
+        at_once=at_once,
         **found,
     )
 
@@ -339,6 +391,39 @@ def _busy(frame: pd.DataFrame, done: pd.DataFrame) -> dict[str, float]:
             if timed or busy_ms <= one["strategy_ms"]:
                 found.setdefault(str(provider), []).append(busy_ms / one["strategy_ms"])
     return {p: sum(values) / len(done) for p, values in found.items()}
+
+
+def _at_once(report: Report) -> dict[str, int]:
+    """The most requests in flight at once in the strategy's arms; not told without marks."""
+    found: dict[str, int] = {}
+    for arm in (arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"):
+        # One that begins in the microsecond in which another ends is not beside it.
+        steps = sorted(
+            (at + (change > 0) / 100, change, row.provider)
+            for row in arm.requests
+            for at, change in ((row.marks.start_ms, 1), (row.marks.end_ms, -1))
+            if at is not None
+        )
+        now: dict[str, int] = {}
+        for _, change, provider in steps:
+            now[provider] = now.get(provider, 0) + change
+            found[provider] = max(found.get(provider, 0), now[provider])
+    return found
+
+
+def _one_at_a_time(report: Report, at_once: Mapping[str, int]) -> bool:
+    """Whether no provider had two requests in flight, by what dispatch allowed or by the marks."""
+    arms = [arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"]
+    limits = [limit for arm in arms for limit in (arm.limits or {"": 0}).values()]
+    return set(limits) == {1} or (bool(at_once) and max(at_once.values()) == 1)
+
+
+def _scatter(frame: pd.DataFrame) -> float:
+    """The relative standard error of calibration's mean wall, of the provider that varies most."""
+    rows = frame[frame["arm"].eq("calibration") & frame["outcome"].eq("ok")]
+    walls = rows.groupby("provider")["wall_ms"]
+    worst = (walls.std() / walls.mean() / walls.count() ** 0.5).max() if len(rows) else 0.0
+    return 0.0 if pd.isna(worst) else float(worst)
 
 
 def _union_ms(spans: Sequence[tuple[float, float]]) -> float:
@@ -368,27 +453,55 @@ def streams(report: Report) -> dict[str, stats.Stream]:
 
 
 def _stream(rows: Sequence[Request], busy_ms: float) -> stats.Stream:
-    starts = [(row, row.token_ms or [], row.marks.start_ms) for row in rows]
-    firsts = [tokens[0] - start for _, tokens, start in starts if start is not None]
-    between = [
-        (tokens[-1] - tokens[0]) / (count - 1)
-        for row, tokens, _ in starts
-        if (count := _tokens(row)) > 1 and len(tokens) > 1
-    ]
-    rates = [1000 * _tokens(row) / row.wall_ms for row in rows if row.wall_ms]
+    firsts, thoughts = [], []
+    for row in rows:
+        if (start := row.marks.start_ms) is not None and row.token_ms:
+            firsts.append(row.token_ms[0] - start)
+            if row.marks.first_thought_ms is not None:
+                thoughts.append(row.marks.first_thought_ms - start)
+    apart, why = _apart(rows)
+    between = []
+    for row in rows:
+        seen = sorted(set(row.token_ms or []))
+        steps = (pacing.length(row) or 0) - 1 if apart == "tokens" else len(seen) - 1
+        if apart and steps > 0 and len(seen) > 1:
+            between.append((seen[-1] - seen[0]) / steps)
+    lengths = [pacing.length(row) or 0 for row in rows]
+    rates = [1000 * n / row.wall_ms for n, row in zip(lengths, rows, strict=True) if row.wall_ms]
     median = stats.quantile(rates, 0.5)
     return stats.Stream(
         n=len(rows),
         ttft_ms=stats.quantiles(firsts),
         between_ms=stats.quantiles(between),
         tokens_per_s=None if isinstance(median, stats.Missing) else median,
-        together_per_s=1000 * sum(map(_tokens, rows)) / busy_ms if busy_ms else None,
-        counted="server" if all(row.output_tokens is not None for row in rows) else "pieces",
+        together_per_s=1000 * sum(lengths) / busy_ms if busy_ms else None,
+        counted="server" if all(row.output_tokens for row in rows) else "pieces",
+        apart=apart,
+        why=why,
+        thought_ms=stats.quantiles(thoughts) if thoughts else None,
     )
 
 
-def _tokens(row: Request) -> int:
-    return len(row.token_ms or []) if row.output_tokens is None else row.output_tokens
+# Of the steps from token to token so many must have been seen: a few tokens make no piece of
+# text of their own, and two may come in one read of the socket.
+_SEEN = 0.8
+
+
+def _apart(rows: Sequence[Request]) -> tuple[str | None, str]:
+    """What arrived one by one: tokens, chunks, or None; and why it is not tokens."""
+    seen = sum(max(0, len(set(row.token_ms or [])) - 1) for row in rows)
+    steps = sum(max(0, (pacing.length(row) or 0) - 1) for row in rows)
+    if not steps:
+        return "tokens", ""
+    if not seen:
+        return None, "each answer came in one write"
+    if not all(row.output_tokens for row in rows):
+        return "chunks", "its server does not count tokens"
+    if any(row.thought_characters for row in rows):
+        return "chunks", "its server counts tokens of thoughts too"
+    if seen < _SEEN * steps:
+        return "chunks", "several tokens came in a chunk"
+    return "tokens", ""
 
 
 def _work(frame: pd.DataFrame) -> dict[str, float]:
@@ -412,17 +525,27 @@ def _walls(frame: pd.DataFrame, provider: str) -> list[float]:
     return frame.loc[frame["provider"] == provider, "wall_ms"].dropna().tolist()
 
 
-def _alone(frame: pd.DataFrame) -> tuple[dict[str, float], str]:
+def _alone(frame: pd.DataFrame, band: float) -> tuple[dict[str, float], str]:
     """Mean wall of one request per provider, and where from: calibration before own rows.
 
-    Calibration is spread over the run, so that drift of the machines is in it.
+    Calibration is spread over the run, so that drift of the machines is in it. Where its answers
+    are of another length than the strategy's, beyond the band, they are brought to that length:
+    what follows the first token grows with the tokens.
     """
     good = frame[(frame["outcome"] == "ok") & (frame["wall_ms"] > 0)]
+    length = good.loc[good["arm"] == "strategy", "output_tokens"].astype("float64").mean()
     for source in ("calibration", "strategy"):
         rows = good[good["arm"] == source]
-        if len(rows):
-            means = rows.groupby("provider")["wall_ms"].mean()
-            return {str(p): float(t) for p, t in means.items()}, source
+        if not len(rows):
+            continue
+        found = {}
+        for provider, mine in rows.groupby("provider"):
+            walls, tokens = mine["wall_ms"], mine["output_tokens"].astype("float64")
+            if source == "calibration" and abs(length / tokens.mean() - 1) > band:
+                before = mine["ttft_ms"].fillna(mine["prompt_ms"]).fillna(0.0).clip(upper=walls)
+                walls = before + (walls - before) * length / tokens
+            found[str(provider)] = float(walls.mean())
+        return found, source
     return {}, "strategy"
 
 
@@ -441,17 +564,40 @@ def _segments(frame: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _answers(measured: Sequence[Round]) -> stats.Answers:
-    equal = different = 0
+    pairs = []
     for one in measured:
         digests: dict[str, dict[int, str]] = {"baseline": {}, "strategy": {}}
         for arm in one.arms:
             for row in arm.requests:
                 if arm.arm in digests and row.outcome == "ok" and row.answer_sha256:
                     digests[arm.arm][row.prompt] = row.answer_sha256
-        for prompt in digests["baseline"].keys() & digests["strategy"].keys():
-            same = digests["baseline"][prompt] == digests["strategy"][prompt]
-            equal, different = equal + same, different + (not same)
-    return stats.Answers(equal, different, equal + different)
+        both = digests["baseline"].keys() & digests["strategy"].keys()
+        pairs += [digests["baseline"][p] == digests["strategy"][p] for p in both]
+    return stats.Answers(sum(pairs), len(pairs) - sum(pairs), len(pairs))
+
+
+def _no_answers() -> stats.Answers:
+    return stats.Answers(0, 0, 0)
+
+
+def _calibrated(report: Report) -> stats.Answers:
+    """The answers to calibration's prompts, each provider's held against the first one's.
+
+    Every provider is sent the same texts: the n-th calibration of one is that of another.
+    """
+    told: dict[str, dict[tuple[int, int], str]] = {}
+    turns: dict[str, int] = {}
+    for arm in (arm for arm in report.preparation if arm.arm == "calibration"):
+        for provider in dict.fromkeys(row.provider for row in arm.requests):
+            turn = turns[provider] = turns.get(provider, -1) + 1
+            told.setdefault(provider, {}).update(
+                ((turn, row.prompt), row.answer_sha256)
+                for row in arm.requests
+                if row.provider == provider and row.outcome == "ok" and row.answer_sha256
+            )
+    first, *others = told.values() or [{}]
+    pairs = [first[key] == other[key] for other in others for key in first.keys() & other.keys()]
+    return stats.Answers(sum(pairs), len(pairs) - sum(pairs), len(pairs))
 
 
 def comparison(reports: Sequence[Report]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from typing import Any
 
 from .notation import many, milliseconds, number, percent
 from .stats import Headline, shares
-from .words import OVERHEAD_LABELS, SEGMENT_LABELS, effect, slowdown
+from .words import OVERHEAD_LABELS, SEGMENT_LABELS, effect, per_token, slowdown
 
 
 def timeline(headline: Headline) -> str:
@@ -73,7 +73,8 @@ def ecdf(headline: Headline) -> str:
 def rounds(headline: Headline) -> str:
     below = sum(ratio < 1 for ratio in headline.round_ratios)
     total = many(len(headline.round_ratios), "round")
-    return f"{headline.strategy} took less time than the baseline in {below} of {total}"
+    less = f"took less time{per_token(headline)} than the baseline"
+    return f"{headline.strategy} {less} in {below} of {total}"
 
 
 def overhead(rows: Sequence[Mapping[str, Any]]) -> str:

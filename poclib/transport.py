@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from pathlib import Path
@@ -28,10 +29,20 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from .arrivals import Stamped
-from .errors import BadAnswer, Forbidden, ParameterError, ProviderError, TimedOut, Unreachable
+from .errors import (
+    BadAnswer,
+    Forbidden,
+    ParameterError,
+    ProviderError,
+    Rejected,
+    TimedOut,
+    Unreachable,
+)
 from .records import Exchange
 
 MAX_BODY_BYTES = 64 * 2**20
+# None is asked for, yet some servers and proxies compress whatever they send.
+ENCODINGS = ("identity", "gzip", "deflate")
 # llama-server closes a connection idle for 5 s; a shorter life here avoids sending into that.
 KEEPALIVE_S = 4.0
 PRIVATE = [
@@ -61,54 +72,94 @@ class _NotAllowed(OSError):
 
 
 class Response:
-    """A status, and a body that arrives in pieces; its end is marked `last_byte`."""
+    """A status, headers, and a body that arrives in pieces; its end is marked `last_byte`.
 
-    def __init__(self, response: httpx.Response, provider: str, exchange: Exchange | None) -> None:
+    `here_ms` is when what is being read arrived. `limit` is what bounds the whole request.
+    """
+
+    def __init__(
+        self,
+        response: httpx.Response,
+        provider: str,
+        exchange: Exchange | None,
+        limit: asyncio.Timeout | None = None,
+        hint: str = "",
+    ) -> None:
         self.status = response.status_code
-        self.retry_after = response.headers.get("retry-after")
+        self.headers = response.headers
+        self.here_ms = 0.0
         self._response = response
         self._provider = provider
         self._exchange = exchange
+        self._limit = limit
+        self._hint = hint
         self._handed_s = self._worked_s = 0.0
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives. Raises `BadAnswer` beyond `MAX_BODY_BYTES`."""
+        """The body as it arrives, decoded. Raises `BadAnswer` beyond `MAX_BODY_BYTES`."""
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding not in ENCODINGS:
+            raise self._bad(f"is encoded ({encoding[:40]}), unasked; switch that off there")
+        plain = encoding == "identity"
+        pieces = self._response.aiter_raw() if plain else self._response.aiter_bytes()
         size = 0
-        async for chunk in self._response.aiter_raw():
-            self._handed_s = time.perf_counter()
+        async for chunk in pieces:
+            self._hand()
+            self._worked_s = 0.0
+            if not size and self.status == 200 and chunk.lstrip().startswith(b"<"):
+                raise BadAnswer(
+                    f"provider {self._provider}: a web page answers there, such as one to log in, "
+                    f"and no model server; is its url right?{self._hint}",
+                    self._provider,
+                )
             size += len(chunk)
             if size > MAX_BODY_BYTES:
-                raise BadAnswer(
-                    f"provider {self._provider}: its answer is longer than "
-                    f"{MAX_BODY_BYTES // 2**20} MiB; set max_tokens lower.",
-                    self._provider,
+                raise self._bad(
+                    f"is longer than {MAX_BODY_BYTES // 2**20} MiB; set max_tokens lower"
                 )
             yield chunk
             self._worked_s = time.perf_counter() - self._handed_s
+        self._hand()
+        if self._exchange:
+            self._exchange.marks.setdefault("last_byte_ms", self.here_ms)
+
+    def _hand(self) -> None:
         self._handed_s = time.perf_counter()
         if self._exchange:
-            self._exchange.mark_arrival("last_byte")
+            self.here_ms = self._exchange.arrival_ms()
 
-    def mark_end(self) -> None:
+    def _bad(self, what: str) -> BadAnswer:
+        return BadAnswer(f"provider {self._provider}: its answer {what}.", self._provider)
+
+    def mark_end(self, patience_s: float | None = None) -> None:
         """Mark the answer's end: when its last byte was here and the work on it was done.
 
-        That work is timed alone: what the event loop does for others in between is no part of it.
+        That work is timed alone: what the event loop does for others in between is no part of
+        it. Where the body goes on it gets `patience_s` to end, so that its connection can be
+        kept; the request then ends with `TimedOut`, later than what is marked.
         """
         if self._exchange:
             work_s = self._worked_s + time.perf_counter() - self._handed_s
-            marks = self._exchange.marks
-            marks["end_ms"] = marks["last_byte_ms"] + 1000 * work_s
+            self._exchange.marks["last_byte_ms"] = self.here_ms
+            self._exchange.marks["end_ms"] = self.here_ms + 1000 * work_s
+        if self._limit and patience_s is not None:
+            soon_s = asyncio.get_running_loop().time() + patience_s
+            self._limit.reschedule(min(self._limit.when() or soon_s, soon_s))
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The body's lines, each as soon as its last byte is here."""
+        """The body's lines, each as soon as its last byte is here; CR, LF or CRLF ends one."""
         rest = bytearray()
+        broken = False  # between the CR and what may be its LF
         async for chunk in self.chunks():
-            rest += chunk
-            if b"\n" not in chunk:
+            fresh = chunk.removeprefix(b"\n") if broken else chunk
+            broken = chunk.endswith(b"\r")
+            rest += fresh
+            if b"\n" not in fresh and b"\r" not in fresh:
                 continue
-            *whole, rest = rest.split(b"\n")
+            whole = bytes(rest).splitlines()
+            rest = bytearray() if fresh.endswith((b"\n", b"\r")) else bytearray(whole.pop())
             for line in whole:
-                yield bytes(line)
+                yield line
         if rest:
             yield bytes(rest)
 
@@ -142,6 +193,9 @@ class TimedClient:
         self._connect_timeout_s = connect_timeout_s
         self._allow_public = allow_public
         self._secrets = _secrets(provider, url, key)
+        # Told where what answers (or does not) may be another program.
+        port = urlsplit(url).port
+        self._hint = " Its url names no port, such as :11434 or :8000." if port is None else ""
         self._url = url.rstrip("/")
         self._headers = {"accept-encoding": "identity", "user-agent": "poclib"}
         if key:
@@ -218,8 +272,9 @@ class TimedClient:
         is given, `start` is marked once the request is made, it is its turn to be sent, and the
         client that speaks to the network begins with it.
 
-        Raises `Unreachable`, `TimedOut`, `Forbidden` or `BadAnswer` (no HTTP), also while the
-        body is read; body and all, it takes no longer than the client's `timeout_s`.
+        Raises `Unreachable`, `TimedOut`, `Forbidden`, `BadAnswer` (no HTTP, or a web page) or
+        `Rejected` (a redirect), also while the body is read; body and all, it takes no longer
+        than the client's `timeout_s`.
         """
         headers = self._headers if keep else self._headers | {"connection": "close"}
         request = httpx.Request(
@@ -227,13 +282,15 @@ class TimedClient:
         )
         token = _exchange.set(exchange)
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._timeout_s) as limit:
                 async with self._in_turn(exchange):
                     response = await self._transport.handle_async_request(request)
                 if exchange:
                     exchange.mark_arrival("first_byte")
                 async with contextlib.aclosing(response):
-                    yield Response(response, self.provider, exchange)
+                    if response.is_redirect:
+                        raise self._redirected(response)
+                    yield Response(response, self.provider, exchange, limit, self._hint)
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
             raise self._explained(error) from None
         finally:
@@ -272,11 +329,31 @@ class TimedClient:
             text = text.replace(secret, "…")
         return text
 
+    def _redirected(self, response: httpx.Response) -> Rejected:
+        """Where a redirect leads, in words; none is followed, since it may lead anywhere."""
+        own, status = urlsplit(self._url), response.status_code
+        try:
+            to = urlsplit(response.headers["location"])
+            elsewhere = to.hostname not in (None, own.hostname)
+        except (KeyError, ValueError):
+            to, elsewhere = own, True
+        if elsewhere:
+            what = (
+                "to another host, which is not followed; write the url of the server that is meant."
+            )
+        elif to.scheme in ("http", "https") and to.scheme != own.scheme:
+            what = f"to {to.scheme}; begin its url with {to.scheme}://"
+        else:
+            what = "to another page, such as one to log in; is its url that of the model server?"
+        sentence = f"provider {self.provider}: HTTP {status}, a redirect {what}{self._hint}"
+        return Rejected(sentence, self.provider, status)
+
     def _explained(self, error: Exception) -> ProviderError:
         """A transport's error as one of ours, without the address it may mention."""
         # httpx's errors are raised from aiohttp's, which say more.
         cause = error.__cause__ if isinstance(error, httpx.HTTPError) else error
         known: type[ProviderError] = Unreachable
+        hint = ""
         match cause:
             case aiohttp.ClientConnectorError(os_error=_NotAllowed()):
                 known = Forbidden
@@ -286,6 +363,7 @@ class TimedClient:
                 )
             case aiohttp.ConnectionTimeoutError():
                 what = f"no connection within {self._connect_timeout_s:g} s; is it on?"
+                hint = self._hint
             case TimeoutError() | httpx.TimeoutException():
                 known = TimedOut
                 what = f"not finished within {self._timeout_s:g} s; raise request_timeout_s?"
@@ -296,14 +374,19 @@ class TimedClient:
             case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))):
                 # The system's words for the number: the error's own text names the address.
                 what = f"no connection ({os.strerror(number).lower()}); is it running?"
+                hint = self._hint
             case aiohttp.ClientConnectorError():
                 what = "no connection; is it running?"
             case aiohttp.ClientResponseError():
                 known = BadAnswer
                 what = "what answers there does not speak HTTP; is the port right?"
+                hint = self._hint
+            case zlib.error():
+                known = BadAnswer
+                what = "its answer is not encoded as its content-encoding says; switch that off."
             case _:
                 what = "the connection broke off; did the server stop?"
-        return known(f"provider {self.provider}: {what}", self.provider)
+        return known(f"provider {self.provider}: {what}{hint}", self.provider)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -383,6 +466,16 @@ def _secrets(provider: str, url: str, key: str | None) -> list[str]:
         raise ParameterError(
             f"provider {provider}: its url is not an http address; "
             "write it like http://192.168.1.20:11434"
+        )
+    if host.strip("0.:") == "" or parts.query or parts.fragment:
+        raise ParameterError(
+            f"provider {provider}: its url cannot be right: "
+            + (
+                "it has a part after ? or #; leave that out."
+                if parts.query or parts.fragment
+                else f"{host} is where a server listens, on every address of its machine; write "
+                "127.0.0.1, or that machine's own address."
+            )
         )
     if parts.username or parts.password:
         raise ParameterError(

@@ -6,11 +6,13 @@ made by `cautions`, how far the instrument is off is told by `accuracy`.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from .cautions import calibrations, warnings
+from .belief import believed
+from .cautions import calibrations, others, warnings, weighty
 from .notation import bullets, date, day, inline, many, milliseconds, number, percent, safe, table
 from .pacing import Power
 from .records import Probe, ProviderFacts, Report
@@ -59,9 +61,9 @@ PHASES = {
 
 
 def effect(headline: Headline) -> str:
-    """faster, slower, not distinguishable from 1, or unknown (under two complete rounds)."""
+    """faster, slower, not distinguishable from 1, or unknown (no interval, or times of no use)."""
     low, high = headline.overhead_ratio.low, headline.overhead_ratio.high
-    if low is None or high is None:
+    if low is None or high is None or headline.forbidden:
         return "unknown"
     if high < 1 - headline.band:
         return "faster"
@@ -69,15 +71,21 @@ def effect(headline: Headline) -> str:
 
 
 def ratio(headline: Headline, decimals: int = 2) -> str:
-    """0.58 (0.55 to 0.61, 5 rounds)."""
+    """0.58 (0.55 to 0.61, 5 rounds); 0.58 per token (…) where the arms' lengths are unlike."""
     found = headline.overhead_ratio
     if found.median is None:
         return "no ratio (no complete round)"
-    middle = number(found.median, decimals)
+    middle = number(found.median, decimals) + per_token(headline)
     if found.low is None or found.high is None:
-        return f"{middle} ({many(found.rounds, 'round')}, so no interval)"
+        why = "so no interval" if found.rounds < 2 else "too unlike for an interval"
+        return f"{middle} ({many(found.rounds, 'round')}, {why})"
     ends = f"{number(found.low, decimals)} to {number(found.high, decimals)}"
     return f"{middle} ({ends}, {many(found.rounds, 'round')})"
+
+
+def per_token(headline: Headline) -> str:
+    """What stands behind every ratio and speedup that is one of times per token."""
+    return " per token" if headline.per_token else ""
 
 
 def finding(headline: Headline) -> str:
@@ -86,8 +94,12 @@ def finding(headline: Headline) -> str:
     if found.median is None:
         return f"{headline.strategy} has no complete round, so nothing can be said"
     said = f"{headline.strategy} took {number(found.median, 2)} times the baseline's time"
+    said += per_token(headline)
+    if headline.forbidden:
+        return f"{said}, which says nothing: {headline.forbidden[0]}"
     if found.low is None or found.high is None:
-        return f"{said} in {many(found.rounds, 'round')}, too few for an interval"
+        why = "too few" if found.rounds < 2 else "too unlike"
+        return f"{said} in {many(found.rounds, 'round')}, {why} for an interval"
     interval = f"interval {number(found.low, 2)} to {number(found.high, 2)}"
     return f"{said}: {effect(headline)} ({interval}, {many(found.rounds, 'round')})"
 
@@ -103,12 +115,16 @@ def gate_line(headline: Headline) -> str:
         decimals += 1
     said = f"Gate: {headline.verdict} — {ratio(headline, decimals)}"
     bar = number(limit, decimals)
+    if headline.forbidden:
+        return f"{said} says nothing: {headline.forbidden[0]}"
     if headline.verdict == PASS:
         return f"{said} is below {bar}"
     if headline.verdict == FAIL:
         return f"{said} is above {bar}"
     if not ends:
-        return f"{said}; at least 2 rounds give an interval to hold against {bar}"
+        need = headline.rounds_needed
+        rounds = f"at least {need:,} rounds" if need else "no reachable number of rounds"
+        return f"{said}; {rounds} would give an interval to hold against {bar}"
     if headline.rounds_needed is None:
         return f"{said} holds {bar}; no reachable number of rounds would settle it"
     return f"{said} holds {bar}; about {many(headline.rounds_needed, 'round')} would settle it"
@@ -159,6 +175,13 @@ def network(headline: Headline) -> str:
     """What requests paid outside their server, and how much of it can be the network."""
     remote, local = headline.added_latency_ms["remote"], headline.added_latency_ms["local"]
     said = "No remote server reported its own time, so what the network cost is unknown."
+    if headline.roles and "remote" not in headline.roles.values():
+        said = "No provider is remote, so no network is in these times."
+        if local:
+            said += (
+                f" A request spent {milliseconds(local.mean)} outside its server "
+                f"({number(local.min, 1)} to {number(local.max, 1)})."
+            )
     if remote:
         said = (
             f"A remote request spent {milliseconds(remote.mean)} outside its server "
@@ -212,7 +235,7 @@ def why(headline: Headline) -> str:
     )
     together = "".join(f" {sentence}" for sentence in crowded(headline))
     if headline.efficiency > 1.05 and not together:
-        together = " Requests shared a server's steps (batching), which the ideal leaves out."
+        together = _beyond(headline)
     idle = [
         f"{p} {percent(1 - headline.busy.get(p, 0.0))}"
         for p in headline.providers
@@ -221,6 +244,24 @@ def why(headline: Headline) -> str:
     if not idle or headline.efficiency >= 0.95:
         return said + together
     return f"{said}{together} Idle, as a share of the makespan: {', '.join(idle)}."
+
+
+def _beyond(headline: Headline) -> str:
+    """Why more was reached than the speeds allow: what was seen, else what it can be."""
+    shared = [
+        p
+        for p, most in headline.at_once.items()
+        if most > 1 and (throughput(headline, p) or 0.0) > 1.05
+    ]
+    if shared:
+        return (
+            f" Requests shared the steps of {', '.join(shared)} (batching), which the ideal leaves "
+            "out."
+        )
+    return (
+        " More than the speeds allow means that the machines were faster than when calibration "
+        "timed them (drift), or that a cache answered."
+    )
 
 
 CROWDED = 1.5  # times the time of one request alone, from which a cause is looked for
@@ -298,7 +339,7 @@ def comparison_text(headlines: Sequence[Headline], markdown: bool = False) -> st
             [
                 one.strategy,
                 ratio(one),
-                "-" if one.speedup is None else f"{number(one.speedup, 2)}",
+                "-" if one.speedup is None else f"{number(one.speedup, 2)}{per_token(one)}",
                 percent(one.efficiency),
                 *(milliseconds(spread.mean if spread else None) for spread in added),
                 one.verdict,
@@ -316,6 +357,52 @@ def failures(headlines: Sequence[Headline]) -> str:
         f"{one.strategy} {one.failed_requests:,} of {one.requests:,} requests" for one in failed
     )
     return f"Providers failed in these runs, whose times count what that cost: {told}.\n\n"
+
+
+def beside(
+    reports: Sequence[Report], headlines: Sequence[Headline], names: Sequence[str] = ()
+) -> list[str]:
+    """What stands beside verdicts: every warning that could change one, and whose it is.
+
+    By strategy, unless `names` are given. Those that differ in their numbers only are told once.
+    """
+    names = names or [one.strategy for one in headlines]
+    found = [
+        (name, said)
+        for report, headline, name in zip(reports, headlines, names, strict=True)
+        for said in weighty(report, headline)
+    ]
+    return once(found, len(reports))
+
+
+def once(said: Sequence[tuple[str, str]], reports: int) -> list[str]:
+    """Warnings of several reports, by strategy, each kind once and with whose it is."""
+    alike: dict[str, list[tuple[str, str]]] = {}  # sentences that differ in numbers only
+    for strategy, warning in said:
+        kind = re.sub(r"[\d.,]*\d|slower|faster", "#", warning)
+        alike.setdefault(kind, []).append((strategy, warning))
+    return list(dict.fromkeys(_first(one, reports) for one in alike.values()))
+
+
+def _first(said: Sequence[tuple[str, str]], reports: int) -> str:
+    """The first of some warnings alike, and whose it is where others' numbers differ."""
+    strategies = [strategy for strategy, _ in said]
+    warning = said[0][1]
+    if len({one for _, one in said}) > 1:
+        whose = f"the numbers are {strategies[0]}'s"
+        return f"{warning} (So in {len(said)} of {many(reports, 'report')}; {whose}.)"
+    if len(said) < reports:
+        return f"{warning} (So in {', '.join(strategies)}.)"
+    return warning
+
+
+def verdict_text(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
+    """What a terminal ends with: the gate, of one report or of several, and what could change it.
+
+    The warnings come first, so that nobody reads the verdict without them.
+    """
+    gate = gate_line(headlines[0]) if len(headlines) == 1 else suite_gate(headlines)
+    return "\n".join([*(f"warning: {one}" for one in beside(reports, headlines)), gate])
 
 
 def opening(report: Report, headline: Headline) -> str:
@@ -369,7 +456,11 @@ def cost(report: Report, headline: Headline) -> str:
             f" Machines were busy for {milliseconds(machine_ms)} in all, the one of the baseline "
             f"for {milliseconds(headline.baseline_ms)}: "
             f"{number(machine_ms / headline.baseline_ms, 2)} times the machine time"
-            + (f" for a speedup of {number(headline.speedup, 2)}." if headline.speedup else ".")
+            + (
+                f" for a speedup of {number(headline.speedup, 2)}{per_token(headline)}."
+                if headline.speedup
+                else "."
+            )
         )
     return f"{table(header, rows, markdown=True)}\n\n{note}{paid}"
 
@@ -381,7 +472,11 @@ def checks(report: Report, headline: Headline) -> str:
         [
             f"Every one of {per_round} was answered in both arms of "
             f"{many(len(headline.round_ratios), 'round')}.",
-            "No server reported more time than its requests took.",
+            (
+                f"Own times not believed, and not used: {', '.join(headline.disbelieved)}."
+                if headline.disbelieved
+                else "No server reported more time than its requests took."
+            ),
             f"Answers equal in both arms: {_answers(headline)}.",
             f"Failed requests: {headline.failed_requests:,} of {headline.requests:,}.",
         ]
@@ -390,6 +485,7 @@ def checks(report: Report, headline: Headline) -> str:
 
 def rows_text(report: Report) -> str:
     """Every request of a small report as a table."""
+    report, _ = believed(report)
     roles = {p.name: p.role for p in report.providers}
     rows = [
         [
@@ -456,21 +552,25 @@ def report_text(report: Report, headline: Headline) -> str:
     added = headline.added_latency_ms
     rows = [
         ["overhead ratio", ratio(headline)],
-        ["speedup", "-" if headline.speedup is None else number(headline.speedup, 2)],
+        ["speedup" + per_token(headline),
+         "-" if headline.speedup is None else number(headline.speedup, 2)],
         ["makespan, baseline", f"{milliseconds(headline.makespan_ms)}, "
                                f"{milliseconds(headline.baseline_ms)}"],
         ["ideal, efficiency", f"{milliseconds(headline.ideal_ms)}, {percent(headline.efficiency)}"],
-        *([f"added latency, {role}", _spread(added[role])] for role in ("remote", "local")),
-        ["network share", percent(headline.network_share, 1)],
+        *([f"added latency, {role}", _spread(added[role])] for role in ("remote", "local")
+          if role in headline.roles.values()),
+        *([["network share", percent(headline.network_share, 1)]]
+          if "remote" in headline.roles.values() else []),
         *([f"round trip, {p}", milliseconds(t)] for p, t in headline.round_trip_ms.items()),
         *_streams(headline),
         ["answers equal", _answers(headline)],
         ["requests, failed", f"{headline.requests:,}, {headline.failed_requests:,}"],
     ]  # fmt: skip
     reasons = [f"missing: {key}: {reason}" for key, reason in headline.missing.items()]
-    warned = [f"warning: {one}" for one in warnings(report, headline)]
-    lines = [provenance(report, headline), *warned, "", table(["", headline.report], rows), ""]
-    return "\n".join([*lines, *reasons, gate_line(headline)])
+    warned = [f"warning: {one}" for one in others(report, headline)]
+    lines = [f"{failures([headline])}{provenance(report, headline)}", *warned, ""]
+    lines += [table(["", headline.report], rows), ""]
+    return "\n".join([*lines, *reasons, verdict_text([report], [headline])])
 
 
 def _streams(headline: Headline) -> list[list[str]]:
@@ -480,9 +580,15 @@ def _streams(headline: Headline) -> list[list[str]]:
         each = "-" if found.tokens_per_s is None else number(found.tokens_per_s, 1)
         together = "-" if found.together_per_s is None else number(found.together_per_s, 1)
         by = "" if found.counted == "server" else ", counted as pieces"
+        if found.thought_ms is not None:
+            rows.append([f"first thought, {provider}", _quantiles(found.thought_ms, found.n)])
+        apart = _quantiles(found.between_ms, found.n) if found.apart else "-"
         rows += [
             [f"first token, {provider}", _quantiles(found.ttft_ms, found.n)],
-            [f"between tokens, {provider}", _quantiles(found.between_ms, found.n)],
+            [
+                f"between {found.apart or 'tokens'}, {provider}",
+                f"{apart} ({found.why})" if found.why else apart,
+            ],
             [f"tokens/s, {provider}", f"{each} a request, {together} together{by}"],
         ]
     return rows
@@ -502,7 +608,13 @@ def _spread(found: Spread | None) -> str:
 
 def _answers(headline: Headline) -> str:
     found = headline.answers_equal
-    return f"{found.equal:,} of {found.compared:,}" if found.compared else "not compared"
+    if not headline.marked:
+        return f"{found.equal:,} of {found.compared:,}" if found.compared else "not compared"
+    said = "not compared, since each arm's texts begin with a mark of their own"
+    if headline.calibration_equal.compared:
+        alike = headline.calibration_equal
+        said += f"; to calibration's prompts {alike.equal:,} of {alike.compared:,} between machines"
+    return said
 
 
 def doctor_table(

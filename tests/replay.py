@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import jsonschema
+
 from poclib.providers import KINDS, Provider
 from poclib.records import Exchange, Parameters, Prompt, ProviderSettings
 
@@ -62,16 +64,27 @@ def recorded(name: str, **changes: Any) -> Answer:
     return Answer(**{"body": body, "status": status, "headers": headers, **changes})
 
 
+def rules(server: str) -> dict[str, Any]:
+    """What the real `server` (a folder of samples) takes, by path, as JSON schemas."""
+    found: dict[str, Any] = json.loads((SAMPLES / server / "rules.json").read_text())
+    return found
+
+
 class Replay:
     """Use as `async with Replay(answers) as server`, then `server.url` and `server.asked`.
 
-    `answers` is one answer for every path, or a dict of paths (others get 404).
+    `answers` is one answer for every path, or a dict of paths (others get 404). A request that
+    breaks the rules of the real server that `strict` names gets 400, as it would there.
     """
 
     def __init__(
-        self, answers: Answer | dict[str, Answer], tls: ssl.SSLContext | None = None
+        self,
+        answers: Answer | dict[str, Answer],
+        tls: ssl.SSLContext | None = None,
+        strict: str | None = None,
     ) -> None:
         self._answers = answers
+        self._rules = rules(strict) if strict else {}
         self._tls = tls
         self.asked: list[Asked] = []
         self.connections = 0
@@ -121,6 +134,8 @@ class Replay:
             answer = self._answers
         else:
             answer = self._answers.get(path, Answer(b"404 page not found", 404))
+        if method == "POST" and (broken := self._broken(path, self.asked[-1].body)):
+            answer = Answer(json.dumps({"error": {"message": broken}}).encode(), 400)
         if headers.get("connection", "").lower() == "close":
             answer = replace(answer, headers=answer.headers | {"connection": "close"})
         if answer.ending == "reset":
@@ -139,6 +154,15 @@ class Replay:
         if answer.ending == "hang":
             await reader.read()
         return answer.ending == "whole" and answer.headers.get("connection", "").lower() != "close"
+
+    def _broken(self, path: str, body: Any) -> str:
+        """Which rule of the real server a request breaks, in words."""
+        if not self._rules:
+            return ""
+        if path not in self._rules:
+            return f"no such path: {path}"
+        errors = jsonschema.Draft202012Validator(self._rules[path]).iter_errors(body)
+        return "; ".join(f"{error.json_path}: {error.message}" for error in errors)
 
     async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
         length = {"transfer-encoding": "chunked"} if answer.ending != "close" else {}
@@ -182,12 +206,15 @@ async def ask(sender: Provider, text: str = "Say hello.", salt: str = "s/baselin
 
 
 def replay(
-    answers: Answer | dict[str, Answer], talk: Callable[[Replay], Awaitable[T]], limit_s: float = 30
+    answers: Answer | dict[str, Answer],
+    talk: Callable[[Replay], Awaitable[T]],
+    limit_s: float = 30,
+    strict: str | None = None,
 ) -> T:
     """What `talk` returns with a server that gives `answers`. `limit_s` only ends a hung test."""
 
     async def run() -> T:
-        async with asyncio.timeout(limit_s), Replay(answers) as server:
+        async with asyncio.timeout(limit_s), Replay(answers, strict=strict) as server:
             return await talk(server)
 
     return asyncio.run(run())

@@ -121,7 +121,8 @@ def test_addresses_come_from_a_file_or_from_set(measured: Any, poc: Any, tmp_pat
     code, _, err = poc("rerun", "trial-shared-queue", "--set", "attic.url=http://10.1.2.3:4")
     assert code == 3 and "attic.url is not a parameter; the providers are: local, shelf" in err
     assert (
-        "10.1.2.3" not in (report.root() / "data/reports/rerun-trial-shared-queue.json").read_text()
+        "10.1.2.3"
+        not in (report.root() / "data/reports/rerun-trial-shared-queue.jsonl").read_text()
     )
 
 

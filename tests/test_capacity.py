@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from poclib import capacity
@@ -68,6 +70,42 @@ def test_a_level_is_counted_from_rows() -> None:
     assert found.tokens_per_s == pytest.approx(18 / 2)  # 8 + 8 + 2 tokens in 2 s
     assert (found.request_ms, found.server_ms, found.ttft_ms) == (1000, 900, 10)
     assert level([]).tokens_per_s is None
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_throughput_is_that_of_the_time_while_so_many_are_in_flight(streamed: bool) -> None:
+    # Two at once, 10 tokens each: a slow filling, four answers in 2 s, and a slow drain.
+    spans = [(0, 1000), (500, 1500), (1000, 2000), (1500, 2500), (2000, 9000), (2500, 9000)]
+    rows = [
+        row(
+            start, end, output_tokens=10,
+            token_ms=[start + k * (end - start) / 10 for k in range(1, 11)] if streamed else None,
+        )
+        for start, end in spans
+    ]  # fmt: skip
+    # From 500 to 2500 ms: half the tokens of the first and three whole answers, of which 20 tokens
+    # by 1500; where only ends are known, four answers, two by then.
+    found = level(rows, 2)
+    assert found.tokens_per_s == pytest.approx(35 / 2 if streamed else 40 / 2)
+    assert found.spread == pytest.approx(5 / 35 if streamed else 0)
+    assert level(rows).tokens_per_s == pytest.approx(60 / 9)
+    assert level(rows[:3], 2).tokens_per_s == pytest.approx(30 / 2)  # too short to be steady
+
+
+def test_of_two_with_like_throughput_the_lower_and_spread_counts() -> None:
+    def told(rate: float, spread: float) -> int:
+        eight = replace(at(8, rate, 1, 1), spread=spread)
+        return conclude([at(1, 30, 300, 300), at(4, 100, 400, 400), eight]).capacity
+
+    assert (told(113, 0), told(130, 0), told(130, 0.15), told(190, 0.15)) == (4, 8, 4, 8)
+
+
+def test_a_queue_that_the_server_tells_ends_the_rise_and_is_not_held() -> None:
+    queueing = replace(at(8, 200, 800, 400), queue_ms=400)
+    found = [at(1, 30, 300, 300), at(4, 100, 400, 400), queueing]
+    assert queueing.full and next_in_flight(found, 64) is None and conclude(found).capacity == 4
+    little = replace(queueing, queue_ms=40)
+    assert not little.full and next_in_flight([*found[:2], little], 64) == 16
 
 
 def test_one_at_a_time_pauses_do_not_count_nor_does_one_slow_answer() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poclib import causes
+from poclib import causes, tables, words
 from poclib.records import (
     Arm,
     EngineUse,
@@ -105,8 +105,6 @@ def test_an_arm_that_was_stopped_gives_a_bound_and_says_so() -> None:
     assert causes.at_least(cut) == pytest.approx(3)  # 12 s against 4
     whole = report([(0, 12000)] * 4, 8000)
     assert causes.at_least(whole) is None
-    from poclib import tables
-
     assert "at least 3.0 times" in causes.stopped_text(cut, tables.headline(cut))
     assert causes.stopped_text(whole, tables.headline(whole)) == ""
     assert "at least 3.0" in causes.comparison([cut], [tables.headline(cut)])
@@ -121,3 +119,17 @@ def test_every_change_of_a_limit_is_shown_with_its_reason() -> None:
     assert "250 ms" in text and "800 ms" in text  # since the arm began
     assert "2 in flight gave less than fewer had given" in text
     assert causes.changes_text(report([(0, 1)], 1)) == "No limit was changed."
+
+
+def test_show_says_how_far_a_limit_fell_and_why() -> None:
+    changes = [
+        LimitChange(provider="p", at_ms=350, limit=2, reason="slower", in_flight=4),
+        LimitChange(provider="p", at_ms=900, limit=1, reason="refused", in_flight=2),
+        LimitChange(provider="p", at_ms=950, limit=2, reason="good", in_flight=1),
+    ]
+    set_to_4 = report([(100, 1100)] * 4, 900, limits={"p": 4}, limit_changes=changes)
+    (said,) = causes.fell(set_to_4)
+    assert said.startswith("The limit of p fell from 4 to 1: it refused requests, and several")
+    assert f"warning: {said}" in words.report_text(set_to_4, tables.headline(set_to_4))
+    good = report([(100, 1100)] * 4, 900, limits={"p": 4}, limit_changes=changes[2:])
+    assert causes.fell(good) == [] == causes.fell(report([(0, 1)], 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from poclib import cautions, cli, curves, experiment, fake, plots, report, tables
+from poclib import cautions, cli, curves, experiment, fake, plots, recording, report, tables
 from poclib.curves import Curves
 from poclib.errors import Unreachable
-from poclib.journal import Journal
+from poclib.recording import ReportFile
 from poclib.records import Exchange, Parameters, Prompt, Report
 
 ROOT = report.root()
@@ -55,10 +56,13 @@ def measured(
     other = Cuttable("second", 100 / speed + round_trip_ms)
     pool = [(fake.Provider("first", 100), {}), (other, {"running": other})]
     run = experiment.Run(parameters, pool)
-    journal = Journal()
-    fake.run(lambda clock: run.whole(journal))
-    assert not other.cut, "mended before the next arm"
-    return run.as_report()
+    with tempfile.TemporaryDirectory() as folder:
+        file = ReportFile(Path(folder) / "report.jsonl")
+        with file.open():
+            fake.run(lambda clock: run.whole(file))
+            file.write({"state": recording.state(run.as_report(complete=True))})
+        assert not other.cut, "mended before the next arm"
+        return report.load(str(file.path))
 
 
 @pytest.fixture(scope="module")

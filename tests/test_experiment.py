@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from poclib import experiment, fake, report, tables, workload
+from poclib import experiment, fake, recording, report, tables, workload
 from poclib.errors import Rejected, RunFailed, UnlikeProviders, Unreachable
-from poclib.journal import Journal
-from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report, Request
+from poclib.recording import ReportFile
+from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report, Request, Round
 
 Clock = Callable[[], float]
 ADDRESS, KEY = "http://10.66.77.88:4321", "MY_SECRET_VARIABLE"
@@ -38,24 +38,39 @@ def two(**more: Any) -> list[fake.Provider]:
     return [fake.Provider("slow", 160, **far), fake.Provider("fast", 100)]
 
 
+class Readable(experiment.Run):
+    """A run whose rounds can be read from its file at any moment."""
+
+    @property
+    def rounds(self) -> list[Round]:
+        assert self._file.path is not None
+        return report.load(self._file.path).rounds
+
+
 class Trial:
     """One run on fakes; `story` may do something while it goes on."""
 
     def __init__(self, folder: Path, pool: Sequence[fake.Provider], **values: Any) -> None:
         self.pool = pool
-        self.run = experiment.Run(parameters(**values), [(provider, {}) for provider in pool])
-        self.journal = Journal(folder / "trial.jsonl")
+        self.run = Readable(parameters(**values), [(provider, {}) for provider in pool])
+        self.file = ReportFile(folder / "trial.jsonl")
 
-    def whole(self) -> experiment.Run:
-        with self.journal.open(self.run.header):
-            fake.run(lambda clock: self.run.whole(self.journal))
+    def whole(self) -> Readable:
+        with self.file.open():
+            fake.run(lambda clock: self.run.whole(self.file))
+            self.file.write({"state": recording.state(self.run.as_report(complete=True))})
         return self.run
 
-    def cut_at(self, moment_ms: float) -> experiment.Run:
+    def report(self) -> Report:
+        """What is on disk by now."""
+        assert self.file.path is not None
+        return report.load(self.file.path)
+
+    def cut_at(self, moment_ms: float) -> Readable:
         """Cancel the run at that moment, as Ctrl-C does."""
 
         async def story(clock: Clock) -> None:
-            whole = asyncio.create_task(self.run.whole(self.journal))
+            whole = asyncio.create_task(self.run.whole(self.file))
             await asyncio.sleep(moment_ms / 1000)
             whole.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -63,14 +78,14 @@ class Trial:
             assert asyncio.all_tasks() == {asyncio.current_task()}
             assert clock() == moment_ms  # at once, not after one more request
 
-        with self.journal.open(self.run.header):
+        with self.file.open():
             fake.run(story)
         return self.run
 
     def journalled(self) -> list[dict[str, Any]]:
         """Its lines of requests."""
-        assert self.journal.path is not None
-        lines = [json.loads(line) for line in self.journal.path.read_text().splitlines()]
+        assert self.file.path is not None
+        lines = [json.loads(line) for line in self.file.path.read_text().splitlines()]
         return [line for line in lines if "request" in line]
 
 
@@ -251,7 +266,7 @@ def test_each_strategy_runs_under_its_own_limit(
 def test_the_progress_counts_every_request(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     trial = Trial(tmp_path, two())
-    trial.run = experiment.Run(
+    trial.run = Readable(
         trial.run.parameters, [(p, {}) for p in trial.pool], lambda *now: told.append(now)
     )
     trial.whole()
@@ -276,8 +291,9 @@ def test_the_progress_counts_every_request(tmp_path: Path) -> None:
 def test_the_saved_report_gives_the_ratio_computed_by_hand(
     tmp_path: Path, strategy: str, makespan_ms: float
 ) -> None:
-    run = Trial(tmp_path, two(), strategy=strategy, rounds=6).whole()
-    saved = report.load(report.save(run.as_report(), tmp_path))
+    trial = Trial(tmp_path, two(), strategy=strategy, rounds=6)
+    trial.whole()
+    saved = trial.report()
     ratio = tables.headline(saved).overhead_ratio
     assert ratio.median == pytest.approx(makespan_ms / 600)
     assert ratio.rounds == 6
@@ -287,8 +303,8 @@ def test_the_saved_report_gives_the_ratio_computed_by_hand(
 
 
 def test_the_report_tells_who_but_never_where_nor_the_key(tmp_path: Path) -> None:
-    run = Trial(tmp_path, two(), prompts=["Wie geht das?"]).whole()
-    text = report.save(run.as_report(), tmp_path).read_text()
+    Trial(tmp_path, two(), prompts=["Wie geht das?"]).whole()
+    text = (tmp_path / "trial.jsonl").read_text()
     assert '"slow"' in text and "fake:1" in text
     for secret in (ADDRESS, "10.66.77.88", ":4321", KEY, str(tmp_path), "Wie geht das?"):
         assert secret not in text
@@ -304,10 +320,14 @@ def test_the_path_of_a_file_of_prompts_stays_out_of_the_report(tmp_path: Path) -
 
 
 def test_text_is_stored_only_where_that_is_asked_for(tmp_path: Path) -> None:
-    kept = Trial(tmp_path, two(), prompts=["why?"], store_text=True).whole().as_report()
+    trial = Trial(tmp_path, two(), prompts=["why?"], store_text=True)
+    trial.whole()
+    kept = trial.report()
     assert kept.prompts == ["why?"]
     assert "why?" in (kept.rounds[0].arms[0].requests[0].answer or "")
-    hashed = Trial(tmp_path, two(), prompts=["why?"]).whole().as_report()
+    trial = Trial(tmp_path, two(), prompts=["why?"])
+    trial.whole()
+    hashed = trial.report()
     assert hashed.prompts is None and "why?" not in hashed.model_dump_json()
     assert hashed.prompt_sha256 == kept.prompt_sha256
 
@@ -334,8 +354,8 @@ def test_unlike_models_are_refused_before_anything_is_sent(tmp_path: Path) -> No
     assert len(Trial(tmp_path, two(digest=None)).whole().rounds) == 3  # unknown is not unlike
 
 
-def incomplete(run: experiment.Run, folder: Path) -> Report:
-    saved = report.load(report.save(run.as_report(complete=False), folder))
+def incomplete(trial: Trial) -> Report:
+    saved = trial.report()
     assert saved.complete is False
     return saved
 
@@ -344,19 +364,21 @@ def test_ctrl_c_in_round_three_leaves_two_whole_rounds_and_every_row_on_disk(
     tmp_path: Path,
 ) -> None:
     trial = Trial(tmp_path, two(), rounds=5)
-    run = trial.cut_at(PREPARED_MS + 2 * ROUND_MS + 1150)  # the third round's strategy runs
-    saved = incomplete(run, tmp_path)
+    trial.cut_at(PREPARED_MS + 2 * ROUND_MS + 1150)  # the third round's strategy runs
+    saved = incomplete(trial)
     assert [r.index for r in saved.rounds] == [0, 1]
     assert [len(a.requests) for r in saved.rounds for a in r.arms] == [6] * 4
-    cut = [row["request"] for row in trial.journalled() if row["round"] == 2]
+    cut = [row for arm in saved.cut[0].arms for row in arm.requests]
     # Its baseline is whole; the fast one answered a prompt, and two were in flight.
-    assert [row["outcome"] for row in cut] == ["ok"] * 7 + ["cancelled"] * 2
+    assert [row.outcome for row in cut] == ["ok"] * 7 + ["cancelled"] * 2
     assert len(trial.journalled()) == 2 * 3 + 2 * (2 * 6 + 2) + len(cut)
 
 
 @pytest.mark.parametrize("moment_ms", [50, 250, 450, 850, 1250])
 def test_ctrl_c_while_preparing_ends_the_run_at_once(tmp_path: Path, moment_ms: float) -> None:
-    assert Trial(tmp_path, two()).cut_at(moment_ms).rounds == []
+    trial = Trial(tmp_path, two())
+    trial.cut_at(moment_ms)
+    assert trial.report().rounds == []
 
 
 class Crashing(fake.Provider):
@@ -372,7 +394,7 @@ def test_a_crash_in_round_three_leaves_two_whole_rounds(tmp_path: Path) -> None:
     trial = Trial(tmp_path, [Crashing("lone", 100)], rounds=5)
     with pytest.raises(KeyError):
         trial.whole()
-    assert [r.index for r in incomplete(trial.run, tmp_path).rounds] == [0, 1]
+    assert [r.index for r in incomplete(trial).rounds] == [0, 1]
     assert [row["request"]["outcome"] for row in trial.journalled()[-1:]] == ["ok"]
 
 
@@ -381,7 +403,7 @@ def test_the_run_limit_ends_the_run_and_keeps_the_rounds_before(tmp_path: Path) 
     trial = Trial(tmp_path, two(), rounds=5, run_limit_s=limit_ms / 1000)
     with pytest.raises(RunFailed, match=r"run_limit_s \(5\.65 s\) in round 3 of 5, baseline"):
         trial.whole()
-    saved = incomplete(trial.run, tmp_path)
+    saved = incomplete(trial)
     assert [r.index for r in saved.rounds] == [0, 1]
     assert tables.headline(saved).overhead_ratio.median == pytest.approx(400 / 600)
     assert trial.journalled()[-1]["request"]["marks"]["end_ms"] == pytest.approx(limit_ms)
@@ -391,7 +413,7 @@ def test_the_run_limit_holds_while_preparing(tmp_path: Path) -> None:
     trial = Trial(tmp_path, two(script=["hang"]), run_limit_s=3)
     with pytest.raises(RunFailed, match="run_limit_s"):
         trial.whole()
-    assert trial.run.rounds == []
+    assert trial.report().rounds == []
 
 
 def test_a_provider_that_never_answers_is_named_before_any_round(tmp_path: Path) -> None:
@@ -399,7 +421,7 @@ def test_a_provider_that_never_answers_is_named_before_any_round(tmp_path: Path)
     trial = Trial(tmp_path, two(script=[down] * 9))
     with pytest.raises(RunFailed, match="provider slow: HTTP 503: no room"):
         trial.whole()
-    assert trial.run.rounds == []
+    assert trial.report().rounds == []
 
 
 def test_a_failure_within_a_round_is_mended_by_another_provider(tmp_path: Path) -> None:
@@ -445,7 +467,7 @@ def test_preparation_alone_needs_no_file(tmp_path: Path) -> None:
     assert run.expected_ms == {"slow": 200, "fast": 100}
     assert {probe.provider for probe in run.probes} == {"slow", "fast"}
     assert run.tokens_per_s() == {"slow": pytest.approx(20), "fast": pytest.approx(40)}
-    assert len(run.preparation) == 4 and run.rounds == []
+    assert len(run.preparation) == 4
 
 
 def test_an_arm_that_reaches_its_limit_is_stopped_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -461,7 +483,25 @@ def test_an_arm_that_reaches_its_limit_is_stopped_and_the_run_goes_on(tmp_path: 
         starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
         assert arm.cut_ms == min(starts) + 250
         assert sum(row.outcome == "ok" for row in arm.requests) == (4 if arm.limits is None else 2)
-    assert run.as_report().complete
+    assert run.as_report(complete=True).rounds == []  # they are in the file
+
+
+def test_a_provider_that_asks_for_an_hour_is_told_of_at_once_and_in_the_report(
+    tmp_path: Path,
+) -> None:
+    hour = Rejected("provider a: HTTP 429: later.", "a", 429, 3600)
+    provider = fake.Provider("a", 100, script=[None, hour])
+    trial = Trial(
+        tmp_path, [provider], prompts=2, rounds=1, warm_up_prompts=0, calibration_prompts=1
+    )
+    stages: list[str] = []
+    trial.run._progress = lambda stage, done, total: stages.append(stage)
+    (note,) = trial.whole().notes
+    assert note == (
+        "round 1 of 1, baseline: a asked to be left alone for 3,600 s; no pause here is longer "
+        "than 60 s."
+    )
+    assert note in stages
 
 
 @pytest.mark.parametrize(("mode", "most"), [("on", 8), ("off", 8), ("forced", 2)])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import engine
 import matplotlib.pyplot as plt
 import pytest
 import yaml
+from engine import Engine
+from replay import provider as provider_of
 
-from poclib import concurrency, experiment, fake, finder, report
+from poclib import concurrency, experiment, fake, finder, recording, report
 from poclib.capacity import Found
 from poclib.errors import ParameterError, Rejected
 from poclib.parameterfile import with_capacities
@@ -97,7 +103,7 @@ def test_where_it_thrashes_the_next_level_is_not_tried() -> None:
 
 def test_the_levels_are_a_report_that_tells_the_same(tmp_path: Path) -> None:
     seen, made = found(fake.Provider("p", 100, slots=4), fake.Provider("q", 100, slots=1))
-    loaded = report.load(str(report.save(made, tmp_path)))
+    loaded = report.load(str(recording.save(made, tmp_path)))
     again = concurrency.found(loaded)
     assert {n: (f.behaviour, f.capacity) for n, f in again.items()} == {
         n: (f.behaviour, f.capacity) for n, f in seen.items()
@@ -111,6 +117,63 @@ def test_the_levels_are_a_report_that_tells_the_same(tmp_path: Path) -> None:
     assert {t.get_text() for t in ax.texts} >= {"p", "q"}
     assert ax.get_ylim()[0] == 0
     plt.close(figure)
+
+
+def vllm(base: float, each: float) -> Callable[[int], float]:
+    """Steps that take a little longer with each sequence, and vary by a tenth."""
+    draw = random.Random()
+    return lambda n: (base + each * n) * draw.uniform(0.9, 1.1)
+
+
+SERVERS: dict[str, tuple[Callable[[], Engine], dict[str, Any], str, set[int]]] = {
+    "vLLM, eight at once": (
+        lambda: Engine(8, vllm(20, 0.5)),
+        {"tells": True, "overhead_ms": 70},
+        "batches",
+        {8},
+    ),
+    "eight, no queue told": (lambda: Engine(8, vllm(20, 0.5)), {"overhead_ms": 35}, "batches", {8}),
+    "four, not streamed": (lambda: Engine(4, vllm(20, 1)), {"streams": False}, "batches", {4}),
+    "one slot": (lambda: Engine(1, vllm(20, 0)), {}, "queues", {1}),
+    "one slot, told": (lambda: Engine(1, vllm(20, 0)), {"tells": True}, "queues", {1}),
+    "refuses beyond 8": (lambda: Engine(8, vllm(20, 1), 8), {}, "refuses", {4, 8}),
+    "thrashes": (lambda: Engine(64, lambda n: 20.0 * n * n), {}, "thrashes", {1}),
+}
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+def test_ten_times_asked_it_gives_the_same_answer(kind: str) -> None:
+    made, how, behaviour, capacity = SERVERS[kind]
+    for _ in range(10):
+        seen, report_ = found(engine.Provider(made(), **how))
+        assert seen["p"].behaviour == behaviour and seen["p"].capacity in capacity
+        assert concurrency.found(report_)["p"] == seen["p"]
+        told = "by its own word requests wait" in concurrency.capacity_text(report_)
+        assert told == how.get("tells", False)
+
+
+def asked(url: str) -> Found:
+    """What the finder says of the server there, over real connections."""
+    settings = {"name": "p", "kind": "openai", "model": "m", "url": url, "api": "completion"}
+    sender = provider_of("openai", url, name="p", model="m", api="completion")
+    run = experiment.Run(Parameters.read({"providers": [settings], "prompts": 4}), [(sender, {})])
+
+    async def story() -> dict[str, Found]:
+        try:
+            await run.describe()
+            await run.prepare()
+            return await finder.find(run)
+        finally:
+            await sender.aclose()
+
+    return asyncio.run(story())["p"]
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_real_socket_with_eight_slots_gives_eight_each_time(times: int) -> None:
+    with engine.serving(Engine(8, vllm(12, 0.1), tokens=8)) as url:
+        said = [asked(url) for _ in range(times)]
+    assert [(one.behaviour, one.capacity) for one in said] == [("batches", 8)] * times
 
 
 FILE = """# two machines

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poclib import journal, parameterfile, report, workload
+from poclib import parameterfile, report, workload
 from poclib.attempts import Rules, attempt
 from poclib.errors import ParameterError, PocError, ReportError
 from poclib.records import Parameters, Prompt, Report, Request
@@ -50,7 +50,7 @@ def test_mutated_inputs_end_in_a_result_or_in_one_of_our_errors(parser: str) -> 
 
 def test_the_mutations_reach_what_they_are_for() -> None:
     """Were every input refused at its first byte, nothing would be tried."""
-    for parser in ("parameters", "reports", "journals"):
+    for parser in ("parameters", "reports"):
         ended, _ = fuzz.fuzz(parser, 150)
         assert ended["a result"] >= 5, parser
 
@@ -86,7 +86,7 @@ def doubled(first: str, line: str, times: int = 40) -> str:
         f"prompts: [&a {'x' * 2**16}{', *a' * 2**10}]",
         "a: &a [*a]",
         f"a: {'[' * 100}{']' * 100}",
-        *("a: 2026-13-45", "a: !!float x", "a: !!timestamp x", "a: !!int ''", "a: !!bool x"),
+        *("a: 1\nb: 2\na: 3", "a: !!float x", "a: !!timestamp x", "a: !!int ''", "a: !!bool x"),
         f"a: {'9' * 5000}",
         "a: &a !!python/object/apply:os.getpid []",
         'a: {"\\e[2J": 1}',
@@ -118,14 +118,15 @@ def test_reports_of_any_shape(values: dict[str, Any]) -> None:
 @FEW
 @given(st.lists(st.dictionaries(st.sampled_from(LINE_KEYS), JSON, max_size=5), max_size=6))
 def test_journals_of_any_shape(rows: list[dict[str, Any]]) -> None:
-    header = {"format": journal.FORMAT, "version": journal.VERSION}
+    header = {"format": report.FORMAT, "version": 2, "experiment": "x", "strategy": "batched"}
+    header |= {"created": "2026-11-26T00:00:00Z", "poclib": "0"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in [header, *rows]))
         try:
-            assert journal.read(path).header == header
+            assert report.load(path).experiment == "x"
         except PocError as error:
-            assert str(error).startswith("x.jsonl")
+            assert "x.jsonl" in str(error)
 
 
 @FEW
@@ -148,7 +149,7 @@ def test_no_name_leads_out_of_its_folder(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["/dev/zero", "a\0b", "", ".", "x" * 5000, "/dev/stdin"])
 def test_a_file_of_prompts_that_is_none_is_one_sentence(name: str) -> None:
-    with pytest.raises(ParameterError, match=r"^prompts: cannot read .* as a text file\.$"):
+    with pytest.raises(ParameterError, match=r"^prompts: cannot read .* as a text file; "):
         workload.texts(name)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poclib import journal, report
+from poclib import report
 from poclib.errors import ReportError
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ PATIENCE_S = 60.0
 
 def whole_rounds(path: Path) -> int:
     with contextlib.suppress(ReportError, FileNotFoundError):
-        return len(journal.read(path).rounds)
+        return len(report.load(path).rounds)
     return 0
 
 
@@ -117,7 +117,9 @@ def test_ctrl_c_ends_an_engine_that_is_suspended_too(
         for engine in engines:
             engine.suspend()
         interrupted(run, everyone)
-    assert len(report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.json").rounds) >= 1
+    assert (
+        len(report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.jsonl").rounds) >= 1
+    )
 
 
 def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(
@@ -129,9 +131,9 @@ def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(
         everyone = psutil.Process(run.pid).children(recursive=True)
         assert len(everyone) >= 5  # the kernel, and two engines with their keepers
         interrupted(run, everyone)
-    saved = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.json")
+    saved = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.jsonl")
     assert not saved.complete and len(saved.rounds) >= 2
-    kept = journal.read(log)
+    kept = report.load(log)
     assert [one.index for one in kept.rounds] == [one.index for one in saved.rounds]
 
     again = subprocess.run(
@@ -144,7 +146,7 @@ def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(
         check=False,
     )
     assert again.returncode == 0, again.stdout[-2000:]
-    whole = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.json")
+    whole = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.jsonl")
     assert whole.complete and [one.index for one in whole.rounds] == [*range(6)]
     assert whole.rounds[: len(saved.rounds)] == saved.rounds and len(whole.resumed_ms) == 1
     assert not log.exists()

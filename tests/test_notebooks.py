@@ -190,4 +190,4 @@ def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout[-3000:]
     assert f"{len(cells) + 1} passed" in done.stdout, "the injected parameters are one more"
-    assert report.load(tmp_path / "data" / "reports" / "live-serial-per-provider.json").complete
+    assert report.load(tmp_path / "data" / "reports" / "live-serial-per-provider.jsonl").complete

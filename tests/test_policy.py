@@ -304,7 +304,8 @@ def test_silence_ends_a_request_before_its_whole_time_is_over(
     assert row.error_kind == "TimedOut" and named in (row.error or "")
 
 
-def test_an_arm_ends_at_its_deadline_although_a_provider_will_not_let_go() -> None:
+@pytest.mark.parametrize("count", [50, 1])  # with the rest waiting, and with nothing left
+def test_an_arm_ends_at_its_deadline_although_a_provider_will_not_let_go(count: int) -> None:
     class Stubborn(fake.Provider):
         async def send(self, prompt: Prompt, exchange: Exchange) -> None:
             for _ in range(100):
@@ -318,7 +319,7 @@ def test_an_arm_ends_at_its_deadline_although_a_provider_will_not_let_go() -> No
         await run_arm(
             "strategy",
             STRATEGIES["shared-queue"],
-            [Prompt(i, "x") for i in range(50)],
+            [Prompt(i, "x") for i in range(count)],
             pool,
             {"a": 1, "b": 1},
             {"a": 100.0, "b": 100.0},
@@ -332,7 +333,7 @@ def test_an_arm_ends_at_its_deadline_although_a_provider_will_not_let_go() -> No
                 await asyncio.sleep(0)
         return over_ms
 
-    assert fake.run(story) <= 1600
+    assert fake.run(story) <= 2100
 
 
 def test_a_rule_of_errors_says_what_may_help_where() -> None:

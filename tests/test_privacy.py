@@ -112,7 +112,7 @@ def test_a_planted_secret_is_found_nowhere_after_a_whole_run(
             except subprocess.TimeoutExpired:
                 continue
     assert run.returncode == 0, said[-3000:]
-    saved = report.load(home / "data" / "reports" / "planted-shared-queue.json")
+    saved = report.load(home / "data" / "reports" / "planted-shared-queue.jsonl")
     assert any(row.outcome == "failed" for row in saved.requests), "the server did give it away"
     assert all(row.answer_sha256 for row in saved.requests if row.outcome == "ok")
     written = [path for path in home.rglob("*") if path.is_file()]

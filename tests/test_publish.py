@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -138,8 +137,8 @@ def test_a_sweeps_points_are_listed_with_what_they_stand_for(tmp_path: Path) -> 
     assert "Sweep: grid" in text and ">speed 0.5<" in text and f"href='{page}'" in text
     shown = (tmp_path / "site" / page).read_text()
     assert "href='../../index.html'" in shown
-    assert "href='../../reports/published-phase-0.json' download" in shown
-    assert (tmp_path / "site" / "reports" / "published-phase-0.json").exists()
+    assert "href='../../reports/published-phase-0.jsonl' download" in shown
+    assert (tmp_path / "site" / "reports" / "published-phase-0.jsonl").exists()
 
 
 def test_progress_and_run_times_are_dropped() -> None:
@@ -169,8 +168,8 @@ def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
     text = page.read_text()
     assert "href='g/02_it.html'>What is gained?<" in text
     assert "&lt;i&gt;pool&lt;/i&gt;" in text and "<i>pool" not in text
-    copied = json.loads((tmp_path / "site" / "reports" / "published-phase-0.json").read_text())
-    assert copied["format"] == "poclib-report"
+    copied = report.load(tmp_path / "site" / "reports" / "published-phase-0.jsonl")
+    assert copied == report.load("published-phase-0").model_copy(update={"version": 2})
 
 
 def test_an_old_site_survives_a_failed_rendering(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from poclib import recording
 from poclib import report as reports
 from poclib.errors import NewerReport, PocError, ReportError
 from poclib.records import (
@@ -50,58 +51,59 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_report_comes_back_as_it_was_saved(home: Path) -> None:
-    path = reports.save(made())
-    assert path == home / "trial-shared-queue.json"
+    path = recording.save(made())
+    assert path == home / "trial-shared-queue.jsonl"
     back = reports.load("trial-shared-queue")
     row, was = back.rounds[0].arms[0].requests[0], made().rounds[0].arms[0].requests[0]
     assert row.wall_ms == 12.346 and row.marks.start_ms == 0.333  # to the microsecond
     assert row.answer == was.answer and row.token_ms == [1.235, 2.0]
-    reports.save(back)  # a second trip changes nothing at all
+    recording.save(back)  # a second trip changes nothing at all
     assert reports.load(path) == back
-    assert reports.load(str(path)) == reports.load("trial-shared-queue.json") == back
+    assert reports.load(str(path)) == reports.load("trial-shared-queue.jsonl") == back
 
 
-def test_the_file_reads_well_and_absent_is_null(home: Path) -> None:
-    text = reports.save(made()).read_text("utf-8")
-    assert '"token_ms": [1.235, 2.0]' in text and '"queued_ms": null' in text
-    assert text.endswith("}\n") and '\n "experiment": "trial",\n' in text
-    assert "née" in text
-    assert sorted(p.name for p in home.iterdir()) == ["trial-shared-queue.json"]
+def test_the_file_is_a_line_for_each_fact(home: Path) -> None:
+    lines = recording.save(made()).read_text("utf-8").splitlines()
+    first, *_, row, _, last = map(json.loads, lines)
+    assert first["format"] == "poclib-report" and first["experiment"] == "trial"
+    assert row["request"]["token_ms"] == [1.235, 2.0] and "queued_ms" not in row["request"]
+    assert last["state"]["complete"] and "née" in "".join(lines)
+    assert sorted(p.name for p in home.iterdir()) == ["trial-shared-queue.jsonl"]
 
 
 def test_an_older_report_is_moved_aside_never_lost(home: Path) -> None:
     for hour, note in ((12, "a"), (13, "b"), (13, "c"), (14, "d"), (14, "d")):
-        reports.save(made(f"2026-11-23T{hour}:00:00Z", notes=[note]))
+        recording.save(made(f"2026-11-23T{hour}:00:00Z", notes=[note]))
     older = home / "older"
     assert sorted(path.name for path in older.iterdir()) == [
-        "trial-shared-queue-2026-11-23T12-00-00Z.json",
-        "trial-shared-queue-2026-11-23T13-00-00Z-2.json",
-        "trial-shared-queue-2026-11-23T13-00-00Z.json",
+        "trial-shared-queue-2026-11-23T12-00-00Z.jsonl",
+        "trial-shared-queue-2026-11-23T13-00-00Z-2.jsonl",
+        "trial-shared-queue-2026-11-23T13-00-00Z.jsonl",
     ]
-    assert reports.load(older / "trial-shared-queue-2026-11-23T12-00-00Z.json").complete
-    (home / "trial-shared-queue.json").write_text("half a rep")
-    reports.save(made("2026-11-23T15:00:00Z"))
+    assert reports.load(older / "trial-shared-queue-2026-11-23T12-00-00Z.jsonl").complete
+    (home / "trial-shared-queue.jsonl").write_text("half a rep")
+    recording.save(made("2026-11-23T15:00:00Z"))
     assert "half a rep" in [path.read_text("utf-8") for path in older.iterdir()]
     assert reports.names() == ["trial-shared-queue"]
 
 
 def test_a_growing_run_leaves_no_litter(home: Path) -> None:
-    reports.save(made(complete=False))
-    reports.save(made(complete=False, notes=["a round more"]))
-    reports.save(made())
+    recording.save(made(complete=False))
+    recording.save(made(complete=False, notes=["a round more"]))
+    recording.save(made())
     assert reports.names() == ["trial-shared-queue"] and not (home / "older").exists()
 
 
 def test_a_failed_save_leaves_the_old_report(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = reports.save(made()).read_bytes()
+    before = recording.save(made()).read_bytes()
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ReportError, match="No space left on device"):
-        reports.save(made("2027-01-01T00:00:00Z"))
-    assert (home / "trial-shared-queue.json").read_bytes() == before
+        recording.save(made("2027-01-01T00:00:00Z"))
+    assert (home / "trial-shared-queue.jsonl").read_bytes() == before
     assert len(list(home.iterdir())) == 1
 
 
@@ -116,7 +118,7 @@ def test_addresses_keys_and_prompt_files_never_reach_the_disk(home: Path) -> Non
     for prompts in ("/home/me/prompts.txt", ["a secret question", "another"]):
         parameters = Parameters.read({"providers": [settings], "prompts": prompts})
         report = made(parameters=parameters, prompt_sha256=["a", "b"])
-        text = reports.save(report).read_text("utf-8")
+        text = recording.save(report).read_text("utf-8")
         assert not any(word in text for word in ("10.1.2.3", "MY_KEY", "/home", "secret"))
         back = reports.load("trial-shared-queue")  # readable although the address is gone
         assert back.parameters is not None and back.parameters.prompts == 2
@@ -184,8 +186,8 @@ def test_a_newer_report_says_so_whatever_else_it_holds(home: Path) -> None:
 
 
 def test_a_huge_file_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reports.MAX_BYTES == 64 * 1024 * 1024
-    path = reports.save(made())
+    assert reports.MAX_BYTES == 256 * 1024 * 1024
+    path = recording.save(made())
     monkeypatch.setattr(reports, "MAX_BYTES", path.stat().st_size)
     assert reports.load(path).experiment == "trial"
     monkeypatch.setattr(reports, "MAX_BYTES", path.stat().st_size - 1)
@@ -196,7 +198,7 @@ def test_a_huge_file_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_absent_report_lists_what_there_is_and_suggests(home: Path) -> None:
     with pytest.raises(ReportError, match="no report is saved yet"):
         reports.load("anything")
-    reports.save(made())
+    recording.save(made())
     with pytest.raises(ReportError, match="did you mean trial-shared-queue"):
         reports.load("trial-shraed-queue")
     with pytest.raises(ReportError, match="did you mean trial-shared-queue"):
@@ -219,5 +221,5 @@ def test_the_project_is_found_from_below(tmp_path: Path, monkeypatch: pytest.Mon
     below.mkdir(parents=True)
     monkeypatch.chdir(below)
     assert reports.root() == tmp_path
-    reports.save(made())
-    assert reports.load("data/reports/trial-shared-queue.json").experiment == "trial"
+    recording.save(made())
+    assert reports.load("data/reports/trial-shared-queue.jsonl").experiment == "trial"

@@ -374,6 +374,25 @@ def test_the_script_keeps_to_what_bash_of_macos_knows() -> None:
     subprocess.run(["bash", "-n", ROOT / "run-poc.sh"], check=True, timeout=60)
 
 
+@pytest.mark.skipif(
+    not (ROOT / ".git").exists() or not shutil.which("git"), reason="this is no clone of git's"
+)
+def test_a_clone_that_would_end_lines_as_windows_does_still_runs(tmp_path: Path) -> None:
+    target = tmp_path / "clone"
+    git = ["git", "-c", "safe.directory=*", "-c", "advice.detachedHead=false"]
+    clone = [*git, "clone", "--quiet", "--shared", "--config", "core.autocrlf=true"]
+    subprocess.run([*clone, str(ROOT), str(target)], check=True, timeout=60)
+    for script in ("run-poc.sh", ".ci/run"):
+        assert b"\r" not in (target / script).read_bytes()
+        subprocess.run(["bash", "-n", str(target / script)], check=True, timeout=60)
+    told = subprocess.run(
+        [*git, "ls-files", "--eol"], cwd=target, capture_output=True, text=True, check=True
+    )
+    ends = [line.split(maxsplit=3) for line in told.stdout.splitlines()]
+    changed = [path for index, tree, _, path in ends if index[2:] != tree[2:]]
+    assert changed == [], "what servers sent is kept to the byte"
+
+
 # ---- The lock ------------------------------------------------------------------------
 
 LOCK = (ROOT / "requirements.lock").read_text()

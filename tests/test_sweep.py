@@ -27,11 +27,12 @@ from poclib import (
     fake,
     parameterfile,
     publish,
+    recording,
     report,
     sweep,
 )
 from poclib.errors import ParameterError, ReportError, RunFailed
-from poclib.journal import Journal
+from poclib.recording import ReportFile
 from poclib.records import Parameters
 from poclib.sweep import Outcome, Point
 
@@ -69,9 +70,11 @@ def measure(point: Point, folder: Path) -> None:
 def measure_on_fakes(parameters: Parameters, *_: Any, **__: Any) -> None:
     pool = [fake.Provider("local", 100), fake.Provider("remote", 160, role="remote")]
     run = experiment.Run(parameters, [(one, {}) for one in pool])
-    journal = Journal()
-    fake.run(lambda clock: run.whole(journal))
-    report.save(run.as_report())
+    name = f"{parameters.experiment}-{parameters.strategy}.jsonl"
+    file = ReportFile(report.root() / report.FOLDER / name)
+    with file.open():
+        fake.run(lambda clock: run.whole(file))
+        file.write({"state": recording.state(run.as_report(complete=True))})
 
 
 class Measured:
@@ -333,7 +336,9 @@ def test_the_table_has_ratio_and_interval_computed_by_hand(home: Path) -> None:
     """Four prompts of 100 ms; a shared queue gives the slow one (160 ms) one or two of them."""
     done = outcomes(points({"prompts": [2, 4]}), home, measure)
     told = curves.points_table([(one.point.shown, one.report) for one in done])
-    rows = [line.split("  ") for line in told.splitlines()[2:]]
+    listed, _, beside = told.partition("\n\n")
+    assert beside.startswith("What could change these verdicts:")
+    rows = [line.split("  ") for line in listed.splitlines()[2:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
     assert cells == [  # 160 of 200 ms, 300 or 320 of 400 ms
         ["2", "0.80 (0.80 to 0.80, 3 rounds)", "1.25", "PASS"],
@@ -383,7 +388,7 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     assert told.out.count("PASS") == 2 and read == [{"folder": "data/runs/grid"}]
     lengths = [one.parameters and one.parameters.max_tokens for one in report.within(**read[0])]
     assert lengths == [4, 16]
-    assert report.load(next((home / "data" / "runs" / "grid").glob("*/*.json"))).complete
+    assert report.load(next((home / "data" / "runs" / "grid").glob("*/*.jsonl"))).complete
 
     cli.main(["keep", "grid", "kept"])
     folder = home / "data" / "reports" / "kept"
@@ -400,7 +405,7 @@ def test_reports_are_kept_under_another_name(home: Path) -> None:
     cli.main(["keep", name, "sample"])
     assert "sample-shared-queue" in report.names()
     levels = report.load(f"{name}-shared-queue").model_copy(update={"strategy": "capacity"})
-    report.save(levels.model_copy(update={"experiment": "levels"}))
+    recording.save(levels.model_copy(update={"experiment": "levels"}))
     cli.main(["keep", "levels", "sample"])  # apart: it is no strategy
     assert report.names(home / "data" / "reports" / "capacity") == ["sample-capacity"]
     for bad in ("../x", "a/b", "/x", "", "a b", ".x", "x" * 65):
@@ -474,7 +479,7 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, said[-2000:]
     assert "1 point left" in said and "Traceback" not in said
-    kept = (folder / first.name / f"{first.parameters.experiment}-shared-queue.json").read_bytes()
+    kept = (folder / first.name / f"{first.parameters.experiment}-shared-queue.jsonl").read_bytes()
 
     again = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False
@@ -482,12 +487,12 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr[-2000:]
     assert "[1/2] max_tokens 4: done before" in again.stderr
     for point, length in ((first, 4), (second, 6)):
-        (saved,) = (folder / point.name).glob("*.json")
+        (saved,) = (folder / point.name).glob("*.jsonl")
         measured = report.load(saved)
         assert measured.complete and len(measured.rounds) == 2
         assert {row.output_tokens for row in measured.requests} == {length}
         assert (folder / point.name / "06_shared_queue.ipynb").exists()
-    assert next((folder / first.name).glob("*.json")).read_bytes() == kept
+    assert next((folder / first.name).glob("*.jsonl")).read_bytes() == kept
     table = [line for line in again.stdout.splitlines() if re.match("[46] ", line)]
     assert len(table) == 2 and all("2 rounds" in line for line in table)
     pages = list((tmp_path / "site").rglob("06_shared_queue.html"))

@@ -300,8 +300,8 @@ def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None
 
 
 def test_the_servers_work_leaves_out_the_queue_it_reports() -> None:
-    """The first row of round 0 is remote's prompt 7: of 500 ms it worked 170."""
-    report = changed(pool_report(rounds=1), "strategy", server={"total_ms": 500, "queue_ms": 330})
+    """The first row of round 0 is remote's prompt 7: of 290 ms it worked 170."""
+    report = changed(pool_report(rounds=1), "strategy", server={"total_ms": 290, "queue_ms": 120})
     found = tables.headline(report)
     assert found.work_ms == pytest.approx({"local": 198, "remote": (3 * 278 + 170) / 4})
     assert found.work_alone_ms == pytest.approx({"local": 198, "remote": 278})

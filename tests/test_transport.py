@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -26,6 +27,7 @@ from poclib.errors import (
     Forbidden,
     ParameterError,
     ProviderError,
+    Rejected,
     TimedOut,
     Unreachable,
 )
@@ -255,7 +257,6 @@ PUBLIC = [
     "http://203.0.113.5:11434",
     "http://[2001:db8::5]:11434",
     "http://[::ffff:203.0.113.5]:11434",
-    "http://0.0.0.0:11434",
     "https://203.0.113.5",
     "http://box.example:11434",
 ]
@@ -314,17 +315,89 @@ def test_a_name_with_a_public_and_a_private_address_uses_the_private_one(
     assert replay(Answer(b"here"), talk) == (b"here", 1)
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_no_redirect_is_followed(status: int) -> None:
-    async def talk(server: Replay) -> tuple[int, int]:
-        client = TimedClient("there", server.url)
-        async with client.request("GET", "/") as response:
-            await response.body()
-        await client.aclose()
-        return response.status, len(server.asked)
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("http://203.0.113.5/api", "to another host"),
+        ("//box.example/", "to another host"),
+        ("http://[::1", "to another host"),
+        ("", "to another page"),
+        ("https://127.0.0.1/v1", "begin its url with https://"),
+        ("/login?to=/v1/models", "to another page, such as one to log in"),
+    ],
+)
+def test_a_redirect_is_named_and_not_followed(status: int, location: str, words: str) -> None:
+    async def talk(server: Replay) -> tuple[str, int]:
+        with pytest.raises(Rejected) as caught:
+            await fetch(TimedClient("there", server.url))
+        assert caught.value.status == status and not caught.value.temporary
+        return str(caught.value), len(server.asked)
 
-    answer = Answer(b"", status, {"location": "http://203.0.113.5/"})
-    assert replay(answer, talk) == (status, 1)
+    message, asked = replay(Answer(b"", status, {"location": location}), talk)
+    assert message.startswith(f"provider there: HTTP {status}, a redirect ") and words in message
+    assert asked == 1
+    assert not any(part in message for part in ("203.0", "box.example", "127.0.0.1", "?to="))
+
+
+PAGES = [b"<!DOCTYPE html><html>", b"\n <html><title>Log in</title>", b"<?xml version='1.0'?>"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("pieces", [None, 3])
+def test_a_page_for_people_is_named(page: bytes, pieces: int | None) -> None:
+    error = failure_of(Answer(page, headers={"content-type": "text/html"}, pieces=pieces))
+    assert type(error) is BadAnswer and "a web page answers there" in str(error)
+
+
+def test_what_is_only_called_a_page_is_read() -> None:
+    """Small servers send JSON under the type that their framework sets."""
+    answer = Answer(b'{"a": "<b>"}', headers={"content-type": "text/html"})
+
+    async def talk(server: Replay) -> bytes:
+        return await fetch(TimedClient("there", server.url))
+
+    assert replay(answer, talk) == answer.body
+
+
+def test_a_url_without_a_port_is_told_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port of http that the url means stands for one where nobody listens, then for a page."""
+    port, lookup = free_port(), socket.getaddrinfo
+
+    def instead(host: str, asked: int, **how: Any) -> Any:
+        assert asked == 80
+        return lookup(host, port, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", instead)
+    for url in ("http://localhost", "http://localhost/v1"):
+        error = failure(url)
+        assert type(error) is Unreachable and "Its url names no port" in str(error)
+
+    async def talk(server: Replay) -> str:
+        nonlocal port
+        port = server.port
+        with pytest.raises(BadAnswer) as caught:
+            await fetch(TimedClient("there", "http://localhost"))
+        return str(caught.value)
+
+    assert "Its url names no port" in replay(Answer(PAGES[0]), talk)
+    monkeypatch.undo()
+    assert "names no port" not in str(failure(f"http://127.0.0.1:{free_port()}"))
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://0.0.0.0:11434", "127.0.0.1, or that machine's own"),
+        ("http://[::]:11434", "127.0.0.1, or that machine's own"),
+        ("http://192.168.1.2:8000/?key=k-5f3a9c", "after ? or #"),
+        ("http://192.168.1.2:8000/#k-5f3a9c", "after ? or #"),
+    ],
+)
+def test_an_address_that_cannot_be_right(url: str, words: str) -> None:
+    with pytest.raises(ParameterError, match="provider there: its url cannot be right: ") as caught:
+        TimedClient("there", url)
+    assert words in str(caught.value) and "5f3a9c" not in str(caught.value)
 
 
 def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,12 +547,14 @@ def lines_of(body: bytes, size: int) -> list[bytes]:
     "body",
     [
         *(b"", b"\n", b"a", b"a\nb", b"\n\na\r\nb\n", "ä\n€\n😀".encode(), b"x" * 200 + b"\n\n"),
+        *(b"\r", b"a\rb", b"a\r\n\r\nb\r\r\nc\n\rd\n\n\r\n", b"\xe2\x80\xa8\x0b\x0c\x1c\x85\n"),
         recorded("ollama/chat_stream").body,
         recorded("vllm/chat_stream_usage").body,
     ],
 )
 def test_lines_wherever_the_pieces_end(body: bytes, size: int) -> None:
-    expected = body.split(b"\n")
+    """By the standard's own words: CRLF, or a lone LF, or a lone CR."""
+    expected = re.split(rb"\r\n|\n|\r", body)
     assert lines_of(body, size) == (expected if expected[-1] else expected[:-1])
 
 

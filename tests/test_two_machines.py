@@ -139,7 +139,7 @@ def test_the_experiment_runs_over_a_real_network(servers: dict[str, str], tmp_pa
         )
         print(done.stdout)
         assert done.returncode == 0, done.stderr[-2000:]
-    path = tmp_path / "data" / "reports" / "two-machines-serial-per-provider.json"
+    path = tmp_path / "data" / "reports" / "two-machines-serial-per-provider.jsonl"
     measured = report.load(path)
     headline = tables.headline(measured)
     assert measured.complete and len(measured.rounds) == 5

@@ -32,7 +32,7 @@ def test_the_gate_line_for_every_verdict() -> None:
     assert line.endswith("(1.70 to 2.10, 5 rounds) holds 2.00; about 12 rounds would settle it")
     line = words.gate_line(with_ratio(2.0, 1.7, 2.1, verdict="INCONCLUSIVE"))
     assert line.endswith("no reachable number of rounds would settle it")
-    line = words.gate_line(with_ratio(0.87, None, None, verdict="INCONCLUSIVE"))
+    line = words.gate_line(with_ratio(0.87, None, None, verdict="INCONCLUSIVE", rounds_needed=2))
     assert "0.87 (1 round, so no interval)" in line and "at least 2 rounds" in line
 
 
@@ -160,7 +160,12 @@ def test_the_cost_says_what_machine_time_was_paid() -> None:
 
 
 def test_the_cause_of_what_is_lost_is_named() -> None:
-    assert "batching" in words.why(replace(PASSED, efficiency=1.8))
+    beyond = replace(PASSED, efficiency=1.8)
+    assert "batching" not in words.why(beyond) and "a cache answered" in words.why(beyond)
+    # Two at once on local, whose 4 prompts of 200 ms alone were done in 400 ms: batching.
+    seen = replace(crowd(210, 0.4, 190), efficiency=1.8, at_once={"local": 2})
+    assert "steps of local (batching)" in words.why(seen)
+    assert "batching" not in words.why(replace(seen, at_once={"local": 1}))
     assert "unknown" in words.why(replace(PASSED, efficiency=None))
     assert "Idle, as a share of the makespan: local 33 %" in words.why(PASSED)
     assert "Idle" not in words.why(replace(PASSED, efficiency=0.97))

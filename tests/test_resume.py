@@ -14,16 +14,15 @@ from typing import Any
 
 import pytest
 
-from poclib import cautions, experiment, fake, journal, report, tables
+from poclib import cautions, experiment, fake, recording, report, tables
 from poclib.errors import (
-    NewerReport,
     ParameterError,
     ReportError,
     RunFailed,
     UnlikeProviders,
     Unreachable,
 )
-from poclib.journal import Journal
+from poclib.recording import ReportFile
 from poclib.records import Parameters, Report, Request
 
 Clock = Callable[[], float]
@@ -79,7 +78,7 @@ def every_row(found: Report) -> list[Request]:
 
 def key(row: Request) -> str:
     """The row with its times to the microsecond, as a report holds them."""
-    return json.dumps(report._rounded(row.model_dump(mode="json")), sort_keys=True)
+    return json.dumps(recording._rounded(row.model_dump(mode="json")), sort_keys=True)
 
 
 def once_each(found: Report, prompts: int) -> None:
@@ -100,14 +99,14 @@ def test_a_run_cut_at_any_byte_goes_on_and_keeps_every_row_once(
     """A kill leaves any beginning of the file: tried at 33 places, and again where it went on."""
     whole = tmp_path / "whole"
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", lambda *_, **__: None)  # let a finished run leave its journal
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # let a finished run leave its file
         measured(whole)
-    text = (whole / "trial-shared-queue.jsonl").read_bytes()
+    text = (whole / "runs" / "trial-shared-queue.jsonl").read_bytes()
     draw = random.Random(6)
     for place in [0, 1, len(text), *(draw.randrange(len(text)) for _ in range(30))]:
         folder = tmp_path / str(place)
-        folder.mkdir()
-        path = folder / "trial-shared-queue.jsonl"
+        path = folder / "runs" / "trial-shared-queue.jsonl"
+        path.parent.mkdir(parents=True)
         path.write_bytes(text[:place])
         lines = [json.loads(line) for line in text[:place].split(b"\n")[:-1]]
         before = [Request.model_validate(x["request"]) for x in lines if "request" in x]
@@ -181,7 +180,7 @@ def test_a_stopped_run_goes_on_although_an_earlier_one_was_finished(
     found = measured(tmp_path, resume=True)
     once_each(found, 4)
     assert found.created != earlier.created and len(found.resumed_ms) == 1
-    assert not (tmp_path / "trial-shared-queue.jsonl").exists()
+    assert not (tmp_path / "runs" / "trial-shared-queue.jsonl").exists()
 
 
 def test_a_journal_left_by_a_kill_after_saving_is_removed(
@@ -190,7 +189,7 @@ def test_a_journal_left_by_a_kill_after_saving_is_removed(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda *_, **__: None)
         done = measured(tmp_path)
-    path = tmp_path / "trial-shared-queue.jsonl"
+    path = tmp_path / "runs" / "trial-shared-queue.jsonl"
     assert path.exists() and measured(tmp_path, resume=True) == done
     assert not path.exists()
     path.write_text("something else\n")  # whatever it is, the run is finished
@@ -220,9 +219,9 @@ def test_without_resume_what_a_stopped_run_left_is_kept_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped(tmp_path, 1500, monkeypatch)
-    left = (tmp_path / "trial-shared-queue.jsonl").read_bytes()
+    left = (tmp_path / "runs" / "trial-shared-queue.jsonl").read_bytes()
     once_each(measured(tmp_path), 4)
-    (aside,) = tmp_path.glob("trial-shared-queue.*.jsonl")
+    (aside,) = (tmp_path / "runs").glob("trial-shared-queue.*.jsonl")
     assert aside.read_bytes() == left
 
 
@@ -271,8 +270,8 @@ def test_a_run_that_no_report_could_hold_is_refused_before_anything_is_sent(tmp_
 HOLD = """
 import sys
 from pathlib import Path
-from poclib import journal
-with journal.only_one(Path(sys.argv[1])):
+from poclib import recording
+with recording.only_one(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -280,10 +279,10 @@ with journal.only_one(Path(sys.argv[1])):
 
 def test_a_second_run_on_a_folder_refuses_until_the_first_is_gone_however(tmp_path: Path) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)],
+        [sys.executable, "-c", HOLD, str(tmp_path / "runs")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(Path(journal.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(recording.__file__).parents[1])},
     ) as first:
         assert first.stdout and first.stdout.readline() == b"held\n"
         pool = two()
@@ -298,44 +297,46 @@ def test_a_second_run_on_a_folder_refuses_until_the_first_is_gone_however(tmp_pa
 
 
 def test_whether_a_folder_is_held_can_be_asked(tmp_path: Path) -> None:
-    assert not journal.held(tmp_path / "nowhere") and not journal.held(tmp_path)
-    with journal.only_one(tmp_path):
-        assert journal.held(tmp_path)
-    assert not journal.held(tmp_path)
+    assert not recording.held(tmp_path / "nowhere") and not recording.held(tmp_path)
+    with recording.only_one(tmp_path):
+        assert recording.held(tmp_path)
+    assert not recording.held(tmp_path)
 
 
 def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "x.jsonl"
-    log = Journal(path)
+    log = ReportFile(path)
 
     def lines() -> list[Any]:
         return [json.loads(line) for line in path.read_text().splitlines()]
 
-    with log.open({"run": "x"}):
-        assert lines() == [{"format": "poclib-journal", "version": 1, "run": "x"}]
+    with log.open():
         log.write({"prompt": 1, "text": "ünïcode\nline"})
-        assert lines()[1:] == [{"prompt": 1, "text": "ünïcode\nline"}]
+        assert lines() == [{"prompt": 1, "text": "ünïcode\nline"}]
         log.write({"prompt": 2})
-        assert len(lines()) == 3 and log.bytes == path.stat().st_size
+        assert len(lines()) == 2 and log.bytes == path.stat().st_size
 
 
 def test_what_cannot_be_written_is_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    log = Journal(tmp_path / "file" / "x.jsonl")
-    sentence = r"^x\.jsonl: the journal cannot be written .*; free"
-    with pytest.raises(ReportError, match=sentence), log.open({}):
+    log = ReportFile(tmp_path / "file" / "x.jsonl")
+    sentence = r"^x\.jsonl could not be written: .*; free"
+    with pytest.raises(ReportError, match=sentence), log.open():
         pytest.fail("it cannot have been opened")
-    with pytest.raises(ReportError, match="cannot be written"):
+    with pytest.raises(ReportError, match="could not be written"):
         measured(tmp_path / "file")
 
 
 def test_a_disk_that_fills_up_is_told_from_other_trouble(tmp_path: Path) -> None:
-    with pytest.raises(ConnectionResetError), Journal(tmp_path / "x.jsonl").open({}):
+    with pytest.raises(ConnectionResetError), ReportFile(tmp_path / "x.jsonl").open():
         raise ConnectionResetError("not the journal's")
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
-    with pytest.raises(ReportError, match="No space left"), Journal(Path("/dev/full")).open({}):
-        pytest.fail("the first line cannot have been written")
+    with (
+        pytest.raises(ReportError, match="No space left"),
+        ReportFile(Path("/dev/full")).open() as file,
+    ):
+        file.write({})
 
 
 class Full:
@@ -359,15 +360,15 @@ class Full:
 def test_a_disk_that_fills_up_in_a_run_loses_nothing_earlier_and_the_run_goes_on_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
-    write, path = Journal.write, tmp_path / "trial-shared-queue.jsonl"
+    write, path = ReportFile.write, tmp_path / "runs" / "trial-shared-queue.jsonl"
 
-    def on_a_small_disk(self: Journal, row: Any) -> None:
+    def on_a_small_disk(self: ReportFile, row: Any) -> None:
         if self._file is not None and self.bytes > 2000 and not isinstance(self._file, Full):
             self._file = Full(self._file, room)  # type: ignore[assignment]
         write(self, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "write", on_a_small_disk)
+        patch.setattr(ReportFile, "write", on_a_small_disk)
         with pytest.raises(ReportError, match="No space left on device"):
             measured(tmp_path)
     text = path.read_bytes()
@@ -375,66 +376,59 @@ def test_a_disk_that_fills_up_in_a_run_loses_nothing_earlier_and_the_run_goes_on
     once_each(measured(tmp_path, resume=True), 4)
 
 
+HEAD = (
+    b'{"format": "poclib-report", "version": 2, "experiment": "x", "strategy": "batched", '
+    b'"created": "2026-11-26T00:00:00Z", "poclib": "0"}\n'
+)
 DAMAGED = [
-    (b"", "empty or no journal"),
-    (b"{}\n", "no journal of a run"),
-    (b"[]\n", "no journal of a run"),
-    (b'{"format": "poclib-journal", "version": 0}\n', "not a positive whole number"),
-    (b'{"format": "poclib-journal", "version": true}\n', "not a positive whole number"),
-    (b"\x00\xff\n", "line 1 is damaged"),
-    (b"[" * 100_000 + b"\n", "line 1 is damaged"),
-    (b'{"format": "poclib-journal", "version": 1}\n{"end": 1}\n{}\n', "line 2 is damaged"),
-    (
-        b'{"format": "poclib-journal", "version": 1}\n{"probe": {"provider": "../x", "at_ms": 1, '
-        b'"round_trip_ms": 1}}\n',
-        "line 2 is damaged",
-    ),
+    (b"", "is empty"),
+    (b"{}\n", "is not a report"),
+    (b"[]\n", "is not a report"),
+    (b'{"format": "poclib-report", "version": 0}\n', "not a positive whole number"),
+    (b'{"format": "poclib-report", "version": true}\n', "not a positive whole number"),
+    (b'{"format": "poclib-report", "version": 99}\n', "version 99.*update poclib"),
+    (b"\x00\xff\n", "is not a report"),
+    (b"[" * 100_000 + b"\n", "is not a report"),
+    (HEAD + b'{"end": {}}\n{}\n', "line 2 is damaged"),
+    (HEAD + b"{}\n" + HEAD, "line 2 is damaged"),
+    (HEAD + b'{"probe": {"provider": "../x", "at_ms": 1, "round_trip_ms": 1}}\n', "line 2 is dam"),
 ]
 
 
-@pytest.mark.parametrize(("text", "sentence"), DAMAGED, ids=[s for _, s in DAMAGED])
-def test_a_damaged_journal_is_one_sentence(tmp_path: Path, text: bytes, sentence: str) -> None:
+@pytest.mark.parametrize(("text", "sentence"), DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_file_is_one_sentence(tmp_path: Path, text: bytes, sentence: str) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(text)
     with pytest.raises(ReportError, match=sentence) as caught:
-        journal.read(path)
-    assert str(caught.value).startswith("x.jsonl") and "\n" not in str(caught.value)
+        report.load(path)
+    assert "x.jsonl" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_newer_journal_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"format": "poclib-journal", "version": 99}\n')
-    with pytest.raises(NewerReport, match="version 99"):
-        journal.read(path)
+def test_a_torn_last_line_is_survived_and_the_run_is_not_complete(tmp_path: Path) -> None:
+    whole = measured(tmp_path)
+    path = tmp_path / "trial-shared-queue.jsonl"
+    assert whole.complete
+    path.write_bytes(path.read_bytes()[:-5])
+    torn = report.load(path)
+    assert torn.rounds == whole.rounds and not torn.complete
 
 
-def test_a_huge_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'{"format": "poclib-journal", "version": 1}\n' * 2)
-    monkeypatch.setattr(journal, "MAX_BYTES", 60)
-    with pytest.raises(ReportError, match="larger than"):
-        journal.read(path)
-    monkeypatch.setattr(journal, "MAX_BYTES", 2**20)
-    monkeypatch.setattr(journal, "MAX_LINE_BYTES", 20)
-    with pytest.raises(ReportError, match="damaged"):
-        journal.read(path)
-
-
-def test_a_run_that_fails_leaves_every_row_in_its_journal(tmp_path: Path) -> None:
+def test_a_run_that_fails_leaves_every_row_in_its_file(tmp_path: Path) -> None:
     down = Unreachable("provider slow: no connection", "slow")
     with pytest.raises(RunFailed):
         measured(tmp_path, two(script=[None, down, down, down]))
-    kept = journal.read(tmp_path / "trial-shared-queue.jsonl")
-    assert [row.outcome for row in kept.turns["calibration", "slow"]] == ["failed"] * 2
-    assert kept.facts[0].name == "fast" and kept.rounds == []
+    kept = report.load(tmp_path / "runs" / "trial-shared-queue.jsonl")
+    rows = [row for arm in kept.preparation if arm.turn == "slow" for row in arm.requests]
+    assert [row.outcome for row in rows] == ["ok", "failed", "failed"]
+    assert kept.providers[0].name == "fast" and kept.rounds == []
 
 
-@pytest.mark.parametrize("lost", ["created", "environment", "asked"])
+@pytest.mark.parametrize("lost", ["created", "experiment", "parameters"])
 def test_a_header_that_lacks_something_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
     stopped(tmp_path, 2000, monkeypatch)
-    path = tmp_path / "trial-shared-queue.jsonl"
+    path = tmp_path / "runs" / "trial-shared-queue.jsonl"
     header, rest = path.read_text().split("\n", 1)
     kept = {key: value for key, value in json.loads(header).items() if key != lost}
     path.write_text(json.dumps(kept) + "\n" + rest)

@@ -1,0 +1,317 @@
+"""The whole instrument against real servers, named by variables; docs/real-servers.md gets them.
+
+    POC_TEST_OLLAMA="http://127.0.0.1:11434 http://192.168.1.20:11434" \\
+        ./run-poc.sh test tests/real -s
+
+One address, or two of equal machines. `-s` shows the figures, which are the point of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+import pytest
+
+from poclib import experiment, tables, words
+from poclib.errors import ModelMissing
+from poclib.providers import KINDS, Provider
+from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report
+
+pytestmark = pytest.mark.real
+
+VARIABLES = {
+    "ollama": "POC_TEST_OLLAMA",
+    "openai": "POC_TEST_VLLM",
+    "llama-server": "POC_TEST_LLAMA",
+}
+CALLED = {"ollama": "Ollama", "openai": "vLLM", "llama-server": "llama-server"}
+# What a server says of its own time in the bytes of an answer, and how many make a millisecond.
+OWN_TIME = {
+    "ollama": (rb'"total_duration":(\d+)', 1e6),
+    "openai": (rb'"(?:time_to_first_token|generation_time|queue_time)_ms":\s*([\d.e-]+)', 1),
+    "llama-server": (rb'"(?:prompt|predicted)_ms":\s*([\d.e-]+)', 1),
+}
+ENDS = (b'"done":true', b"data: [DONE]", b'"stop":true')  # the last event of a stream
+STORY = (
+    "Once a sailor came to a small town by the sea and asked the people there about the wind, "
+    "the tides, the birds and the long road that leads over the hills to the north. "
+)
+PROMPTS = {  # with how many tokens are answered
+    "built-in": (8, 24),
+    "long": ([f"{STORY * 7}What of it would one ask in town {n}?" for n in range(8)], 16),
+}
+REQUESTS = 15  # of either client
+
+
+@dataclass(frozen=True)
+class Server:
+    """Servers of one kind: one, or two equal ones."""
+
+    kind: str
+    urls: list[str]
+    model: str
+
+    def settings(self, number: int = 0, **changes: Any) -> dict[str, Any]:
+        own = {"name": f"m{number + 1}", "kind": self.kind, "model": self.model}
+        return own | {"url": self.urls[number]} | changes
+
+    def provider(self, api: str = "chat", **changes: Any) -> Provider:
+        settings = ProviderSettings(
+            **self.settings(api=api, model=changes.pop("model", self.model))
+        )
+        parameters = Parameters(providers=[settings], context_tokens=1024, **changes)
+        return KINDS[self.kind](settings, parameters, self.urls[0])
+
+
+@pytest.fixture(scope="module", params=VARIABLES, ids=VARIABLES.values())
+def server(request: pytest.FixtureRequest) -> Server:
+    variable = VARIABLES[request.param]
+    urls = os.environ.get(variable, "").split()
+    if not urls:
+        pytest.skip(f"{variable} names no server; docs/real-servers.md says how to get one")
+    return Server(request.param, urls, os.environ.get("POC_TEST_MODEL") or _first_model(urls[0]))
+
+
+def _first_model(url: str) -> str:
+    """Asked without poclib, which is what is tested."""
+    for path, key, name in (("/api/tags", "models", "name"), ("/v1/models", "data", "id")):
+        with suppress(OSError), urlopen(url + path, timeout=30) as answer:
+            return str(json.load(answer)[key][0][name])
+    pytest.fail(f"{url} tells of no model; is it running, and does it have one?")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def figures() -> Iterator[list[str]]:
+    """Lines that are printed together at the end."""
+    lines: list[str] = []
+    yield lines
+    print("\n" + "\n".join(lines))
+
+
+def asked(provider: Provider, *texts: str) -> list[Exchange]:
+    """One after the other, on one client, after it was described as before every run."""
+
+    async def talk() -> list[Exchange]:
+        begun_s = time.perf_counter()
+        try:
+            await provider.describe()
+            done = []
+            for text in texts:
+                done.append(Exchange(lambda: (time.perf_counter() - begun_s) * 1000))
+                await provider.send(Prompt(0, text, f"s{time.time_ns()}"), done[-1])
+            return done
+        finally:
+            await provider.aclose()
+
+    return asyncio.run(talk())
+
+
+def wall_ms(exchange: Exchange) -> float:
+    return exchange.marks["end_ms"] - exchange.marks["start_ms"]
+
+
+# ---- A provider -----------------------------------------------------------------------------
+
+
+def test_it_is_described_as_its_kind_promises(server: Server, figures: list[str]) -> None:
+    provider = server.provider()
+
+    async def describe() -> Any:
+        try:
+            return await provider.describe()
+        finally:
+            await provider.aclose()
+
+    found = asyncio.run(describe())
+    figures.append(f"{server.kind:12} {found.server}, {found.model}, {found.digest}")
+    assert found.model == server.model and CALLED[server.kind] in (found.server or "")
+    assert (found.context_tokens and found.role == "local") or "127." not in server.urls[0]
+    always = server.kind != "openai"  # vLLM tells its weights by no request, its times by a flag
+    assert bool(found.digest) == always and bool(found.reports_time) == always
+    defeats = server.kind != "ollama"
+    assert found.cache_defeated == found.fixed_length == defeats
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("api", ["chat", "completion"])
+def test_an_answer_is_whole_and_its_times_fit_into_one_another(
+    server: Server, api: str, stream: bool, figures: list[str]
+) -> None:
+    provider = server.provider(api, stream=stream, max_tokens=12)
+    text = f"{time.time_ns()}: why is the sea salt, and who says so?"
+    _, found = asked(provider, f"A first one. {text}", text)
+    assert found.finished and "".join(found.pieces).strip()
+    assert found.prompt_tokens and found.prompt_tokens > 10 and not found.cached_tokens
+    if server.kind == "ollama":
+        assert found.output_tokens in range(1, 13)
+    else:
+        assert found.output_tokens == 12, "of a length that was asked for"
+    assert found.finish_reason in ("stop", "length", "limit")
+    marks = [found.marks[f"{name}_ms"] for name in ("start", "sent", "first_byte", "end")]
+    assert marks == sorted(marks)
+    if stream:
+        assert found.token_ms == sorted(found.token_ms) and len(found.token_ms) >= 4
+        assert marks[2] <= found.token_ms[0] and found.token_ms[-1] <= marks[3]
+    own_ms = found.server.total_ms
+    if own_ms is None:
+        assert server.kind == "openai"
+        pytest.skip("it reports no time of its own; vLLM does with --enable-per-request-metrics")
+    parts = [
+        *(found.server.load_ms, found.server.queue_ms),
+        *(found.server.prompt_ms, found.server.generation_ms),
+    ]
+    assert sum(part or 0 for part in parts) == pytest.approx(own_ms, abs=1)
+    figures.append(
+        f"{server.kind:12} {api}, {'streamed' if stream else 'whole'}: wall {wall_ms(found):.1f} "
+        f"ms, its own {own_ms:.1f} ms, {found.output_tokens} tokens"
+    )
+    assert 0 < own_ms <= wall_ms(found)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_model_that_is_not_there_is_named(server: Server, stream: bool) -> None:
+    with pytest.raises(ModelMissing, match="no-such-model"):
+        asked(server.provider(model="no-such-model", stream=stream), "Hello.")
+
+    async def send(provider: Provider) -> None:
+        try:
+            await provider.send(Prompt(0, "Hello.", "s"), Exchange(lambda: 0.0))
+        finally:
+            await provider.aclose()
+
+    if server.kind != "llama-server":  # which answers with the one it has, whatever is asked for
+        with pytest.raises(ModelMissing):
+            asyncio.run(send(server.provider(model="no-such-model", stream=stream)))
+
+
+# ---- Its clock ------------------------------------------------------------------------------
+
+
+def outside(url: str, path: str, body: dict[str, Any], kind: str) -> tuple[float, float]:
+    """An independent client's wall and the server's own time, in ms: a socket and a clock."""
+    data = json.dumps(body).encode()
+    at = urlsplit(url)
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: {at.netloc}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
+    )
+    got, ended_s = b"", 0.0
+    begun_s = time.perf_counter()
+    with socket.create_connection((at.hostname, at.port or 80), 120) as link:
+        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.sendall(head.encode() + data)
+        while piece := link.recv(2**16):
+            if not any(end in got for end in ENDS) or not body["stream"]:
+                ended_s = time.perf_counter()
+            got += piece
+    assert got.startswith(b"HTTP/1.1 200"), got[:300]
+    pattern, unit = OWN_TIME[kind]
+    return (ended_s - begun_s) * 1000, sum(map(float, re.findall(pattern, got))) / unit
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_added_latency_is_what_an_independent_client_sees(
+    server: Server, stream: bool, figures: list[str]
+) -> None:
+    """The same bodies, by turns, timed by poclib and by a bare socket."""
+    provider = server.provider(stream=stream, max_tokens=4)
+    theirs: list[tuple[float, float]] = []
+    ours: list[tuple[float, float]] = []
+
+    async def talk() -> None:
+        try:
+            await provider.describe()
+            path, send = provider.paths["chat"], provider._request_body
+            for number in range(2 * REQUESTS + 2):
+                moment = time.time_ns()
+                prompt = Prompt(0, f"{moment}: what is the capital of it?", f"s{moment}")
+                if number % 2:
+                    wall, own = outside(server.urls[0], path, send(prompt), server.kind)
+                    theirs.append((wall, own))
+                else:
+                    exchange = Exchange(lambda: time.perf_counter() * 1000)
+                    await provider.send(prompt, exchange)
+                    ours.append((wall_ms(exchange), exchange.server.total_ms or 0.0))
+        finally:
+            await provider.aclose()
+
+    asyncio.run(talk())
+    walls = [median(wall for wall, _ in rows[1:]) for rows in (ours, theirs)]
+    overs = [median(wall - own for wall, own in rows[1:]) for rows in (ours, theirs)]
+    figures.append(
+        f"{server.kind:12} {'streamed' if stream else 'whole'}, {REQUESTS} requests each: wall "
+        f"{walls[0]:.1f} ms, of an independent client {walls[1]:.1f}; over the server's own time "
+        f"{overs[0]:.2f} and {overs[1]:.2f} ms"
+    )
+    assert abs(walls[0] - walls[1]) < max(3.0, 0.05 * walls[1])
+    if theirs[0][1]:
+        assert abs(overs[0] - overs[1]) < 3.0
+
+
+# ---- What a run says ------------------------------------------------------------------------
+
+
+def measured(
+    server: Server, folder: Path, strategy: str, prompts: str, machines: int, lines: list[str]
+) -> Report:
+    texts, length = PROMPTS[prompts]
+    values = {
+        "experiment": "real",
+        "strategy": strategy,
+        "providers": [server.settings(number) for number in range(machines)],
+        "prompts": texts,
+        "max_tokens": length,
+        "context_tokens": 1024,
+    }
+    found = experiment.measure(Parameters.read(values), folder=folder)
+    headline = tables.headline(found)
+    rounds = ", ".join(f"{one:.2f}" for one in headline.round_ratios)
+    lines.append(
+        f"{server.kind:12} {strategy}, {machines} machine{'s' * (machines > 1)}, {prompts} prompts:"
+        f" {words.ratio(headline)}, each {rounds}; {headline.verdict}"
+    )
+    for arm in ("baseline", "strategy"):
+        rows = [r for one in found.rounds for a in one.arms if a.arm == arm for r in a.requests]
+        spent = [r.server.prompt_ms for r in rows if r.server.prompt_ms is not None]
+        tokens = {r.output_tokens for r in rows if r.output_tokens is not None}
+        if spent and tokens:
+            lines.append(
+                f"{'':12}   {arm}: prompt {min(spent):.0f} to {max(spent):.0f} ms (median "
+                f"{median(spent):.0f}), {min(tokens)} to {max(tokens)} tokens"
+            )
+    assert found.complete and not headline.failed_requests
+    return found
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+def test_one_machine_against_itself_is_neither_faster_nor_slower(
+    server: Server, prompts: str, tmp_path: Path, figures: list[str]
+) -> None:
+    found = measured(server, tmp_path, "sequential", prompts, 1, figures)
+    ratio = tables.headline(found).overhead_ratio.median
+    assert ratio is not None and 0.95 <= ratio <= 1.05
+
+
+@pytest.mark.parametrize("prompts", PROMPTS)
+@pytest.mark.parametrize("strategy", ["serial-per-provider", "shared-queue"])
+def test_two_equal_machines_take_about_half(
+    server: Server, strategy: str, prompts: str, tmp_path: Path, figures: list[str]
+) -> None:
+    if len(server.urls) < 2:
+        pytest.skip(f"{VARIABLES[server.kind]} names one server, and this takes two equal ones")
+    found = measured(server, tmp_path, strategy, prompts, 2, figures)
+    ratio = tables.headline(found).overhead_ratio.median
+    assert ratio is not None and 0.45 <= ratio <= 0.62

@@ -1,0 +1,606 @@
+"""What cannot be is not believed: impossible times, answers out of a cache, unlike work.
+
+Hand-built reports with the numbers done by hand, and whole runs against a server on a socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats as scipy_stats
+from test_tables import pool_report, row
+
+from poclib import belief, cautions, cli, experiment, report, tables, words
+from poclib.records import Parameters, Report
+
+SAMPLES = sorted(Path(report.root(), "data", "reports").rglob("*.json"))
+EMPTY = hashlib.sha256(b"").hexdigest()
+
+
+# ---- Hand-built reports --------------------------------------------------------------------
+
+
+def alone(
+    walls: list[tuple[float, float]], prompts: int = 4, change: Callable[..., Any] | None = None
+) -> Report:
+    """One machine against itself: of each round the wall of a request in the arm that ran first
+    and in the second, of which all but 100 ms is the prompt. `change` may change every row."""
+    rounds = []
+    for index, (first, second) in enumerate(walls):
+        kinds = ["baseline", "strategy"] if index % 2 == 0 else ["strategy", "baseline"]
+        arms = []
+        for place, (kind, wall) in enumerate(zip(kinds, (first, second), strict=True)):
+            rows = []
+            for prompt in range(prompts):
+                start = 100_000.0 * index + 50_000.0 * place + prompt * wall
+                server = {"prompt_ms": wall - 102, "generation_ms": 100, "total_ms": wall - 2}
+                one = row(prompt, "local", start, wall, server=server, prompt_tokens=282)
+                marks = one["marks"]
+                marks["first_byte_ms"] = marks["first_token_ms"] = start + wall - 101
+                rows.append({**one, **(change(kind, place, one) if change else {})})
+            arms.append({"arm": kind, "strategy": "sequential", "limits": {"local": 1},
+                         "requests": rows})  # fmt: skip
+        rounds.append({"index": index, "arms": arms})
+    local = pool_report().model_dump()["providers"][:1]
+    calibration = {"arm": "calibration", "strategy": "sequential",
+                   "requests": [row(i, "local", 9000.0 * i, 1000) for i in range(4)]}  # fmt: skip
+    data = pool_report(strategy="sequential", rounds=0, providers=local, probes=[]).model_dump()
+    data |= {"prompt_sha256": list(map(str, range(prompts))), "preparation": [calibration]}
+    return Report.model_validate(data | {"rounds": rounds})
+
+
+def test_a_prompt_cache_forbids_the_verdict() -> None:
+    """Rounds of 0.12, 8.33, 0.12: prompts of 1,650 ms that took 15 ms when they came again."""
+    found = alone([(1752, 210)] * 3)
+    headline = tables.headline(found)
+    assert headline.round_ratios == pytest.approx([0.12, 8.34, 0.12], abs=0.01)
+    assert headline.verdict == "INCONCLUSIVE" and headline.forbidden
+    line = words.gate_line(headline)
+    assert line.startswith("Gate: INCONCLUSIVE") and "a cache answered" in line
+    assert words.effect(headline) == "unknown" and "says nothing" in words.finding(headline)
+    assert cautions.weighty(found, headline)[0].startswith("No verdict stands on these times")
+
+
+def test_a_cache_is_seen_without_any_time_of_the_servers() -> None:
+    blind = alone([(1752, 210)] * 3, change=lambda *_: {"server": {}, "prompt_tokens": None})
+    assert "began to answer in" in belief.cached(blind)[0]
+
+
+def test_cached_tokens_in_one_arm_forbid_the_verdict() -> None:
+    """The same times in both arms, but half of the prompts' tokens were not read in one."""
+    told = alone([(1000, 1000)] * 3, change=lambda kind, place, _: {"cached_tokens": 141 * place})
+    assert "took 50 % more of the prompts out of its cache" in belief.cached(told)[0]
+    both = alone([(1000, 1000)] * 3, change=lambda *_: {"cached_tokens": 141})
+    assert belief.cached(both) == []  # a template's beginning, in both arms alike
+
+
+@pytest.mark.parametrize(
+    ("walls", "what"),
+    [
+        ([(1000, 1000)] * 5, "equal arms"),
+        ([(4000, 1000), (1000, 1000), (1000, 1000)], "a slow start: a model that was loading"),
+        ([(2000, 1500), (1400, 1300), (1200, 1100)], "a machine that wakes up"),
+        ([(1000, 4000), (4000, 1000), (1000, 4000)], "a strategy whose requests share a server"),
+        ([(4000, 1000), (1000, 4000), (4000, 1000)], "a strategy on a faster machine"),
+        ([(103, 102.5)] * 4, "prompts that take next to nothing"),
+    ],
+)
+def test_what_is_no_cache_is_not_taken_for_one(walls: list[tuple[float, float]], what: str) -> None:
+    assert belief.cached(alone(walls)) == [], what
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+def test_the_committed_reports_are_believed(path: Path) -> None:
+    if "poclib-report" not in path.read_text()[:100]:
+        pytest.skip("another kind of file")
+    found = report.load(path)
+    headline = tables.headline(found)
+    assert belief.believed(found) == (found, {})
+    assert not headline.forbidden and not headline.per_token and not headline.disbelieved
+    assert not [one for one in cautions.weighty(found, headline) if "mid-run" in one]
+
+
+def test_faster_than_calibration_with_one_in_flight_forbids_the_verdict() -> None:
+    """4 prompts of 700 ms where calibration took 1,000: 143 % of what one machine can give."""
+    headline = tables.headline(alone([(700, 700)] * 5))
+    assert headline.efficiency == pytest.approx(1000 / 700)
+    assert headline.verdict == "INCONCLUSIVE" and "143 %" in headline.forbidden[0]
+    assert "batching" not in words.why(headline)
+    # Calibration that itself varies by a half shows nothing of the kind.
+    rows = [row(i, "local", 9000.0 * i, wall) for i, wall in enumerate([900, 900, 900, 1700])]
+    arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
+    data = alone([(960, 960)] * 5).model_dump() | {"preparation": [arm]}
+    noisy = tables.headline(Report.model_validate(data))
+    assert noisy.efficiency == pytest.approx(1100 / 960) and not noisy.forbidden
+
+
+IMPOSSIBLE = [
+    ({"total_ms": 1400.0}, "1,400.0 ms of a request that took 1,000.0 ms"),
+    ({"total_ms": 500.0, "prompt_ms": -5.0}, "a negative time"),
+    ({"total_ms": 0.00007, "generation_ms": 0.00007}, "7e-05 ms for 40 tokens"),
+    ({"total_ms": 0.9}, "0.9 ms for an answer that arrived over 390.0 ms"),
+]
+
+
+@pytest.mark.parametrize(("server", "why"), IMPOSSIBLE)
+def test_a_servers_time_that_cannot_be_is_used_nowhere(server: dict[str, Any], why: str) -> None:
+    def lying(kind: str, place: int, one: dict[str, Any]) -> dict[str, Any]:
+        start = one["marks"]["start_ms"]
+        return {"server": server, "token_ms": [start + 600 + 10 * i for i in range(40)]}
+
+    found = alone([(1000, 1000)] * 3, change=lying)
+    headline = tables.headline(found)
+    assert why in headline.disbelieved["local"]
+    assert headline.added_latency_ms == {"remote": None, "local": None}
+    assert tables.overhead(found).query("arm == 'strategy'")["over_ms"].isna().all()
+    said = words.report_text(found, headline)
+    assert f"The times that local tells of itself are not used: it reports {why}" in said or (
+        f"local tells of itself are not used: it reports a{why[1:]}" in said
+    )
+    assert not [cell for cell in said.split() if cell.startswith(("-0", "-1", "-3", "-4"))]
+    assert "local" in words.checks(found, headline) and headline.verdict == "PASS"
+
+
+def test_what_two_clocks_differ_by_is_believed_and_never_negative() -> None:
+    found = alone([(1000, 1000)] * 3, change=lambda *_: {"server": {"total_ms": 1000.8}})
+    assert tables.headline(found).disbelieved == {}
+    assert tables.headline(found).added_latency_ms["local"].min == 0  # type: ignore[union-attr]
+
+
+def test_times_per_token_decide_where_the_arms_lengths_differ() -> None:
+    """The strategy's answers have 8 of 40 tokens and take half: 2.5 times as long per token."""
+    short = {"baseline": 40, "strategy": 8}
+    found = alone(
+        [(1000, 500), (500, 1000), (1000, 500)],
+        change=lambda kind, *_: {"output_tokens": short[kind]},
+    )
+    headline = tables.headline(found)
+    assert headline.per_token and headline.overhead_ratio.median == pytest.approx(0.5 * 40 / 8)
+    assert headline.verdict == "FAIL"
+    for text in (
+        words.finding(headline),
+        words.gate_line(headline),
+        words.comparison_text([headline]),
+        words.report_text(found, headline),
+        words.bottom_line(found, headline),
+    ):
+        assert "per token" in text
+    said = [one for one in cautions.weighty(found, headline) if "8 to 40 tokens" in one]
+    assert "the ratio is of times per token" in said[0]
+
+
+def test_lengths_within_the_band_leave_the_times_as_they_are() -> None:
+    close = {"baseline": 40, "strategy": 39}
+    found = alone([(1000, 500)] * 2, change=lambda kind, *_: {"output_tokens": close[kind]})
+    assert not tables.headline(found).per_token
+
+
+def test_machines_with_answers_of_unlike_length_are_told() -> None:
+    data = pool_report().model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for request in arm["requests"]:
+                request["output_tokens"] = 8 if request["provider"] == "remote" else 1
+    found = Report.model_validate(data)
+    said = "\n".join(cautions.weighty(found, tables.headline(found)))
+    assert "differ in length between machines (mean tokens: local 1.0, remote 8.0)" in said
+
+
+def test_answers_far_from_max_tokens_are_told_beside_the_verdict() -> None:
+    asked = Parameters(providers=[{"name": "local"}], max_tokens=200).model_dump()
+    found = alone([(1000, 1000)] * 2).model_copy(update={"parameters": Parameters(**asked)})
+    said = words.verdict_text([found], [tables.headline(found)])
+    assert "16 of 16 answers are far from max_tokens 200 (40 to 40 tokens)" in said
+    assert said.splitlines()[-1].startswith("Gate: ")
+
+
+def test_an_arm_of_nothing_is_no_measurement() -> None:
+    hollow = {"answer_sha256": EMPTY, "output_tokens": None}
+    found = alone([(1000, 5)] * 2, change=lambda kind, *_: hollow if kind == "strategy" else {})
+    headline = tables.headline(found)
+    assert headline.overhead_ratio.rounds == 0 and headline.verdict == "INCONCLUSIVE"
+
+
+def test_answers_of_thoughts_only_are_told() -> None:
+    thoughts = {"answer_sha256": EMPTY, "thought_characters": 90}
+    found = alone([(1000, 1000)] * 2, change=lambda *_: thoughts)
+    said = "\n".join(cautions.weighty(found, tables.headline(found)))
+    assert "16 answers of 16 empty but for thoughts" in said and "raise max_tokens" in said
+
+
+def test_marks_of_an_arm_leave_answers_uncompared_but_those_of_calibration() -> None:
+    """Calibration: the same texts to both; of the 3 pairs the one of the later turn differs."""
+    data = pool_report().model_dump()
+    rows = {
+        name: [[row(i, name, 1, 200) for i in range(2)], [row(0, name, 1, 200)]]
+        for name in ("local", "remote")
+    }
+    rows["remote"][1][0]["answer_sha256"] = "another"
+    data["preparation"] = [
+        {"arm": "calibration", "strategy": "sequential", "requests": rows[name][turn]}
+        for turn in range(2)
+        for name in rows
+    ]
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for request in arm["requests"]:
+                request["answer_sha256"] += arm["arm"]
+    found = Report.model_validate(data | {"marked": True})
+    headline = tables.headline(found)
+    assert headline.answers_equal.compared == 0
+    assert (headline.calibration_equal.equal, headline.calibration_equal.compared) == (2, 3)
+    said = words.report_text(found, headline)
+    assert "not compared, since each arm's texts begin with a mark of their own" in said
+    assert "2 of 3 between machines" in said and "differ between the arms" not in said
+    assert "1 of 3 answers to calibration's prompts differ between machines" in said
+
+
+# ---- Tokens one by one ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "tokens", "apart", "between", "why"),
+    [
+        (range(0, 400, 10), 40, "tokens", 10.0, ""),
+        (range(0, 400, 100), 40, "chunks", 100.0, "several tokens came in a chunk"),
+        ([300] * 10, 40, None, None, "each answer came in one write"),
+        (range(0, 400, 10), None, "chunks", 10.0, "its server does not count tokens"),
+        (range(0, 400, 10), 0, "chunks", 10.0, "its server does not count tokens"),
+    ],
+)
+def test_a_time_between_tokens_needs_tokens_that_came_one_by_one(
+    arrivals: Any, tokens: int | None, apart: str | None, between: float | None, why: str
+) -> None:
+    def streamed(kind: str, place: int, one: dict[str, Any]) -> dict[str, Any]:
+        start = one["marks"]["start_ms"]
+        return {"output_tokens": tokens, "token_ms": [start + 500 + at for at in arrivals]}
+
+    found = alone([(1000, 1000)] * 3, change=streamed)
+    headline = tables.headline(found)
+    stream = headline.streams["local"]
+    assert (stream.apart, stream.why) == (apart, why)
+    assert stream.between_ms["p50"] == (None if between is None else pytest.approx(between))
+    counted = tokens or len(arrivals)
+    assert stream.tokens_per_s == pytest.approx(counted) and stream.tokens_per_s > 0
+    assert stream.counted == ("server" if tokens else "pieces")
+    assert f"between {apart or 'tokens'}, local" in words.report_text(found, headline)
+
+
+def test_thoughts_and_tokens_have_first_times_of_their_own() -> None:
+    def thinking(kind: str, place: int, one: dict[str, Any]) -> dict[str, Any]:
+        start = one["marks"]["start_ms"]
+        marks = {**one["marks"], "first_thought_ms": start + 100}
+        tokens = [start + 600 + 10 * i for i in range(30)]
+        return {"marks": marks, "token_ms": tokens, "thought_characters": 50}
+
+    found = alone([(1000, 1000)] * 3, change=thinking)
+    stream = tables.headline(found).streams["local"]
+    assert stream.thought_ms and stream.thought_ms["p50"] == pytest.approx(100)
+    assert stream.ttft_ms["p50"] == pytest.approx(600)
+    assert (stream.apart, stream.why) == ("chunks", "its server counts tokens of thoughts too")
+    assert "first thought, local" in words.report_text(found, tables.headline(found))
+
+
+def test_an_answer_that_was_not_streamed_has_no_first_token() -> None:
+    headline = tables.headline(alone([(1000, 1000)] * 3))
+    assert headline.streams == {} and "not streamed" in headline.missing["streams.local"]
+
+
+# ---- Causes that were seen -------------------------------------------------------------------
+
+
+def test_rounds_too_unlike_give_no_interval_but_how_many_would() -> None:
+    """Of 0.2 and 0.59 Student's interval spans a factor of a million: nobody could use it."""
+    headline = tables.headline(alone([(5000, 1000), (1000, 1700)]))
+    assert headline.round_ratios == pytest.approx([1 / 5, 1 / 1.7])
+    assert headline.overhead_ratio.low is None and headline.verdict == "INCONCLUSIVE"
+    need = headline.rounds_needed or 1
+    spread = statistics.stdev([math.log(1 / 5), math.log(1 / 1.7)])
+
+    def factor(rounds: int) -> float:
+        """Between the ends, by Student's t at 97.5 % times the standard error to both sides."""
+        t = scipy_stats.t.ppf(0.975, rounds - 1)
+        return math.exp(2 * t * spread / math.sqrt(rounds))
+
+    assert need == 5 and factor(5) <= 10 < factor(4)
+    assert f"at least {need} rounds would give an interval" in words.gate_line(headline)
+    assert "too unlike for an interval" in words.ratio(headline)
+
+
+def test_the_owners_own_server_is_not_another_program() -> None:
+    moments = [{"at_ms": 1.0, "others": 0.49}]
+    data = pool_report(moments=moments).model_dump()
+    assert "close them" in _said(Report.model_validate(data))
+    data["providers"][0]["kind"] = "ollama"
+    said = _said(Report.model_validate(data))
+    assert "Other programs took 49 %" in said and "close them" not in said
+    assert "the work of local, a server on this machine" in said
+
+
+def _said(found: Report) -> str:
+    return "\n".join(cautions.warnings(found, tables.headline(found)))
+
+
+def test_a_front_end_that_waits_has_its_sentence() -> None:
+    """8 at once on one server: 111 ms outside its own time, alone 2."""
+    data = alone([(1000, 1000)] * 2).model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            if arm["arm"] == "strategy":
+                arm["limits"] = {"local": 4}
+                for request in arm["requests"]:
+                    request["marks"]["start_ms"] = arm["requests"][0]["marks"]["start_ms"]
+                    request["server"] = {"total_ms": 889.0}
+    said = _said(Report.model_validate(data))
+    assert "(local 111 ms with up to 4, 2.0 ms alone)" in said and "no network explains it" in said
+
+
+def test_no_sentence_speaks_of_remote_servers_where_there_is_none() -> None:
+    found = alone([(1000, 1000)] * 3)
+    headline = tables.headline(found)
+    assert "No provider is remote" in words.network(headline)
+    text = words.report_text(found, headline) + words.bottom_line(found, headline)
+    assert "remote server" not in text and "added latency, remote" not in text
+    assert headline.missing["network_share"] == "no provider is remote"
+
+
+def connected(gap_ms: float, at_once: int, keeps: bool | None, opened: bool) -> str:
+    """The warning of new connections, of `at_once` requests with such a pause before each turn."""
+    rows: list[dict[str, Any]] = []
+    for prompt in range(8):
+        start = (prompt // at_once) * (100 + gap_ms)
+        one = row(prompt, "local", start + 1, 100, token_ms=[start + 50])
+        # The first are always new; later ones where they say so.
+        if opened or prompt < at_once:
+            one["marks"]["connected_ms"] = start + 1.5
+        rows.append(one)
+    local = {**pool_report().model_dump()["providers"][0], "kind": "openai", "keeps_streams": keeps}
+    arms = [{"arm": "strategy", "strategy": "sequential", "requests": rows}]
+    found = pool_report(rounds=0, providers=[local], preparation=[], probes=[]).model_dump() | {
+        "rounds": [{"index": 0, "arms": arms}]
+    }
+    said = [
+        one for one in _said(Report.model_validate(found)).splitlines() if "opened a new" in one
+    ]
+    return said[0] if said else ""
+
+
+def test_a_new_connection_is_blamed_on_whoever_closed_the_old_one() -> None:
+    ours = connected(4500, 1, True, opened=True)
+    assert "idle for longer than the 4 s" in ours and "server closes" not in ours
+    more = connected(10, 8, True, opened=True)
+    assert "more requests were in flight than before" in more and "server" not in more
+    server = connected(10, 1, False, opened=True)
+    assert "the server closes it after each streamed answer" in server
+    lost = connected(10, 1, True, opened=True)
+    assert "had closed the open one" in lost
+    assert connected(10, 1, True, opened=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompt_characters": [1128] * 4}, "counts only 66 tokens for a prompt of 1,128"),
+        ({"prompt_characters": [260] * 4}, None),
+        ({"room": 100}, "do not fit the context of local (66 and 40 tokens, 100 fit)"),
+    ],
+)
+def test_prompts_cut_to_the_context_are_told_beside_the_verdict(
+    changes: dict[str, Any], sentence: str | None
+) -> None:
+    found = alone([(1000, 1000)] * 2, change=lambda *_: {"prompt_tokens": 66})
+    data = found.model_dump() | {"prompt_characters": changes.get("prompt_characters", [])}
+    data["providers"][0]["context_tokens"] = changes.get("room", 128)
+    data["parameters"] = Parameters(providers=[{"name": "local"}], max_tokens=40).model_dump()
+    cut = Report.model_validate(data)
+    said = "\n".join(cautions.weighty(cut, tables.headline(cut)))
+    assert sentence in said if sentence else "context" not in said
+
+
+def test_a_prompt_of_unlike_token_counts_at_two_machines_is_told() -> None:
+    data = pool_report().model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for request in arm["requests"]:
+                request["prompt_tokens"] = 282 if request["provider"] == "local" else 66
+    found = Report.model_validate(data)
+    said = "\n".join(cautions.weighty(found, tables.headline(found)))
+    assert "The same prompt has unlike numbers of tokens (" in said
+    assert "local 282" in said and "remote 66" in said
+
+
+def test_a_reload_is_told_as_such_and_not_as_drift() -> None:
+    """The last calibrations took 900 ms because the model was loaded for 700 of them."""
+    walls = [200.0] * 6 + [900.0] * 3
+    rows = [
+        row(
+            0,
+            "local",
+            5000.0 * i,
+            wall,
+            server={"total_ms": wall - 2, "load_ms": max(5, wall - 200)},
+        )
+        for i, wall in enumerate(walls)
+    ]
+    rows.append(row(0, "remote", 1, 300))
+    arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
+    said = _said(pool_report(preparation=[arm]))
+    assert "3 requests waited while a model was loaded in mid-run (local, up to 700 ms)" in said
+    assert "at the run's end" not in said
+
+
+def test_a_limit_that_fell_is_told() -> None:
+    data = pool_report().model_dump()
+    arm = next(one for one in data["rounds"][0]["arms"] if one["arm"] == "strategy")
+    arm["limits"] = {"local": 64}
+    arm["limit_changes"] = [
+        {"provider": "local", "at_ms": i, "limit": limit, "reason": why, "in_flight": was}
+        for i, (was, limit, why) in enumerate(
+            [(64, 32, "slower"), (32, 16, "slower"), (16, 17, "good"), (17, 8, "refused")]
+        )
+    ]
+    said = _said(Report.model_validate(data))
+    assert "The limit of local fell from 64 to 8: " in said
+
+
+def test_the_suites_end_tells_each_kind_of_warning_once() -> None:
+    one = alone([(1000, 1000)] * 2, change=lambda *_: {"cached_tokens": 9})
+    two = one.model_copy(update={"strategy": "shared-queue"})
+    lines = words.verdict_text([one, two], [tables.headline(r) for r in (one, two)]).splitlines()
+    assert sum("reused cached prompt tokens" in line for line in lines) == 1
+    assert lines[-1].startswith("Gate: ") and "of 2:" in lines[-1]
+
+
+# ---- Whole runs against a server on a socket -------------------------------------------------
+
+
+@contextmanager
+def ollama(answer: Callable[[str, float], dict[str, Any]]) -> Iterator[str]:
+    """A server that speaks Ollama's API; `answer` gives what a text's answer says, given when the
+    request came (by `time.perf_counter`)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _give(self, body: dict[str, Any]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def do_GET(self) -> None:
+            tags = {"models": [{"name": "tiny:latest", "digest": "ab" * 32}]}
+            self._give(tags if self.path == "/api/tags" else {"version": "0.33.0"})
+
+        def do_POST(self) -> None:
+            came_s = time.perf_counter()
+            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if "messages" not in asked:
+                self._give({"model_info": {}, "details": {}, "modelfile": ""})
+                return
+            text = asked["messages"][0]["content"]
+            common = {"message": {"content": "yes"}, "done": True, "done_reason": "length"}
+            self._give(common | {"prompt_eval_count": 282, "eval_count": 40} | answer(text, came_s))
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def caching(known: set[str]) -> Callable[[str, float], dict[str, Any]]:
+    """Reads a text in 40 ms, one that it has seen at once, whatever mark stands before it."""
+
+    def answer(text: str, came_s: float) -> dict[str, Any]:
+        ending = text[-40:]
+        if ending not in known:
+            time.sleep(0.04)
+            known.add(ending)
+        read_ns = int(1e9 * (time.perf_counter() - came_s))
+        return {"prompt_eval_duration": read_ns, "eval_duration": 500_000,
+                "total_duration": read_ns + 500_000}  # fmt: skip
+
+    return answer
+
+
+def measured(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Report:
+    (tmp_path / "data" / "reports").mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
+    given = {
+        "experiment": "mine",
+        "strategy": "sequential",
+        "providers": [{"name": "shelf", "kind": "ollama", "model": "tiny", "url": url}],
+        "prompts": [f"Prompt {i} of those that are told apart by their end, {i}" for i in range(4)],
+        "rounds": 3,
+        "stream": False,
+        "warm_up_prompts": 0,
+        "calibration_prompts": 2,
+    }
+    return experiment.measure(Parameters.read({**given, **changes}))
+
+
+def gate(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["gate", "mine-sequential"])
+    return int(ended.value.code or 0), capsys.readouterr().out
+
+
+def test_a_server_that_knows_prompts_again_gets_no_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cache forgets at every other arm, so the second arm of each round is answered from it."""
+    known: set[str] = set()
+    arms = [0]
+    read = caching(known)
+
+    def forgetful(text: str, came_s: float) -> dict[str, Any]:
+        arms[0] += 1
+        if (arms[0] - 3) % 9 == 0:  # after the two calibrations, and then one of each round
+            known.clear()
+        return read(text, came_s)
+
+    with ollama(forgetful) as url:
+        found = measured(url, tmp_path, monkeypatch)
+    headline = tables.headline(found)
+    assert headline.forbidden and headline.verdict == "INCONCLUSIVE"
+    code, out = gate(capsys)
+    assert code == 2 and "a cache answered" in out.splitlines()[-1]
+    assert "warning: No verdict stands on these times" in out
+
+
+def test_a_server_in_another_unit_is_measured_without_its_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes 10 ms and reports 70 ns: no added latency comes of that, and it is told."""
+
+    def answer(text: str, came_s: float) -> dict[str, Any]:
+        time.sleep(0.01)
+        return {"prompt_eval_duration": 10, "eval_duration": 70, "total_duration": 80}
+
+    with ollama(answer) as url:
+        found = measured(url, tmp_path, monkeypatch, gate_max_ratio=100)
+    headline = tables.headline(found)
+    assert "shelf" in headline.disbelieved and headline.added_latency_ms["local"] is None
+    said = words.report_text(found, headline)
+    assert "The times that shelf tells of itself are not used" in said
+    assert "cold" not in said and "loaded" not in said
+
+
+def test_answers_of_unlike_length_stand_beside_the_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every arm has answers of 8 tokens where 40 were asked for."""
+
+    def answer(text: str, came_s: float) -> dict[str, Any]:
+        return {"eval_count": 8}
+
+    with ollama(answer) as url:
+        measured(url, tmp_path, monkeypatch, gate_max_ratio=100)
+    monkeypatch.setattr(cli, "_publish", lambda: tmp_path / "site" / "index.html")
+    cli._run([], {}, tmp_path, "mine")
+    end = capsys.readouterr().out  # the last lines of `poc run`
+    assert end.index("sequential ") < end.index("far from max_tokens 40") < end.index("Gate: ")
+    _, out = gate(capsys)
+    assert "answers are far from max_tokens 40 (8 to 8 tokens)" in out
+    assert out.splitlines()[-1].startswith("Gate: ")

@@ -1,0 +1,207 @@
+"""Kernels as `poc run` starts them: several at once, killed, and refused by another run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from poclib import cli, pages, publish, recording, report, sweep
+from poclib.errors import FolderHeld, RunFailed
+
+ROOT = report.root()
+PATIENCE_S = 300  # only ends a hung test
+EXECUTE = """
+import sys
+from pathlib import Path
+from poclib import publish
+publish.execute(Path(sys.argv[1]), Path(sys.argv[2]), {})
+"""
+# Where this kernel's sockets lie, and all that the working folder holds.
+SHOW = """
+from pathlib import Path
+from ipykernel.connect import get_connection_file
+here = Path(get_connection_file()).parent
+assert here.stat().st_mode & 0o077 == 0
+print(here.name, len(list(here.glob("kernel-ipc-*"))), sorted(p.name for p in Path().iterdir()))
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder, and a folder for temporary files, of a test's own."""
+    (tmp_path / "home" / "data" / "reports").mkdir(parents=True)
+    monkeypatch.setenv("POCLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> object:
+    """As short as the usual one: pytest's own may have no room left for a socket's name."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+def notebook(folder: Path, code: str) -> Path:
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    made.metadata["kernelspec"] = {"name": "python3", "display_name": "p", "language": "python"}
+    nbformat.write(made, folder / "01_shown.ipynb")
+    return folder / "01_shown.ipynb"
+
+
+def begun(source: Path, target: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", EXECUTE, str(source), str(target)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def said(target: Path) -> str:
+    return str(nbformat.read(target, as_version=4).cells[-1].outputs[0].text)
+
+
+@pytest.mark.slow
+def test_notebooks_begun_at_the_same_moment_each_have_their_own_kernel(
+    home: Path, tmp_path: Path, temporary: Path
+) -> None:
+    source = notebook(tmp_path, SHOW)
+    targets = [tmp_path / f"{number}.ipynb" for number in range(4)]
+    running = [begun(source, target) for target in targets]
+    ended = [(one.communicate(timeout=PATIENCE_S)[1], one.returncode) for one in running]
+    assert [code for _, code in ended] == [0] * 4, ended
+    told = {said(target) for target in targets}
+    assert len(told) == 4
+    assert all(one.endswith("5 ['data']\n") for one in told), told
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.slow
+def test_what_a_killed_coordinator_left_is_gone_with_the_next(
+    home: Path, tmp_path: Path, temporary: Path
+) -> None:
+    source = notebook(tmp_path, "import os; os.kill(os.getppid(), 9)")
+    first = begun(source, tmp_path / "killed.ipynb")
+    first.communicate(timeout=PATIENCE_S)
+    assert first.returncode == -signal.SIGKILL
+    (left,) = temporary.iterdir()
+    assert left.name.startswith(f"poc-{first.pid}-")
+    others = [temporary / f"poc-{os.getpid()}-other", temporary / "poc-not-ours"]
+    for other in others:  # of a process that lives, or of none
+        other.mkdir()
+    publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
+    assert sorted(temporary.iterdir()) == sorted(others)
+    assert not list(home.glob("kernel*"))
+
+
+@pytest.mark.slow
+def test_a_long_folder_for_temporary_files_is_passed_over(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("long" * 25)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
+    assert said(tmp_path / "done.ipynb").startswith(f"poc-{os.getpid()}-")
+    assert not list(long.iterdir())
+
+
+def test_no_folder_for_temporary_files_is_one_sentence(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(RunFailed, match="no folder for a kernel can be made there"):
+        publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
+
+
+# ---- Another run measures -------------------------------------------------------------------
+
+RUN = """
+experiment: second
+rounds: 1
+providers: [{name: local, kind: embedded}]
+"""
+
+
+def refused(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 3
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("word", "more"), [("run", ""), ("sweep", "sweep: {max_tokens: [4, 8]}")])
+def test_a_second_command_is_refused_before_it_asks_a_provider_or_a_kernel(
+    home: Path, word: str, more: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    (home / "my.yaml").write_text(f"{RUN}{more}\nstrategy: shared-queue" if more else RUN)
+    with recording.only_one(home / "data" / "runs", cli.COMMAND):
+        told = refused([word, str(home / "my.yaml")], capsys)
+    assert told.startswith(f"poc: another run (process {os.getpid()}) is writing")
+    assert told.count("\n") == 1 and not list(home.rglob("second*"))
+
+
+@pytest.mark.slow
+def test_a_run_beside_a_measuring_notebook_ends_at_its_first(
+    home: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As one measures in JupyterLab: every other notebook would be refused likewise."""
+    (home / "notebooks").mkdir()
+    for name in ("04_serial_per_provider", "06_shared_queue"):
+        shutil.copy(ROOT / "notebooks" / f"{name}.ipynb", home / "notebooks")
+    (home / "my.yaml").write_text(RUN)
+    with recording.only_one(home / "data" / "runs"), pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(home / "my.yaml")])
+    told = capfd.readouterr()
+    assert ended.value.code == 3 and told.out == ""
+    assert told.err.splitlines()[-1].startswith("poc: another run (process ")
+    assert "[1/2]" in told.err and "[2/2]" not in told.err and "failed" not in told.err
+
+
+def test_a_refused_point_ends_the_sweep(home: Path) -> None:
+    tried: list[str] = []
+
+    def busy(point: sweep.Point, folder: Path) -> None:
+        tried.append(point.name)
+        raise FolderHeld("another run (process 1) is writing to the folder runs.")
+
+    given = {"sweep": {"seed": [1, 2]}, "strategy": "shared-queue", "providers": [{"name": "a"}]}
+    found = sweep.points(given, "grid.yaml")
+    with pytest.raises(FolderHeld):
+        list(sweep.run(found, home / "grid", busy))
+    assert tried == [found[0].name]
+
+
+# ---- What a run found, in words -------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_runs_result_lies_beside_it_and_on_the_site_and_not_over_the_committed_one(
+    home: Path,
+) -> None:
+    for sample in (ROOT / "data" / "reports").glob("sample-*.json"):
+        text = sample.read_text().replace('"experiment": "sample"', '"experiment": "mine"')
+        (home / "data" / "reports" / sample.name.replace("sample", "mine")).write_text(text)
+    committed = home / "PHASE-0-RESULT.md"
+    committed.write_text("as committed")
+    folder = home / "data" / "runs" / "mine"
+    name = "10_phase_0_result.ipynb"
+    values = {"experiment": "mine", "write": True}
+    publish.execute(ROOT / "notebooks" / name, folder / name, values)
+    result = folder / report.RESULT
+    assert committed.read_text() == "as committed"
+    assert result.read_text() == (ROOT / "PHASE-0-RESULT.md").read_text()
+    result.write_text(result.read_text() + "http://192.168.77.20:11434\n")
+    index = pages.site(home / "site", {"mine": [folder / name], "sample": []}, [])
+    assert f"href='mine/{report.RESULT}'" in index.read_text()
+    shown = (home / "site" / "mine" / report.RESULT).read_text()
+    assert shown.startswith("# Phase 0 result") and "192.168" not in shown
