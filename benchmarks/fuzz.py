@@ -33,7 +33,7 @@ import httpx  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
-from poclib import cli, documents, notation, recording, report, sweeps, tables, words, workload  # noqa: E402
+from poclib import cli, documents, notation, recording, report, sweep, tables, words, workload  # noqa: E402
 from poclib.attempts import Rules, attempt  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.records import Parameters, Prompt, Request  # noqa: E402
@@ -144,13 +144,14 @@ def parameters(folder: Path) -> tuple[list[bytes], Target]:
 
 
 def sweeps_(folder: Path) -> tuple[list[bytes], Target]:
-    seeds = [path.read_bytes() for path in sorted((HERE.parent / "params").glob("sweep*.yaml"))]
+    seeds = [path.read_bytes() for path in sorted((HERE.parent / "params").glob("*.yaml"))]
+    seeds = [seed for seed in seeds if b"\nsweep:" in seed]
     seeds += [json.dumps(yaml.safe_load(seed)).encode() for seed in seeds]
     path = folder / "fuzzed.yaml"
 
     def target(data: bytes) -> None:
         path.write_bytes(data)
-        for point in sweeps.points(cli.read_yaml(path), path.name):
+        for point in sweep.points(cli.read_yaml(path), path.name):
             assert not {"/", "\\", "\0"} & set(point.name), "a point's folder would lie elsewhere"
             printable(notation.safe(point.label))
 

@@ -309,20 +309,3 @@ def fell(report: Report) -> list[str]:
         "Set its capacity lower (poc doctor --capacity finds one)."
         for name, (least, limit) in lowest.items()
     ]
-
-
-def against(report: Report, other: Report) -> str:
-    """How much longer one report's strategy took than another's, from medians over the rounds."""
-    took = [median(lasted) if (lasted := _strategy_ms(one)) else None for one in (report, other)]
-    if took[0] is None or not took[1]:
-        return "One of the two has no round that came to its end."
-    kinds = [f"{one.strategy} ({one.experiment})" for one in (report, other)]
-    return (
-        f"{kinds[0]} took {milliseconds(took[0])}, {kinds[1]} {milliseconds(took[1])}: "
-        f"{number(took[0] / took[1], 2)} times as long."
-    )
-
-
-def _strategy_ms(report: Report) -> list[float]:
-    arms = [a for r in report.rounds for a in r.arms if a.arm == "strategy" and a.cut_ms is None]
-    return [lasted for arm in arms if (lasted := _lasted(arm)) is not None]

@@ -48,6 +48,11 @@ def weighty(report: Report, headline: Headline) -> list[str]:
     if not report.complete:
         found.append("The run did not finish: it was stopped or failed; run it again.")
     found += [inline(note, 300) for note in report.notes]
+    if report.parameters and (strike := report.parameters.strike):
+        found.append(
+            f"{strike.provider} was cut off on purpose in every arm of the strategy once "
+            f"{percent(strike.after)} of the prompts were answered; its requests failed from then."
+        )
     if headline.incomplete_rounds:
         found.append(
             f"{many(headline.incomplete_rounds, 'round')} left out: some prompt has no answer "

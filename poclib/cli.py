@@ -7,6 +7,7 @@ Errors of ours come out as one line on standard error; exit codes: 0 done or PAS
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
@@ -23,9 +24,9 @@ from . import (
     accuracy,
     agreement,
     catalogue,
-    causes,
     comparisons,
     concurrency,
+    curves,
     documents,
     experiment,
     finder,
@@ -40,10 +41,10 @@ from . import (
     repeat,
     report,
     ruler,
-    sweeps,
     tables,
     words,
 )
+from . import sweep as sweeps
 from .capacity import Found
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .records import Parameters, Report
@@ -51,7 +52,6 @@ from .stats import Headline
 from .strategies import STRATEGIES
 
 MAX_PARAMETER_BYTES = 1 << 20
-VARIANTS = "(bare|adaptive|queueing|batched)"  # what such a notebook adds to its experiment's name
 # Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
 # for itself, and another command must not slip in between two of them.
 COMMAND = ".command.lock"
@@ -88,7 +88,11 @@ def poc() -> None:
 
 _params = click.argument("params", type=click.Path(path_type=Path))
 _set = click.option(
-    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change one parameter (repeat)."
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change one parameter: rounds=3, or a provider's: remote.link.round_trip_ms=40 (repeat).",
 )
 
 
@@ -164,10 +168,13 @@ async def _examine(
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
-    """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
+    """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict.
+
+    A file with a section `sweep` is measured as by `poc sweep`.
+    """
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
     if "sweep" in given:
-        raise ParameterError(f"{params.name} is a sweep: run it with `poc sweep {params.name}`.")
+        return _sweep(given, params.name, only)
     pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
     found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
     # Those that only read reports come last: on the first run there is nothing to read yet.
@@ -209,54 +216,80 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
 @click.argument("file", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
 @_set
 def sweep(file: Path, changes: tuple[str, ...]) -> None:
-    """Run a grid of points, each with a notebook and a report in data/runs/NAME/POINT/.
+    """Run a grid of points, each with a report in data/runs/NAME/POINT/.
 
-    The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it.
+    The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it. Each
+    point has its strategy's notebook too, unless the file names `notebooks` that read all points.
     Interrupted or run again, it goes on where it stopped and measures no finished point twice.
     """
-    found = sweeps.points(read_yaml(file, changes), file.name)
-    notebooks = {}
-    for strategy in dict.fromkeys(one.strategy for one in found):
-        notebooks[strategy] = publish.notebook_of(strategy)
-        declared = publish.declared(notebooks[strategy])
-        keys = {key for one in found if one.strategy == strategy for key in one.values}
-        publish.check_keys(sorted(keys), declared, file.name)
-    folder = report.root() / "data" / "runs" / found[0].sweep
-    numbers = {one.name: f"[{n}/{len(found)}]" for n, one in enumerate(found, start=1)}
+    _sweep(read_yaml(file, changes), file.name)
 
-    def execute(one: sweeps.Point, target: Path) -> None:
-        click.echo(f"{numbers[one.name]} {one.label}", err=True)
-        notebook = notebooks[one.strategy]
-        # A point that was stopped in the middle goes on from its own journal.
-        publish.execute(
-            notebook, target / notebook.name, {**one.values, "live": True, "resume": True}
-        )
+
+def _sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
+    points = [one for one in sweeps.points(given, where) if not only or one.strategy in only]
+    if not points:
+        raise ParameterError(f"{where}: no point has the strategy {' or '.join(only)}.")
+    reading = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
+    for notebook in reading:
+        publish.check_keys(["folder"], publish.declared(notebook), notebook.name)
+    for point in points if not reading else ():
+        declared = publish.declared(publish.notebook_of(point.strategy))
+        publish.check_keys(sorted(point.values), declared, where)
+    folder = report.root() / "data" / "runs" / points[0].sweep
+    numbers = {one.name: f"[{n}/{len(points)}]" for n, one in enumerate(points, start=1)}
+
+    def execute(point: sweeps.Point, target: Path) -> None:
+        click.echo(f"{numbers[point.name]} {notation.inline(point.label, 200)}", err=True)
+        # A point that was stopped in the middle goes on from its own file.
+        if reading:
+            progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
+            experiment.measure(point.parameters, progress, resume=True, running=running)
+            return
+        notebook = publish.notebook_of(point.strategy)
+        values = {**point.values, "live": True, "resume": True}
+        publish.execute(notebook, target / notebook.name, values)
 
     done: list[sweeps.Outcome] = []
-    with recording.only_one(folder.parent, COMMAND):
-        sweeps.write_summary(found, folder)
+    with (
+        recording.only_one(folder.parent, COMMAND),
+        contextlib.closing(pool.Shared()) as shared,
+    ):
+        sweeps.write_summary(points, folder)
         try:
-            for outcome in sweeps.run(found, folder, execute):
+            for outcome in sweeps.run(points, folder, execute):
                 done.append(outcome)
                 _tell(outcome, numbers[outcome.point.name])
         except KeyboardInterrupt:
-            left = notation.many(len(found) - len(done), "point")
+            left = notation.many(len(points) - len(done), "point")
             click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
             raise
+        shared.close()
+        failures = [notation.safe(one.problem) for one in done if one.problem]
+        failed = len(failures)
+        for notebook in reading:
+            try:
+                publish.execute(
+                    notebook, folder / notebook.name, {"folder": f"data/runs/{folder.name}"}
+                )
+            except RunFailed as error:
+                failures.append(str(error))
     page = _publish()
-    click.echo(sweeps.table(done))
+    click.echo(curves.points_table([(one.point.shown, one.report) for one in done]))
     click.echo(f"Open {page.relative_to(report.root())}")
-    if failed := [one for one in done if one.problem]:
+    if failed:
         raise RunFailed(
-            f"{len(failed)} of {len(found)} points failed; the same command tries only those again."
+            f"{failed} of {len(points)} points failed: {failures[0]} "
+            "The same command tries only those again."
         )
+    if failures:
+        raise RunFailed(failures[0])
 
 
 def _tell(outcome: sweeps.Outcome, number: str) -> None:
     if outcome.before:
-        click.echo(f"{number} {outcome.point.label}: done before", err=True)
+        click.echo(f"{number} {notation.inline(outcome.point.label, 200)}: done before", err=True)
     elif outcome.problem:
-        click.echo(f"    failed: {outcome.problem}", err=True)
+        click.echo(f"    failed: {notation.safe(outcome.problem)}", err=True)
 
 
 def _wanted(notebook: Path, only: Sequence[str]) -> bool:
@@ -315,13 +348,7 @@ def gate(name: str) -> None:
 @poc.command()
 @click.argument("name", metavar="REPORT")
 @click.option("--params", type=click.Path(path_type=Path), help="A file that has the addresses.")
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one parameter, or one of a provider: remote.url=http://… (repeat).",
-)
+@_set
 def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     """Measure the experiment of REPORT again, from its report alone: do the two agree?
 
@@ -331,7 +358,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     """
     first = report.load(name)
     given = read_yaml(params) if params else {}
-    parameters = repeat.parameters(first, given, _changed({}, changes))
+    parameters = repeat.parameters(first, given, parameterfile.changes(changes))
     second = experiment.measure(parameters, experiment.bar(report.name(first)))
     headlines = tables.headline(first), tables.headline(second)
     found = agreement.between((first, headlines[0]), (second, headlines[1]))
@@ -398,21 +425,25 @@ def refresh() -> None:
 @click.argument("source", metavar="EXPERIMENT")
 @click.argument("target", metavar="NEW-NAME")
 def keep(source: str, target: str) -> None:
-    """Keep every report of EXPERIMENT under NEW-NAME too, such as `sample`."""
-    kept = [
-        (found, case[1] or "")
-        for found in map(report.load, report.names())
-        if (case := re.fullmatch(f"{re.escape(source)}(-{VARIANTS})?", found.experiment))
-    ]
+    """Keep every report of EXPERIMENT under NEW-NAME too, such as `sample`.
+
+    Of a sweep, the points' reports are kept in the folder data/reports/NEW-NAME, in place of those
+    that were there.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", target, re.A):
+        raise ParameterError(f"{target[:70]!r} is no name for reports: use letters and digits.")
+    runs = report.root() / "data" / "runs" / source
+    if sweeps.summary(runs):
+        home = report.root() / report.FOLDER / target
+        for path in recording.keep_only(report.within(runs), home):
+            click.echo(path.name)
+        return
+    kept = [one for one in map(report.load, report.names()) if one.experiment == source]
     if not kept:
         raise ReportError(f"no report of experiment {source!r}; `poc show` lists what there is.")
-    for found, suffix in kept:
-        renamed = {**found.model_dump(), "experiment": f"{target}{suffix}"}
-        question = "capacity" if found.strategy == "capacity" else None
-        question = "failure-mode" if suffix else question
-        folder = report.home(question, target) if question else None
-        path = recording.save(Report.model_validate(renamed), folder)
-        click.echo(path.name)
+    for one in kept:
+        folder = report.home("capacity", target) if one.strategy == "capacity" else None
+        click.echo(recording.save(one.model_copy(update={"experiment": target}), folder).name)
 
 
 def _warn(reports: Sequence[Report], headlines: Sequence[Headline], names: list[str]) -> None:
@@ -481,11 +512,7 @@ def _pass_over(problem: str) -> None:
 def _measured(experiment_name: str) -> list[tuple[Report, Headline]]:
     """The reports of one experiment and their headlines, in the strategies' order."""
     order = list(STRATEGIES)
-    mine = [
-        (r, causes.labelled(r, h) if n != f"{experiment_name}-{h.strategy}" else h)
-        for n, (r, h) in _saved().items()
-        if n == f"{experiment_name}-{h.strategy}" or re.match(f"{experiment_name}-{VARIANTS}-", n)
-    ]
+    mine = [m for n, m in _saved().items() if n == f"{experiment_name}-{m[1].strategy}"]
     return sorted(mine, key=lambda m: order.index(m[1].strategy) if m[1].strategy in order else 99)
 
 
@@ -505,13 +532,6 @@ def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     values = parameterfile.values(text, path.name)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ParameterError(f"{path.name}: must hold `key: value` lines (see params/).")
-    return _changed(values, changes)
-
-
-def _changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
-            raise ParameterError(f"--set {change}: write it as KEY=VALUE.")
-        values[key.strip()] = parameterfile.values(value, f"--set {key}")
+    for key, value in parameterfile.changes(changes).items():
+        parameterfile.put(values, key, value)
     return values

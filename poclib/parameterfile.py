@@ -1,17 +1,24 @@
-"""A file of parameters as text: reads it, and changes values but leaves all else as it is.
+"""Parameters as a person writes them: a YAML file, and single values by their dotted keys.
 
-Knows YAML only, not what a parameter means. Imports `errors`.
+Reads a file, reads and changes single values, and writes capacities into a file's text. A dotted
+key means the same everywhere (`--set`, sweeps, charts):
+
+    rounds, strike.after                    a parameter of the run
+    remote.speed, remote.link.jitter_ms     a setting of the provider with that name
+    speed, link.round_trip_ms               a setting of every provider
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from .errors import ParameterError
+from .records import Parameters, ProviderSettings
 
 # What a text may hold once its aliases are written out: a few lines of them can stand for more
 # than any memory holds.
@@ -70,6 +77,65 @@ def values(text: str, where: str) -> Any:
             f"{where}: not valid YAML: a number, date or other value is not what it is written "
             "as; put quotes around it if it is a text."
         ) from None
+
+
+def changes(given: Sequence[str], where: str = "--set") -> dict[str, Any]:
+    """Each `KEY=VALUE` as its key and its value. Raises `ParameterError`."""
+    found = {}
+    for change in given:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ParameterError(f"{where} {change}: write it as KEY=VALUE.")
+        found[key.strip()] = values(value, f"{where} {key}")
+    return found
+
+
+def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set ") -> None:
+    """Set the value of a dotted `key`; see the top of this file.
+
+    Raises `ParameterError`, with `before` in front of the key, where it is no key.
+    """
+    places, path = _places(parameters, key)
+    if not places:
+        names = [one["name"] for one in _named(parameters)]
+        known = [*ProviderSettings.model_fields, *Parameters.model_fields, *names, "engines"]
+        near = difflib.get_close_matches(path[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the providers are: {', '.join(names)}."
+        raise ParameterError(f"{before}{key} is not a parameter; {hint}")
+    for place in places:
+        for step in path[:-1]:
+            inner = place.get(step)
+            place[step] = dict(inner) if isinstance(inner, dict) else {}
+            place = place[step]
+        place[path[-1]] = value
+
+
+def get(parameters: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted `key`; None where there is none, or providers have different ones."""
+    places, path = _places(parameters, key)
+    for step in path:
+        places = [place.get(step) if isinstance(place, Mapping) else None for place in places]
+    return places[0] if places and all(one == places[0] for one in places) else None
+
+
+def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str]]:
+    """Where a dotted key points: to the run or to providers, and the steps from there."""
+    providers = _named(parameters)
+    mine = [one for one in providers if key.startswith(f"{one['name']}.")]
+    if mine:  # a name may hold a dot: the longest one that fits
+        owner = max(mine, key=lambda one: len(one["name"]))
+        return [owner], key[len(owner["name"]) + 1 :].split(".")
+    path = key.split(".")
+    if path[0] in Parameters.model_fields or path[0] in parameters:
+        return [parameters], path
+    return (providers if path[0] in ProviderSettings.model_fields else []), path
+
+
+def _named(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The providers, as far as they are what they should be."""
+    given = parameters.get("providers")
+    listed = given if isinstance(given, list) else []
+    return [p for p in listed if isinstance(p, dict) and isinstance(p.get("name"), str)]
 
 
 def _bound(root: yaml.Node, where: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -149,41 +148,6 @@ def ratios(
         "total time / baseline's total time (ratio; left of 1 is faster)\n"
         f"shaded: no practical difference ({1 - band:.2f} to {1 + band:.2f})"
         + ("; triangle: predicted" if predicted else "")
-    )
-
-
-def deaths(ax: Axes, points: Sequence[Mapping[str, Any]], title: str, under: str) -> None:
-    """Every round's ratio by strategy and by how many died, with the medians as bars.
-
-    All three come from `casualties`. A triangle is what the survivors' speed alone gives.
-    """
-    put_titles(ax, title, under)
-    if not points:
-        instead(ax, "Nobody died, so there is nothing to show.")
-        return
-    counts = sorted({one["died"] for one in points})
-    order = list(dict.fromkeys(one["strategy"] for one in points))
-    apart_by = 0.8 / (len(counts) + 1)
-    for one in points:
-        place = counts.index(one["died"])
-        y, found = order.index(one["strategy"]), list(one["ratios"])
-        height = y - 0.4 + (place + 1) * apart_by
-        fill = INK if place == len(counts) - 1 else "white" if place == 0 else FAINT
-        ax.plot(found, [height] * len(found), "o", color=INK, mfc=fill, markersize=7)
-        if found:
-            middle = float(np.median(found))
-            ax.plot([middle] * 2, [height - 0.12, height + 0.12], color=INK, linewidth=3)
-        if one["by_speed"]:
-            ax.plot([one["by_speed"]], [height + 0.17], "^", color=INK, mfc="white", markersize=6)
-        if y == 0 and found:
-            label(ax, f"{one['died']} dead", (max(found), height), (9, 0))
-    ax.axvline(1, color=INK, linewidth=1)
-    ax.set_yticks(range(len(order)), order)
-    ax.set_ylim(len(order) - 0.4, -0.6)
-    ax.set_xlim(0, 1.15 * max([1.0, *(ratio for one in points for ratio in one["ratios"])]))
-    ax.set_xlabel(
-        "time with deaths / time with all alive, each round (ratio)\n"
-        "bar: median; triangle: what the survivors' speed alone gives"
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from . import engines
-from .errors import ParameterError
+from .errors import EngineError, ParameterError
 from .providers import KINDS
 from .records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
 
@@ -37,8 +37,9 @@ def open_pool(
 ) -> Iterator[list[tuple[Measurable, dict[str, Any]]]]:
     """The providers, ready to be asked, each with what is known of its embedded engine.
 
-    That are fields of `ProviderFacts`, and `pids`, its processes, which no report holds. Engines
-    that are `running` already are used and left running; none is started then.
+    That are fields of `ProviderFacts`, and two that no report holds: `pids`, its processes, and
+    `running`, the engine itself. Engines that are `running` already are used and left running;
+    none is started then.
 
     Raises `EngineError` or `ParameterError` (a key's variable that is not set).
     """
@@ -64,13 +65,47 @@ def open_pool(
         yield opened
 
 
+class Shared:
+    """Embedded engines for several runs in turn, started anew only where others are asked for."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._asked: tuple[str, ...] = ()
+        self._running: dict[str, engines.RunningEngine] = {}
+
+    def of(self, parameters: Parameters) -> Mapping[str, engines.RunningEngine]:
+        """The engines by name; hand them to the run as `running`. Raises `EngineError`."""
+        embedded = [one for one in parameters.providers if one.kind == "embedded"]
+        same = {"adaptive": "off", "capacity": 1, "role": None}  # what no engine is started with
+        asked = [one.model_copy(update=same).model_dump_json() for one in embedded]
+        wanted = (*asked, str(parameters.context_tokens))
+        if wanted != self._asked or not all(map(_lives, self._running.values())):
+            self.close()
+            started = self._stack.enter_context(engines.pool(embedded, parameters.context_tokens))
+            self._running = {engine.name: engine for engine in started}
+            self._asked = wanted
+        return self._running
+
+    def close(self) -> None:
+        self._asked, self._running = (), {}
+        self._stack.close()
+
+
+def _lives(engine: engines.RunningEngine) -> bool:
+    try:
+        engine.check()
+    except EngineError:
+        return False
+    return True
+
+
 def _role(settings: ProviderSettings) -> Literal["local", "remote"]:
     """An embedded engine behind a link plays the remote machine, unless it is told its role."""
     return settings.role or ("remote" if settings.link.round_trip_ms else "local")
 
 
 def engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> dict[str, Any]:
-    """What is known of an embedded engine without asking it: fields of `ProviderFacts`, `pids`."""
+    """Fields of `ProviderFacts` that need no question to an embedded engine, and two more."""
     return {
         "engine": engine.engine,
         "model": engine.model,
@@ -83,6 +118,7 @@ def engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> d
         "threads": engine.threads,
         "pinned": engine.pinned,
         "pids": engine.pids,
+        "running": engine,
         "batching": settings.engine_kind == "batched",
         "speed": settings.speed,
         "link": settings.link,

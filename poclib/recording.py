@@ -13,7 +13,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -222,6 +222,16 @@ def keep(source: Path, target: Path) -> Path:
             partial.replace(target)
         _sync_folder(target.parent)
     return target
+
+
+def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
+    """Save `reports` in `folder`, where others are moved to older/; return their paths."""
+    saved = [save(report, folder) for report in reports]
+    others = {path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")} - {*saved}
+    for path in others:
+        (folder / "older").mkdir(exist_ok=True)
+        path.replace(folder / "older" / path.name)
+    return saved
 
 
 def _keep_older(existing: Path, successor: Path) -> None:

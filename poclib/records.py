@@ -110,6 +110,17 @@ class ProviderSettings(Asked):
         return self.engine or ("batched" if self.batching else "unbatched")
 
 
+class Strike(Asked):
+    """A death on purpose: in every arm of the strategy, one embedded provider's link is cut.
+
+    It comes once the share `after` of the prompts is answered (never at 1), and is mended when
+    the arm is over.
+    """
+
+    provider: Name
+    after: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
 class Parameters(Asked):
     """Everything that decides what a run does. A notebook's parameters and a YAML's keys.
 
@@ -146,6 +157,7 @@ class Parameters(Asked):
     request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
     run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     arm_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
+    strike: Strike | None = None
     # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
     allow_public: bool | list[Name] = False
     allow_unlike_models: bool = False
@@ -179,6 +191,17 @@ class Parameters(Asked):
             raise ValueError(f"provider names must differ, found {', '.join(names)}")
         if isinstance(self.allow_public, list) and (new := set(self.allow_public) - set(names)):
             raise ValueError(f"allow_public names no provider: {', '.join(sorted(new))}")
+        return self
+
+    @model_validator(mode="after")
+    def _strike_has_a_link_to_cut(self) -> Parameters:
+        if self.strike is not None:
+            linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
+            if self.strike.provider not in linked or len(self.providers) < 2:
+                raise ValueError(
+                    "strike.provider must be an embedded provider with a link, beside another one "
+                    f"that survives; with a link there are: {', '.join(linked) or 'none'}"
+                )
         return self
 
     def may_be_public(self, provider: str) -> bool:
@@ -411,7 +434,7 @@ class Arm(Record):
     turn: str | None = None  # of warm-up, calibration or capacity: whose, and after which round
     strategy: Name
     limits: dict[Name, int] | None = None
-    # Providers that were killed on purpose while it ran, and when.
+    # Providers that were cut off or killed on purpose while it ran, and when.
     struck_ms: dict[Name, Milliseconds] = {}
     makespan_ms: Milliseconds | None = None
     cut_ms: Milliseconds | None = None
@@ -488,40 +511,6 @@ class Ruler(Record):
     created: str
     cores: int | None = None
     rows: list[RulerRow] = []
-
-
-class UnlikeArm(Record):
-    """One strategy once at one point: when each request of each provider began and ended."""
-
-    strategy: Name
-    round: int
-    spans: dict[Name, list[tuple[Milliseconds, Milliseconds]]]
-
-
-class UnlikePoint(Record):
-    """Two machines of which the second has `speed` and lies behind a round trip.
-
-    `alone_ms` is the mean wall of one request at each, from a calibration at this point.
-    """
-
-    speed: float
-    round_trip_ms: Milliseconds
-    alone_ms: dict[Name, Milliseconds]
-    arms: list[UnlikeArm]
-
-
-class Unlike(Record):
-    """Strategies over two machines that were made unlike, point by point."""
-
-    format: Literal["poclib-unlike"] = "poclib-unlike"
-    version: Literal[1] = 1
-    created: str
-    environment: dict[str, Any] = {}
-    providers: list[ProviderFacts]
-    prompts: int
-    max_tokens: int
-    band: float = 0.05
-    points: list[UnlikePoint]
 
 
 class Report(Record):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import ParameterError, ReportError
+from .parameterfile import put
 from .records import Parameters, ProviderSettings, Report
 from .report import name
 from .strategies import STRATEGIES
@@ -23,23 +24,25 @@ _PRIVATE = ("url", "api_key_env", "ca_file")
 def parameters(report: Report, given: Mapping[str, Any], changes: Mapping[str, Any]) -> Parameters:
     """What `report` was measured with. Addresses come from `given`, a file of parameters.
 
-    `changes` are on top: `KEY` for the whole, `PROVIDER.KEY` for one of its providers. Raises
-    `ReportError` where the report cannot be measured again, `ParameterError` where an address
-    or the prompts are missing.
+    `changes` by dotted key are on top. Raises `ReportError` where the report cannot be measured
+    again, `ParameterError` where an address or the prompts are missing.
     """
     saved = report.parameters
     if saved is None or report.strategy not in STRATEGIES:
         raise ReportError(f"{name(report)} holds no parameters of a run, so it cannot be rerun.")
-    if any(arm.struck_ms for one in report.rounds for arm in one.arms):
+    struck = any(arm.struck_ms for one in report.rounds for arm in one.arms)
+    if struck and saved.strike is None:
         raise ReportError(
-            f"{name(report)}: engines were killed on purpose in it; rerun it with notebook 22."
+            f"{name(report)}: engines were killed in it by an older poclib, so it cannot be rerun; "
+            "`strike` in the parameters does the same in a new run."
         )
     values = saved.model_dump()
     values["experiment"] = f"{PREFIX}{report.experiment.removeprefix(PREFIX)}"[:64]
     values["strategy"] = report.strategy
     values["prompts"] = report.prompts or len(report.prompt_sha256)
     values["providers"] = [_addressed(one, given) for one in saved.providers]
-    _change(values, changes)
+    for key, value in changes.items():
+        put(values, key, value)
     missing = [
         one["name"] for one in values["providers"] if one["kind"] != "embedded" and not one["url"]
     ]
@@ -61,20 +64,6 @@ def _addressed(settings: ProviderSettings, given: Mapping[str, Any]) -> dict[str
         if isinstance(one, Mapping) and one.get("name") == settings.name:
             values |= {key: one[key] for key in _PRIVATE if key in one}
     return values
-
-
-def _change(values: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    named = {one["name"]: one for one in values["providers"]}
-    for key, value in changes.items():
-        provider, dot, own = key.rpartition(".")
-        if not dot:
-            values[key] = value
-        elif provider in named:
-            named[provider][own] = value
-        else:
-            raise ParameterError(
-                f"--set {key}: no provider {provider}; there are: {', '.join(named)}."
-            )
 
 
 def _same_prompts(report: Report, found: Parameters) -> None:

@@ -97,6 +97,24 @@ def experiments(experiment: str, folder: Path | None = None) -> list[Report]:
     return found
 
 
+def within(folder: str | Path) -> list[Report]:
+    """Every report in `folder` and, of a sweep, in its points' folders, in the order of measuring.
+
+    `folder` is relative to the project. Raises `ReportError` where it holds none.
+    """
+    place = root() / folder
+    folders = [
+        place,
+        *(one for one in sorted(place.glob("*")) if one.is_dir() and one.name != "older"),
+    ]
+    kept = [load(name, one) for one in folders for name in names(one) if name != "sweep"]
+    if not kept:
+        raise ReportError(
+            f"{shown_path(place)} holds no report; measure first, or name another folder."
+        )
+    return sorted(kept, key=lambda one: one.created)
+
+
 def load(name_or_path: str | Path, folder: Path | None = None) -> Report:
     """The report of that name in data/reports, or in the file at that path.
 

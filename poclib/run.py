@@ -12,7 +12,7 @@ import datetime
 import itertools
 import secrets
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -69,6 +69,7 @@ class Run:
         self.senders = {provider.name: provider for provider, _ in providers}
         self.known = {provider.name: dict(facts) for provider, facts in providers}
         self._pids = {name: facts.pop("pids", ()) for name, facts in self.known.items()}
+        self._engines = {name: facts.pop("running", None) for name, facts in self.known.items()}
         self.texts = workload.texts(parameters.prompts)
         self.strategy = STRATEGIES[parameters.strategy]
         self.environment = environment()
@@ -398,13 +399,15 @@ class Run:
             span.add(request)
             last_error = request.error or last_error
             self._count(stage, request)
+            strike(len(span.answered))
 
         def tell(told: str) -> None:
             self.notes.append(f"{stage}: {told}")
             self._progress(self.notes[-1], self._done, self._expected)
 
         with self._written(arm, index, chosen.name, limits) as seen:
-            with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
+            pids = {s.name: self._pids[s.name] for s in senders}
+            with self._striking(arm, seen) as strike, Sampler(pids) as sampler:
                 ran = await run_arm(
                     arm,
                     chosen,
@@ -432,6 +435,30 @@ class Run:
                 "cut_ms": self.clock() if cut else None,
             }
         self._note(index, arm, span)
+
+    @contextlib.contextmanager
+    def _striking(self, arm: ArmName, seen: dict[str, Any]) -> Iterator[Callable[[int], None]]:
+        """Gives what to call with the number of prompts answered: it cuts the link in time.
+
+        As `strike` in the parameters says; the link is mended when the block ends.
+        """
+        wanted = self.parameters.strike if arm == "strategy" else None
+        struck_ms: dict[str, float] = {}
+
+        def strike(answered: int) -> None:
+            if wanted is None or struck_ms or answered == len(self.texts):
+                return
+            if answered >= wanted.after * len(self.texts):
+                self._engines[wanted.provider].drop_link()
+                struck_ms[wanted.provider] = self.clock()
+                seen["struck_ms"] = struck_ms
+
+        strike(0)
+        try:
+            yield strike
+        finally:
+            for name in struck_ms:
+                self._engines[name].restore_link()
 
     def _of_rounds(self, index: int) -> str:
         """Their number, or what is known of it by now; at first what calibration says of it."""

@@ -119,7 +119,7 @@ def test_addresses_come_from_a_file_or_from_set(measured: Any, poc: Any, tmp_pat
     code, *_ = poc("rerun", "trial-shared-queue", "--params", str(file))
     assert code == 0 and len(report.load("rerun-trial-shared-queue").rounds) == 2
     code, _, err = poc("rerun", "trial-shared-queue", "--set", "attic.url=http://10.1.2.3:4")
-    assert code == 3 and "no provider attic; there are: local, shelf" in err
+    assert code == 3 and "attic.url is not a parameter; the providers are: local, shelf" in err
     assert (
         "10.1.2.3"
         not in (report.root() / "data/reports/rerun-trial-shared-queue.jsonl").read_text()
@@ -140,7 +140,7 @@ def test_what_cannot_be_measured_again_says_so(measured: Any) -> None:
         repeat.parameters(report.load("published-phase-0", SAMPLES), {}, {})
     data = measured([EMBEDDED]).model_dump()
     data["rounds"][0]["arms"][1]["struck_ms"] = {"local": 5}
-    with pytest.raises(ReportError, match="killed on purpose"):
+    with pytest.raises(ReportError, match="killed in it by an older poclib"):
         repeat.parameters(Report.model_validate(data), {}, {})
 
 

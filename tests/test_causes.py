@@ -133,8 +133,3 @@ def test_show_says_how_far_a_limit_fell_and_why() -> None:
     assert f"warning: {said}" in words.report_text(set_to_4, tables.headline(set_to_4))
     good = report([(100, 1100)] * 4, 900, limits={"p": 4}, limit_changes=changes[2:])
     assert causes.fell(good) == [] == causes.fell(report([(0, 1)], 1))
-
-
-def test_two_runs_are_compared_by_their_makespans() -> None:
-    said = causes.against(report([(0, 6000)], 1), report([(0, 4000)], 1))
-    assert said.endswith("1.50 times as long.")

@@ -135,6 +135,6 @@ def test_every_example_reads_and_declares_its_keys(poc) -> None:  # type: ignore
     for path in examples:
         values = cli.read_yaml(path)
         if values.pop("sweep", None):
-            continue  # test_sweeps reads those
+            continue  # test_sweep reads those
         Parameters.read(values, path.name)
         publish.check_keys(values.keys() - {"notebooks"}, declared, path.name)

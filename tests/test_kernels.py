@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from poclib import cli, pages, publish, recording, report, sweeps
+from poclib import cli, pages, publish, recording, report, sweep
 from poclib.errors import FolderHeld, RunFailed
 
 ROOT = report.root()
@@ -170,14 +170,14 @@ def test_a_run_beside_a_measuring_notebook_ends_at_its_first(
 def test_a_refused_point_ends_the_sweep(home: Path) -> None:
     tried: list[str] = []
 
-    def busy(point: sweeps.Point, folder: Path) -> None:
+    def busy(point: sweep.Point, folder: Path) -> None:
         tried.append(point.name)
         raise FolderHeld("another run (process 1) is writing to the folder runs.")
 
     given = {"sweep": {"seed": [1, 2]}, "strategy": "shared-queue", "providers": [{"name": "a"}]}
-    found = sweeps.points(given, "grid.yaml")
+    found = sweep.points(given, "grid.yaml")
     with pytest.raises(FolderHeld):
-        list(sweeps.run(found, home / "grid", busy))
+        list(sweep.run(found, home / "grid", busy))
     assert tried == [found[0].name]
 
 

@@ -65,27 +65,10 @@ ALLOWED = {
         *("engines", "errors", "pool", "progress", "recording", "records"),
         *("report", "run", "strategies", "workload"),
     },
-    "outage": {
-        *(
-            "dispatch",
-            "engines",
-            "errors",
-            "experiment",
-            "pool",
-            "progress",
-            "providers",
-            "recording",
-        ),
-        *("records", "report", "strategies"),
-    },
-    "failure": {"engines", "experiment", "progress", "records", "report"},
     "finder": {"capacity", "experiment"},
-    "asymmetry": {
-        *("dispatch", "engines", "errors", "experiment", "pool", "progress", "records"),
-        *("report", "strategies"),
-    },
-    "parameterfile": {"errors"},
-    "repeat": {"errors", "records", "report", "strategies", "workload"},
+    "parameterfile": {"errors", "records"},
+    "repeat": {"errors", "parameterfile", "records", "report", "strategies", "workload"},
+    "sweep": {"errors", "experiment", "parameterfile", "records", "report", "workload"},
     # The reading half turns a saved report into tables, numbers, sentences and pictures.
     "phases": {"records"},
     "stats": {"errors"},
@@ -97,7 +80,6 @@ ALLOWED = {
     "accuracy": {"cautions", "notation", "records", "stats"},
     "words": {"belief", "cautions", "notation", "pacing", "phases", "records", "stats"},
     "cases": {"errors", "records", "report", "tables"},
-    "casualties": {"cautions", "notation", "records", "stats", "tables", "words"},
     "agreement": {"records", "stats"},
     "comparisons": {"agreement", "notation", "records", "stats", "words"},
     "documents": {
@@ -106,8 +88,7 @@ ALLOWED = {
     "exhibits": {"notation", "phases", "records", "stats", "titles", "words"},
     "causes": {"belief", "capacity", "notation", "records", "stats"},
     "concurrency": {"canvas", "capacity", "causes", "notation", "records", "words"},
-    "unlike": {"canvas", "notation", "records"},
-    "crowding": {"canvas", "causes", "notation", "phases", "records", "stats", "words"},
+    "curves": {"canvas", "notation", "parameterfile", "records", "stats", "tables", "words"},
     "titles": {"notation", "phases", "stats", "words"},
     "canvas": {"phases", "words"},
     "timelines": {"canvas", "notation", "phases", "stats", "titles", "words"},
@@ -116,15 +97,12 @@ ALLOWED = {
     "pages": {"errors", "publish", "recording", "report"},
     "catalogue": {"errors", "notation", "records", "report", "stats", "tables", "words"},
     # Above both.
-    "sweeps": {
-        *("errors", "experiment", "notation", "records", "report", "tables", "words"),
-    },
     "cli": None,
     "__main__": {"cli"},
 }
 # Heavy libraries, and the only modules that may load them.
 ONLY_IN = {
-    "matplotlib": {"concurrency", "canvas", "crowding", "timelines", "plots", "unlike"},
+    "matplotlib": {"concurrency", "canvas", "curves", "timelines", "plots"},
     "pandas": {"cases", "tables", "timelines", "plots", "cli"},
     "papermill": {"publish"},
     "nbconvert": {"pages"},

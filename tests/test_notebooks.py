@@ -28,7 +28,7 @@ NOTEBOOKS = publish.notebooks()
 STRATEGY_NOTEBOOKS = [
     path for path in NOTEBOOKS if "live" in publish.declared(path) and path.name < "2"
 ]
-SPECIAL = {"strategy", "notebooks", "arm_limit_s"}  # only those declare them
+SPECIAL = {"strategy", "notebooks", "arm_limit_s", "strike"}  # for sweeps, or commands
 
 
 def _cells(path: Path) -> list[Any]:

@@ -415,22 +415,3 @@ def test_names_move_only_where_they_would_collide() -> None:
     assert canvas.clear([0, 100, 104], 10) == [0, 97, 107]
     assert canvas.clear([104, 0, 100, 99], 10) == [111, 0, 101, 91]
     assert canvas.clear([], 10) == []
-
-
-def test_deaths_are_drawn_as_every_rounds_point(ax: Axes) -> None:
-    points = [
-        {"strategy": "a", "died": 1, "ratios": (1.1, 1.3, 1.2), "by_speed": 1.25},
-        {"strategy": "b", "died": 1, "ratios": (1.4, 1.6), "by_speed": None},
-        {"strategy": "a", "died": 2, "ratios": (2.0, 3.0), "by_speed": 2.5},
-    ]
-    plots.deaths(ax, points, "One dead: longer", "2 rounds")
-    drawn = sorted(x for line in ax.lines if line.get_marker() == "o" for x in line.get_xdata())
-    assert drawn == [1.1, 1.2, 1.3, 1.4, 1.6, 2.0, 3.0]
-    bars = [line.get_xdata()[0] for line in ax.lines if line.get_linewidth() == 3]
-    assert bars == pytest.approx([1.2, 1.5, 2.5])
-    assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "^"] == [1.25, 2.5]
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["a", "b"]
-    assert "1 dead" in texts(ax) and "2 dead" in texts(ax) and ax.get_xlim()[0] == 0
-    lone = Figure().subplots()
-    plots.deaths(lone, [], "Nobody died", "none")
-    assert "Nobody died" in texts(lone)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shutil
@@ -9,16 +11,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poclib import catalogue, cli, experiment, fake, publish, recording, report, sweeps
-from poclib.errors import ParameterError, RunFailed
+from poclib import (
+    catalogue,
+    cli,
+    curves,
+    engines,
+    experiment,
+    fake,
+    parameterfile,
+    publish,
+    recording,
+    report,
+    sweep,
+)
+from poclib.errors import ParameterError, ReportError, RunFailed
 from poclib.recording import ReportFile
-from poclib.sweeps import Outcome, Point
+from poclib.records import Parameters
+from poclib.sweep import Outcome, Point
 
 ROOT = report.root()
 POOL: list[dict[str, Any]] = [
@@ -34,8 +50,8 @@ GIVEN: dict[str, Any] = {
 }
 
 
-def points(sweep: Any, **more: Any) -> list[Point]:
-    return sweeps.points({**GIVEN, **more, "sweep": sweep}, "grid.yaml")
+def points(section: Any, **more: Any) -> list[Point]:
+    return sweep.points({**GIVEN, **more, "sweep": section}, "grid.yaml")
 
 
 @pytest.fixture
@@ -47,10 +63,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measure(point: Point, folder: Path) -> None:
-    """As the notebook does: measure on fakes, save under the point's name."""
+    """As a run does: measure on fakes, save under the point's name."""
+    measure_on_fakes(point.parameters)
+
+
+def measure_on_fakes(parameters: Parameters, *_: Any, **__: Any) -> None:
     pool = [fake.Provider("local", 100), fake.Provider("remote", 160, role="remote")]
-    run = experiment.Run(point.parameters, [(one, {}) for one in pool])
-    name = f"{point.parameters.experiment}-{point.strategy}.jsonl"
+    run = experiment.Run(parameters, [(one, {}) for one in pool])
+    name = f"{parameters.experiment}-{parameters.strategy}.jsonl"
     file = ReportFile(report.root() / report.FOLDER / name)
     with file.open():
         fake.run(lambda clock: run.whole(file))
@@ -70,6 +90,9 @@ class Measured:
             self.story()
         self.names.append(point.name)
         measure(point, folder)
+
+
+ENGINES = {name: SimpleNamespace(name=name, check=lambda: None) for name in ("local", "remote")}
 
 
 def stop() -> None:
@@ -102,10 +125,41 @@ def test_a_setting_changes_at_one_provider_or_at_every_one_and_the_file_stays_as
     assert POOL[1]["link"] == {"round_trip_ms": 20, "jitter_ms": 1} and "speed" not in POOL[0]
 
 
-def test_a_providers_name_may_hold_a_dot() -> None:
-    pool = [{"name": "gpu"}, {"name": "gpu.a"}]
-    (one,) = points({"gpu.a.speed": [0.5]}, providers=pool)
-    assert [p.speed for p in one.parameters.providers] == [1.0, 0.5]
+def test_several_lists_make_one_sweep() -> None:
+    lines = [{"remote.speed": [1, 0.5]}, {"speed": [1], "remote.link.round_trip_ms": [20, 90]}]
+    found = points(lines)
+    remote = [one.parameters.providers[1] for one in found]
+    assert [(p.speed, p.link.round_trip_ms) for p in remote] == [(1, 20), (0.5, 20), (1, 90)], (
+        "the point that both have is one"
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("rounds", 9, ["rounds"]),
+        ("strike.after", 0.3, ["strike", "after"]),
+        ("remote.link.round_trip_ms", 40, ["providers", 1, "link", "round_trip_ms"]),
+        ("gpu.a.speed", 0.5, ["providers", 2, "speed"]),  # a name may hold a dot
+    ],
+)
+def test_a_dotted_key_means_the_same_in_every_command(
+    key: str, value: Any, place: list[Any], tmp_path: Path
+) -> None:
+    given = {"strategy": "x", "providers": [*POOL, {"name": "gpu.a"}], "strike": {"after": 0.5}}
+    (tmp_path / "my.yaml").write_text(json.dumps(given))
+    changed = cli.read_yaml(tmp_path / "my.yaml", [f"{key}={value}"])
+    assert parameterfile.get(changed, key) == value
+    for step in place:
+        changed = changed[step]
+    assert changed == value
+
+
+def test_a_setting_of_every_provider_is_read_where_all_have_the_same() -> None:
+    given = {"providers": [{"name": "a", "speed": 1}, {"name": "b", "speed": 0.5}]}
+    assert parameterfile.get(given, "speed") is None
+    parameterfile.put(given, "speed", 0.7)
+    assert parameterfile.get(given, "speed") == parameterfile.get(given, "b.speed") == 0.7
 
 
 def test_engines_are_the_first_so_many_and_equal_points_are_one() -> None:
@@ -140,7 +194,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"sweep": {"max_tokens": []}}, "sweep.max_tokens: give a list"),
     ({"sweep": {"max_token": [8]}}, "sweep.max_token is not a parameter; did you mean max_tokens"),
     ({"sweep": {"remot.speed": [1]}}, "sweep.remot.speed is not a parameter; did you mean remote"),
-    ({"sweep": {"remote.sped": [1]}}, "sweep.sped is not a parameter; did you mean speed"),
+    ({"sweep": {"remote.sped": [1]}}, "providers.1.sped is not a parameter; did you mean speed"),
+    ({"sweep": [{"seed": [1]}, 7]}, "needs a section `sweep`"),
+    ({"sweep": []}, "0 points"),
+    (
+        {"sweep": {"strike.after": [0.5]}, "strike": {"provider": "local"}},
+        "with a link there are: remote",
+    ),
+    ({"sweep": {"seed": [1]}, "strike": {"provider": "remot"}}, "with a link there are: remote"),
     ({"sweep": {"remote.link.trip_ms": [1]}}, "link.trip_ms is not a parameter"),
     ({"sweep": {"speed": [7]}}, "providers.0.speed"),
     ({"sweep": {"engines": [3]}}, "from 1 to 2"),
@@ -160,42 +221,59 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("change", "sentence"), BAD, ids=[str(i) for i in range(len(BAD))])
 def test_a_wrong_file_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ParameterError, match=re.escape(sentence)) as error:
-        sweeps.points({**GIVEN, **change}, "grid.yaml")
+        sweep.points({**GIVEN, **change}, "grid.yaml")
     assert "\n" not in str(error.value) and str(error.value).startswith("grid.yaml")
 
 
+@pytest.mark.parametrize("command", ["sweep", "run"])
 def test_a_key_that_the_notebook_does_not_declare_stops_it_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     file = tmp_path / "grid.yaml"
-    file.write_text("sweep: {arm_limit_s: [5]}\nstrategy: shared-queue\nproviders: [{name: a}]")
+    file.write_text("sweep: {seed: [5]}\nlive: 1\nstrategy: shared-queue\nproviders: [{name: a}]")
     with pytest.raises(SystemExit) as ended:
-        cli.main(["sweep", str(file)])
-    assert ended.value.code == 3 and "arm_limit_s is not a parameter" in capsys.readouterr().err
+        cli.main([command, str(file)])
+    assert ended.value.code == 3 and "live is not a parameter" in capsys.readouterr().err
     assert not (ROOT / "data" / "runs" / "grid").exists()
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "params").glob("sweep*.yaml")), ids=lambda p: p.stem
-)
-def test_the_example_is_a_sweep_and_run_says_how_to_run_it(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = sweeps.points(cli.read_yaml(path), path.name)
+EXAMPLES = [path for path in (ROOT / "params").glob("*.yaml") if "sweep" in cli.read_yaml(path)]
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES), ids=lambda p: p.stem)
+def test_an_example_is_a_sweep_that_its_notebooks_can_read(path: Path) -> None:
+    given = cli.read_yaml(path)
+    found = sweep.points(given, path.name)
     assert len(found) > 1
-    for one in found:
-        notebook = publish.notebook_of(one.strategy)
-        publish.check_keys(one.values, publish.declared(notebook), path.name)
-    with pytest.raises(SystemExit):
-        cli.main(["run", str(path)])
-    assert f"poc sweep {path.name}" in capsys.readouterr().err
+    if "notebooks" in given:
+        (notebook,) = publish.notebooks(pattern=given["notebooks"])
+        assert f"data/reports/{path.stem}" in publish.declared(notebook)["folder"]["default"]
+        return
+    for point in found:
+        declared = publish.declared(publish.notebook_of(point.strategy))
+        publish.check_keys(point.values, declared, path.name)
+
+
+def test_the_failure_mode_differs_in_engine_strategy_and_limit_only() -> None:
+    path = ROOT / "params" / "failure-mode.yaml"
+    found = [one.parameters for one in sweep.points(cli.read_yaml(path), path.name)]
+    first = [one.providers[0] for one in found]
+    assert [(c.strategy, p.engine, p.adaptive) for c, p in zip(found, first, strict=True)] == [
+        ("all-parallel", "bare", "off"),
+        ("serial-per-provider", "bare", "off"),
+        ("all-parallel", "bare", "forced"),
+        ("all-parallel", "queueing", "off"),
+        ("all-parallel", "batched", "off"),
+    ]
+    same = {"experiment", "strategy", "providers"}
+    assert len({one.model_dump_json(exclude=same) for one in found}) == 1
 
 
 # ---- How it runs ----------------------------------------------------------------------------
 
 
-def outcomes(found: list[Point], home: Path, execute: sweeps.Execute) -> list[Outcome]:
-    return list(sweeps.run(found, home / "data" / "runs" / "grid", execute))
+def outcomes(found: list[Point], home: Path, execute: sweep.Execute) -> list[Outcome]:
+    return list(sweep.run(found, home / "data" / "runs" / "grid", execute))
 
 
 def test_each_point_has_its_report_in_its_own_folder(home: Path) -> None:
@@ -232,7 +310,7 @@ def test_a_notebook_that_fails_after_measuring_is_not_finished(home: Path) -> No
 
     (found,) = points({"max_tokens": [4]})
     (outcome,) = outcomes([found], home, measured_then_failed)
-    assert outcome.problem and sweeps.finished(found, home / "data" / "runs" / "grid") is None
+    assert outcome.problem and sweep.finished(found, home / "data" / "runs" / "grid") is None
     assert report.names() == [f"{found.parameters.experiment}-shared-queue"]
 
 
@@ -240,10 +318,10 @@ def test_a_failed_point_is_told_does_not_stop_the_others_and_is_tried_again(home
     found = points({"max_tokens": [4, 8, 12]})
     done = outcomes(found, home, Measured(at=1, story=fail))
     assert [bool(one.problem) for one in done] == [False, True, False]
-    told = sweeps.table(done)
+    told = curves.points_table([(one.point.shown, one.report) for one in done])
     rows = [line for line in told.splitlines() if re.match(r"(4|8|12) ", line)]
     assert ["failed" in row for row in rows] == [False, True, False]
-    assert "max_tokens 8: 06_shared_queue: provider remote: connection refused." in told
+    assert done[1].problem == "06_shared_queue: provider remote: connection refused."
     again = Measured()
     assert not any(one.problem for one in outcomes(found, home, again))
     assert again.names == [found[1].name]
@@ -257,7 +335,8 @@ def test_a_point_that_saved_nothing_is_a_failed_one(home: Path) -> None:
 def test_the_table_has_ratio_and_interval_computed_by_hand(home: Path) -> None:
     """Four prompts of 100 ms; a shared queue gives the slow one (160 ms) one or two of them."""
     done = outcomes(points({"prompts": [2, 4]}), home, measure)
-    listed, _, beside = sweeps.table(done).partition("\n\n")
+    told = curves.points_table([(one.point.shown, one.report) for one in done])
+    listed, _, beside = told.partition("\n\n")
     assert beside.startswith("What could change these verdicts:")
     rows = [line.split("  ") for line in listed.splitlines()[2:]]
     cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
@@ -269,10 +348,71 @@ def test_the_table_has_ratio_and_interval_computed_by_hand(home: Path) -> None:
 
 def test_labels_are_kept_beside_the_points(tmp_path: Path) -> None:
     found = points({"remote.link": [{"round_trip_ms": 5}], "max_tokens": [4]})
-    sweeps.write_summary(found, tmp_path / "grid")
+    sweep.write_summary(found, tmp_path / "grid")
     label = "remote.link round_trip_ms 5, max_tokens 4"
-    assert sweeps.summary(tmp_path / "grid") == {found[0].name: label}
-    assert sweeps.summary(tmp_path) == {}
+    assert sweep.summary(tmp_path / "grid") == {found[0].name: label}
+    assert sweep.summary(tmp_path) == {}
+
+
+def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Points are measured without a notebook each; where one fails, the rest is still shown."""
+    read: list[dict[str, Any]] = []
+    starts: list[list[str]] = []
+
+    @contextlib.contextmanager
+    def started(settings: Any, context_tokens: int) -> Iterator[list[Any]]:
+        starts.append([one.name for one in settings])
+        yield list(ENGINES.values())
+
+    def measured(parameters: Parameters, *_: Any, resume: bool, running: Any) -> None:
+        assert resume and running == ENGINES
+        if parameters.max_tokens == 8:
+            fail()
+        measure_on_fakes(parameters)
+
+    monkeypatch.setattr(experiment, "measure", measured)
+    monkeypatch.setattr(engines, "pool", started)
+    monkeypatch.setattr(publish, "execute", lambda notebook, target, values: read.append(values))
+    monkeypatch.setattr(cli, "_publish", lambda: home / "site" / "index.html")
+    shutil.copytree(ROOT / "notebooks", home / "notebooks")
+    file = home / "grid.yaml"
+    given = {**GIVEN, "notebooks": "21*", "sweep": {"max_tokens": [4, 8, 16]}}
+    file.write_text(json.dumps(given))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(file)])
+    told = capsys.readouterr()
+    assert ended.value.code == 3 and "1 of 3 points failed: 06_shared_queue" in told.err
+    assert starts == [["local", "remote"]], "points that are alike share their engines"
+    assert told.out.count("PASS") == 2 and read == [{"folder": "data/runs/grid"}]
+    lengths = [one.parameters and one.parameters.max_tokens for one in report.within(**read[0])]
+    assert lengths == [4, 16]
+    assert report.load(next((home / "data" / "runs" / "grid").glob("*/*.jsonl"))).complete
+
+    cli.main(["keep", "grid", "kept"])
+    folder = home / "data" / "reports" / "kept"
+    shutil.rmtree(next((home / "data" / "runs" / "grid").glob("4-*")))
+    cli.main(["keep", "grid", "kept"])  # what the sweep has no more is set aside
+    assert len(report.names(folder)) == 1 and len(report.names(folder / "older")) == 1
+    assert len(report.within("data/reports/kept")) == 1
+
+
+def test_reports_are_kept_under_another_name(home: Path) -> None:
+    (point,) = points({"max_tokens": [4]})
+    measure(point, home)
+    name = point.parameters.experiment
+    cli.main(["keep", name, "sample"])
+    assert "sample-shared-queue" in report.names()
+    levels = report.load(f"{name}-shared-queue").model_copy(update={"strategy": "capacity"})
+    recording.save(levels.model_copy(update={"experiment": "levels"}))
+    cli.main(["keep", "levels", "sample"])  # apart: it is no strategy
+    assert report.names(home / "data" / "reports" / "capacity") == ["sample-capacity"]
+    for bad in ("../x", "a/b", "/x", "", "a b", ".x", "x" * 65):
+        with pytest.raises(SystemExit):
+            cli.main(["keep", name, bad])
+    with pytest.raises(ReportError, match="data/reports/none holds no report"):
+        report.within("data/reports/none")
 
 
 def test_saved_reports_are_listed_newest_first_and_a_broken_one_is_told(home: Path) -> None:
@@ -315,7 +455,7 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     (tmp_path / "notebooks").mkdir()
     shutil.copy(ROOT / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
     (tmp_path / "tiny.yaml").write_text(TINY)
-    first, second = sweeps.points(cli.read_yaml(tmp_path / "tiny.yaml"), "tiny.yaml")
+    first, second = sweep.points(cli.read_yaml(tmp_path / "tiny.yaml"), "tiny.yaml")
     folder = tmp_path / "data" / "runs" / "tiny"
     journal = folder.parent / f"{second.parameters.experiment}-shared-queue.jsonl"
     command = [sys.executable, "-m", "poclib", "sweep", str(tmp_path / "tiny.yaml")]
@@ -339,7 +479,7 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
                 os.killpg(run.pid, signal.SIGKILL)
     assert run.returncode == 130, said[-2000:]
     assert "1 point left" in said and "Traceback" not in said
-    kept = (folder / first.name / f"{first.parameters.experiment}-shared-queue.json").read_bytes()
+    kept = (folder / first.name / f"{first.parameters.experiment}-shared-queue.jsonl").read_bytes()
 
     again = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False
@@ -347,12 +487,12 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr[-2000:]
     assert "[1/2] max_tokens 4: done before" in again.stderr
     for point, length in ((first, 4), (second, 6)):
-        (saved,) = (folder / point.name).glob("*.json")
+        (saved,) = (folder / point.name).glob("*.jsonl")
         measured = report.load(saved)
         assert measured.complete and len(measured.rounds) == 2
         assert {row.output_tokens for row in measured.requests} == {length}
         assert (folder / point.name / "06_shared_queue.ipynb").exists()
-    assert next((folder / first.name).glob("*.json")).read_bytes() == kept
+    assert next((folder / first.name).glob("*.jsonl")).read_bytes() == kept
     table = [line for line in again.stdout.splitlines() if re.match("[46] ", line)]
     assert len(table) == 2 and all("2 rounds" in line for line in table)
     pages = list((tmp_path / "site").rglob("06_shared_queue.html"))

@@ -1,22 +1,22 @@
-"""A grid of runs from one file, each point measured once, in a folder of its own.
+"""A sweep: runs from one file, point by point, each measured once, in a folder of its own.
 
 The file is one of parameters with a section `sweep` of lists; every combination is a point:
 
     sweep:
-      strategy: [shared-queue, all-parallel]    which notebook
-      max_tokens: [8, 32]                       any parameter of the notebook
+      strategy: [shared-queue, all-parallel]
+      max_tokens: [8, 32]                       any parameter of a run
       remote.link.round_trip_ms: [0, 100]       a setting of one provider
       speed: [1, 0.6]                           a setting of every provider
       engines: [1, 2]                           only the first so many providers
 
-Knows no notebook and no engine: it is handed an `execute`. A point's name holds a digest of all
-that was asked for, so a finished one is never mistaken for another.
+`sweep` may also be a list of such sections; the points are those of all of them. Knows no notebook
+and no engine: it is handed an `execute`. A point's name holds a digest of all that was asked for,
+so a finished one is never mistaken for another.
 """
 
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import json
 import math
@@ -27,9 +27,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from . import experiment, notation, report, tables, words
+from . import experiment, parameterfile, report, workload
 from .errors import FolderHeld, ParameterError, PocError, ReportError
-from .records import Parameters, ProviderSettings, Report
+from .records import Parameters, Report
 
 MAX_POINTS = 1000
 MAX_NAME = 24
@@ -40,7 +40,7 @@ SUMMARY = "sweep.json"
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: what is different about it, and all that its notebook is given."""
+    """One combination: what is different about it, and all that its run is given."""
 
     name: str
     changed: dict[str, Any]
@@ -54,13 +54,15 @@ class Point:
         return self.parameters.experiment.removesuffix(f"-{self.name}")
 
     @property
+    def shown(self) -> dict[str, str]:
+        """What is different about it, as text that holds no address."""
+        return {key: _shown(value) for key, value in self.changed.items()}
+
+    @property
     def label(self) -> str:
         """shared-queue, max_tokens 8."""
-        shown = (
-            shown if key == "strategy" else f"{key} {shown}"
-            for key, shown in zip(self.changed, map(_shown, self.changed.values()), strict=True)
-        )
-        return ", ".join(shown)
+        pairs = self.shown.items()
+        return ", ".join(text if key == "strategy" else f"{key} {text}" for key, text in pairs)
 
 
 @dataclass(frozen=True)
@@ -82,23 +84,29 @@ def points(given: Mapping[str, Any], where: str = "sweep") -> list[Point]:
     Two combinations that ask for the same are one point. Raises `ParameterError`, naming the
     key, before anything is measured.
     """
-    base = dict(given)
-    grid = _grid(base.pop("sweep", None), where)
+    base = {key: value for key, value in given.items() if key != "notebooks"}
+    section = base.pop("sweep", None)
+    grids = [_grid(one, where) for one in (section if isinstance(section, list) else [section])]
+    count = sum(math.prod(map(len, grid.values())) for grid in grids)
+    if not 0 < count <= MAX_POINTS:
+        raise ParameterError(
+            f"{where}: {count:,} points, and a sweep has 1 to {MAX_POINTS:,}; change its lists."
+        )
     name = base.setdefault("experiment", Path(where).stem)
     if not isinstance(name, str) or len(name) > MAX_NAME or name in (".", ".."):
         raise ParameterError(
             f"{where}: experiment: a sweep's name is a text of at most {MAX_NAME} characters."
         )
     found: dict[str, Point] = {}
-    for combination in product(*grid.values()):
-        changed = dict(zip(grid, combination, strict=True))
-        one = _point(base, changed, where)
-        found.setdefault(one.name.rpartition("-")[2], one)
+    for grid in grids:
+        for combination in product(*grid.values()):
+            point = _point(base, dict(zip(grid, combination, strict=True)), where)
+            found.setdefault(point.name.rpartition("-")[2], point)
     return list(found.values())
 
 
 def _grid(section: Any, where: str) -> dict[str, list[Any]]:
-    """The section `sweep`: a list of values for each key, not too many in all."""
+    """One section `sweep`: a list of values for each key."""
     if not isinstance(section, dict) or not section:
         raise ParameterError(
             f"{where}: a sweep needs a section `sweep` with a list of values for each key that "
@@ -116,11 +124,6 @@ def _grid(section: Any, where: str) -> dict[str, list[Any]]:
                 f"{where}: sweep.{key}: addresses and keys are no condition to compare; give each "
                 "machine a provider of its own and sweep `engines`."
             )
-    count = math.prod(len(values) for values in section.values())
-    if count > MAX_POINTS:
-        raise ParameterError(
-            f"{where}: {count:,} points, and a sweep has at most {MAX_POINTS:,}; shorten a list."
-        )
     return section
 
 
@@ -128,49 +131,20 @@ def _point(base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> P
     values = copy.deepcopy(dict(base))
     for key, value in changed.items():
         if key != "engines":
-            _set(values, key, copy.deepcopy(value), where)
+            parameterfile.put(values, key, copy.deepcopy(value), f"{where}: sweep.")
     if "engines" in changed:  # last, so that a setting of one that is left out is no error
         _first(values, changed["engines"], where)
     strategy = values.pop("strategy", None)
     if strategy is None:
         raise ParameterError(f"{where}: name the strategy, or several under sweep.strategy.")
     plain = Parameters.read(values | {"strategy": strategy}, where)
-    asked = experiment.asked(plain, experiment.texts(plain.prompts))
+    asked = experiment.asked(plain, workload.texts(plain.prompts))
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     slug = re.sub(r"([^A-Za-z0-9.]|\.(?!\d))+", "-", "-".join(map(_shown, changed.values())))
     name = f"{slug.strip('-.')[:28].rstrip('-.') or 'point'}-{digest}"
     values["experiment"] = f"{plain.experiment}-{name}"
     parameters = Parameters.read(values | {"strategy": strategy}, where)
     return Point(name, dict(changed), parameters.strategy, values, parameters)
-
-
-def _set(values: dict[str, Any], key: str, value: Any, where: str) -> None:
-    """Put `value` where `key` points: a parameter, one provider's setting, or every one's."""
-    providers = values.get("providers")
-    mine = [p for p in providers if isinstance(p, dict)] if isinstance(providers, list) else []
-    names = [str(p.get("name")) for p in mine]
-    if owner := max((n for n in names if key.startswith(f"{n}.")), key=len, default=None):
-        mine, key = [p for p in mine if p.get("name") == owner], key[len(owner) + 1 :]
-    elif key in Parameters.model_fields:
-        values[key] = value
-        return
-    head, *rest = key.split(".")
-    known = [*ProviderSettings.model_fields, *Parameters.model_fields, "engines", *names]
-    if head not in ProviderSettings.model_fields or not mine:
-        near = difflib.get_close_matches(head, known, n=1)
-        hint = (
-            f"; did you mean {notation.safe(near[0], 60)}?"
-            if near
-            else " nor a provider or its setting."
-        )
-        raise ParameterError(f"{where}: sweep.{key} is not a parameter{hint}")
-    for settings in mine:
-        place, step = settings, head
-        for deeper in rest:
-            inner = place.get(step)
-            place[step] = dict(inner) if isinstance(inner, dict) else {}
-            place, step = place[step], deeper
-        place[step] = value
 
 
 def _first(values: dict[str, Any], count: Any, where: str) -> None:
@@ -188,30 +162,30 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{k} {_shown(v)}" for k, v in value.items() if k not in PRIVATE)
     if isinstance(value, list):
-        named = (v.get("name", v) if isinstance(v, dict) else v for v in value)
-        return " ".join(notation.inline(v, 40) for v in named)
-    return notation.inline(value, 40)
+        named = (one.get("name", "") if isinstance(one, dict) else one for one in value)
+        return " ".join(map(_shown, named))
+    return " ".join(str(value).split())[:40]
 
 
 def finished(point: Point, folder: Path) -> Report | None:
     """The report of a point that is done, in the sweep's `folder`; None where it is not."""
     try:
-        found = report.load(folder / point.name / _file(point))
+        saved = report.load(folder / point.name / _file(point))
     except ReportError:
         return None
-    return found if found.complete else None
+    return saved if saved.complete else None
 
 
-def run(found: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outcome]:
+def run(points: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outcome]:
     """Measure what is not done yet, point by point; a failed one does not stop the others.
 
     Raises `FolderHeld` where another run measures.
 
-    `execute` runs a point's notebook into the folder it is given, and its report is saved in
-    data/reports. Only when all of it went well does the report move into the point's folder:
-    that is what makes it finished, however the sweep ends.
+    `execute` measures a point, whose report is saved in data/reports; the folder it is given is for
+    whatever else it makes. Only when all of it went well does the report move into the point's
+    folder: that is what makes it finished, however the sweep ends.
     """
-    for point in found:
+    for point in points:
         if (done := finished(point, folder)) is not None:
             yield Outcome(point, done, before=True)
             continue
@@ -221,7 +195,7 @@ def run(found: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outc
         except FolderHeld:
             raise  # and so would the others be refused
         except PocError as error:
-            yield Outcome(point, problem=notation.safe(str(error)))
+            yield Outcome(point, problem=str(error))
 
 
 def _file(point: Point) -> str:
@@ -245,33 +219,10 @@ def _settle(point: Point, folder: Path) -> Report:
     return loaded
 
 
-def table(outcomes: Sequence[Outcome], markdown: bool = False) -> str:
-    """Every point with what changed in it and its ratio with interval; why some have none."""
-    keys = list(dict.fromkeys(key for one in outcomes for key in one.point.changed))
-    rows, judged = [], {}
-    for one in outcomes:
-        what = [_shown(one.point.changed.get(key, "-")) for key in keys]
-        if one.report is None:
-            rows.append([*what, "failed", "-", "-"])
-            continue
-        headline = tables.headline(one.report)
-        judged[one.point.label] = one.report, headline
-        speedup = "-" if headline.speedup is None else notation.number(headline.speedup, 2)
-        speedup += words.per_token(headline)
-        rows.append([*what, words.ratio(headline), speedup, headline.verdict])
-    header = [*keys, "ratio (95 % interval)", "speedup", "gate"]
-    failed = [f"{one.point.label}: {one.problem}" for one in outcomes if one.report is None]
-    told = f"\n\nFailed:\n{notation.bullets(failed)}" if failed else ""
-    pairs = list(judged.values())
-    warned = words.beside([r for r, _ in pairs], [h for _, h in pairs], list(judged))
-    beside = f"\n\nWhat could change these verdicts:\n{notation.bullets(warned)}" if warned else ""
-    return notation.table(header, rows, markdown) + beside + told
-
-
-def write_summary(found: Sequence[Point], folder: Path) -> None:
+def write_summary(points: Sequence[Point], folder: Path) -> None:
     """Leave beside the points what each stands for, so that pages can say it later."""
     folder.mkdir(parents=True, exist_ok=True)
-    labels = {one.name: one.label for one in found}
+    labels = {point.name: point.label for point in points}
     (folder / SUMMARY).write_text(json.dumps(labels, indent=1) + "\n", encoding="utf-8")
 
 
