@@ -14,8 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from . import engines, report
+from . import report
 from .dispatch import run_arm
+from .engines.pool import engine_pool
 from .errors import ParameterError, ReportError
 from .experiment import Run, on_own_loop
 from .pool import Measurable, open_pool
@@ -73,7 +74,7 @@ def measure(
     first, second = parameters.providers
     linked = second.model_copy(update={"link": Link(round_trip_ms=1.0), "role": "remote"})
     wanted = parameters.model_copy(update={"providers": [first, linked]})
-    with engines.pool(wanted.providers, wanted.context_tokens) as running:
+    with engine_pool(wanted.providers, wanted.context_tokens) as running:
         by_name = {engine.name: engine for engine in running}
 
         def turn(speed: float, round_trip_ms: float) -> None:

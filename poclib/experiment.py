@@ -16,7 +16,7 @@ from typing import Any
 from . import journal as journals
 from . import report
 from . import resume as going_on
-from .engines import RunningEngine
+from .engines.pool import RunningEngine
 from .errors import ParameterError
 from .journal import Journal
 from .pool import Measurable, open_pool

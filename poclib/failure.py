@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
-from . import engines, experiment, report
+from . import experiment, report
+from .engines.pool import RunningEngine, engine_pool
 from .progress import Progress
 from .records import Parameters, Report
 
@@ -76,8 +77,8 @@ def _engines(parameters: Parameters) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _started(parameters: Parameters) -> Iterator[dict[str, engines.RunningEngine]]:
+def _started(parameters: Parameters) -> Iterator[dict[str, RunningEngine]]:
     """The embedded engines of `parameters` by name; none for a person's own servers."""
     embedded = [one for one in parameters.providers if one.kind == "embedded"]
-    with engines.pool(embedded, parameters.context_tokens) as started:
+    with engine_pool(embedded, parameters.context_tokens) as started:
         yield {engine.name: engine for engine in started}

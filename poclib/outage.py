@@ -16,8 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import engines, report
+from . import report
 from .dispatch import run_arm
+from .engines.pool import engine_pool
 from .errors import ParameterError
 from .experiment import Run, on_own_loop
 from .pool import Measurable, engine_facts
@@ -105,7 +106,7 @@ def measure(
 @contextlib.contextmanager
 def _engines(parameters: Parameters) -> Iterator[Mortals]:
     """The embedded engines of `parameters`, mortal by SIGKILL, which nothing can catch."""
-    with engines.pool(parameters.providers, parameters.context_tokens) as running:
+    with engine_pool(parameters.providers, parameters.context_tokens) as running:
         senders: list[tuple[Measurable, dict[str, Any]]] = [
             (
                 KINDS["embedded"](settings, parameters, engine.url, engine.api_key),

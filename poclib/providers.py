@@ -10,7 +10,13 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any, ClassVar, Literal
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
+from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
 
 from .errors import BadAnswer, ModelMissing, ProviderError, Rejected
@@ -32,6 +38,13 @@ HINTS = {
     401: ", set api_key_env to the name of the variable that holds its key",
     503: ", busy or still loading",
 }
+
+
+class Ports(Protocol):
+    """The addresses of one provider's processes."""
+
+    def take(self) -> AbstractContextManager[str | None]:
+        """One to send a prompt to, until the block ends; None where the provider refuses."""
 
 
 class Provider:
@@ -94,7 +107,10 @@ class Provider:
         path, body = self.paths[self.api], self._request_body(prompt)
         keep = self.keeps_streams or not self.parameters.stream
         try:
-            async with self.client.request("POST", path, body, exchange, keep) as response:
+            async with (
+                self._address(exchange) as url,
+                self.client.request("POST", path, body, exchange, keep, url) as response,
+            ):
                 if response.status != 200:
                     raise self._rejection(response, await response.body())
                 async for event in self._events(response):
@@ -117,6 +133,10 @@ class Provider:
                 exchange.mark("end")
             if exchange.token_ms:
                 exchange.marks["first_token_ms"] = exchange.token_ms[0]
+
+    def _address(self, exchange: Exchange) -> AbstractAsyncContextManager[str | None]:
+        """Where a prompt is sent, if not to the provider's only address."""
+        return nullcontext()
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -402,8 +422,27 @@ class LlamaServer(OpenAI):
             _take_timings(event, exchange)
 
 
+class Embedded(LlamaServer):
+    """A llama-server of the pool on this machine, or several: `ports` says which takes a prompt."""
+
+    ports: Ports | None = None
+
+    @asynccontextmanager
+    async def _address(self, exchange: Exchange) -> AsyncIterator[str | None]:
+        """A refusal is a busy server's; it comes at once, also where there is a link."""
+        if self.ports is None:
+            yield None
+            return
+        with self.ports.take() as url:
+            if url is None:
+                exchange.mark("start")
+                sentence = f"provider {self.name}: HTTP 503{HINTS[503]}: no slot is free"
+                raise Rejected(sentence, self.name, 503, retry_after_s=1.0)
+            yield url
+
+
 KINDS: dict[str, type[Provider]] = {
-    "embedded": LlamaServer,
+    "embedded": Embedded,
     "llama-server": LlamaServer,
     "ollama": Ollama,
     "openai": OpenAI,

@@ -23,7 +23,7 @@ from .attempts import Rules, attempt
 from .dispatch import run_arm
 from .errors import PocError, ProviderError, RunFailed, UnlikeProviders
 from .journal import NO_ROUND, Journal, Kept
-from .monitor import Monitor, environment, undisturbed
+from .measure.machine import EngineSampler, Monitor, environment, undisturbed
 from .policy import Policy
 from .pool import Clock, Measurable
 from .progress import Progress, quiet
@@ -41,7 +41,6 @@ from .records import (
     Ruler,
 )
 from .strategies import STRATEGIES, Limit, Strategy
-from .usage import Sampler
 
 # Round trips taken of each provider before every arm.
 PROBES = 5
@@ -343,7 +342,7 @@ class Run:
         limits, turn = {name: in_flight}, f"{name} {in_flight} {which}".strip()
         await self._probe([self.senders[name]])
         with self._written("capacity", NO_ROUND, "shared-queue", limits, turn) as seen:
-            with Sampler({name: self._pids[name]}) as sampler:
+            with EngineSampler({name: self._pids[name]}) as sampler:
                 arm = await run_arm(
                     "capacity",
                     STRATEGIES["shared-queue"],
@@ -384,7 +383,7 @@ class Run:
             self._count(stage, arm, index, request)
 
         with self._written(arm, index, chosen.name, limits) as seen:
-            with Sampler({s.name: self._pids[s.name] for s in senders}) as sampler:
+            with EngineSampler({s.name: self._pids[s.name] for s in senders}) as sampler:
                 ran = await run_arm(
                     arm,
                     chosen,
