@@ -37,9 +37,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 from replay import Answer, Replay, recorded  # noqa: E402
 
-from poclib import engines, experiment, report, transport  # noqa: E402
+from poclib import experiment, report, transport  # noqa: E402
 from poclib.attempts import Rules  # noqa: E402
 from poclib.dispatch import run_arm  # noqa: E402
+from poclib.engines.pool import engine_pool  # noqa: E402
 from poclib.errors import RunFailed  # noqa: E402
 from poclib.notation import many, safe, table  # noqa: E402
 from poclib.policy import Policy  # noqa: E402
@@ -334,8 +335,8 @@ def late(fault: str, found: Arm) -> Row:
 def struck(blow: signal.Signals, limits: dict[str, float], pause_s: float | None = None) -> Arm:
     """The arm in which `bad` gets the blow after its first answer, and goes on after a pause."""
     settings = [ProviderSettings(name=name, slots=1) for name in ("bad", "good")]
-    with engines.pool(settings, 256) as running, mock.patch.dict(LIMITS, limits):
-        pid, done = running[0].pid, []
+    with engine_pool(settings, 256) as running, mock.patch.dict(LIMITS, limits):
+        pid, done = running[0].pids[0], []
         LIMITS["request_timeout_s"] = max(LIMITS["request_timeout_s"], *limits.values())
 
         def go_on() -> None:

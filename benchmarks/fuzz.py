@@ -226,7 +226,7 @@ class Answering:
 
     @contextlib.asynccontextmanager
     async def request(
-        self, _method: str, _path: str, json: Any = None, exchange: Any = None, keep: bool = True
+        self, _method: str, _path: str, json: Any = None, exchange: Any = None, *_: Any
     ) -> AsyncIterator[Response]:
         status, body, size = self.given
         headers = {"retry-after": "2"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import recording, report
-from .engines import RunningEngine
+from .engines.pool import RunningEngine
 from .errors import ParameterError, PocError, ReportError
 from .pool import Measurable, open_pool
 from .progress import Progress, quiet

@@ -10,9 +10,9 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from . import engines
+from .engines.pool import RunningEngine, engine_pool
 from .errors import EngineError, ParameterError
-from .providers import KINDS
+from .providers import KINDS, Embedded
 from .records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
 
 Clock = Callable[[], float]
@@ -33,7 +33,7 @@ class Measurable(Protocol):
 def open_pool(
     parameters: Parameters,
     pool: Sequence[Measurable] | None = None,
-    running: Mapping[str, engines.RunningEngine] | None = None,
+    running: Mapping[str, RunningEngine] | None = None,
 ) -> Iterator[list[tuple[Measurable, dict[str, Any]]]]:
     """The providers, ready to be asked, each with what is known of its embedded engine.
 
@@ -49,18 +49,18 @@ def open_pool(
     embedded = [s for s in parameters.providers if s.kind == "embedded"]
     with contextlib.ExitStack() as stack:
         if embedded and running is None:
-            started = stack.enter_context(engines.pool(embedded, parameters.context_tokens))
+            started = stack.enter_context(engine_pool(embedded, parameters.context_tokens))
             running = {engine.name: engine for engine in started}
         opened: list[tuple[Measurable, dict[str, Any]]] = []
         for settings in parameters.providers:
             engine = (running or {}).get(settings.name)
-            make = KINDS[settings.kind]
             if engine is None:
-                key = _key(settings.name, settings.api_key_env)
+                make, key = KINDS[settings.kind], _key(settings.name, settings.api_key_env)
                 opened.append((make(settings, parameters, settings.url or "", key), {}))
                 continue
             placed = settings.model_copy(update={"role": _role(settings)})
-            provider = make(placed, parameters, engine.url, engine.api_key)
+            provider = Embedded(placed, parameters, engine.url, engine.api_key)
+            provider.ports = engine.ports
             opened.append((provider, engine_facts(settings, engine)))
         yield opened
 
@@ -71,9 +71,9 @@ class Shared:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._asked: tuple[str, ...] = ()
-        self._running: dict[str, engines.RunningEngine] = {}
+        self._running: dict[str, RunningEngine] = {}
 
-    def of(self, parameters: Parameters) -> Mapping[str, engines.RunningEngine]:
+    def of(self, parameters: Parameters) -> Mapping[str, RunningEngine]:
         """The engines by name; hand them to the run as `running`. Raises `EngineError`."""
         embedded = [one for one in parameters.providers if one.kind == "embedded"]
         same = {"adaptive": "off", "capacity": 1, "role": None}  # what no engine is started with
@@ -81,7 +81,7 @@ class Shared:
         wanted = (*asked, str(parameters.context_tokens))
         if wanted != self._asked or not all(map(_lives, self._running.values())):
             self.close()
-            started = self._stack.enter_context(engines.pool(embedded, parameters.context_tokens))
+            started = self._stack.enter_context(engine_pool(embedded, parameters.context_tokens))
             self._running = {engine.name: engine for engine in started}
             self._asked = wanted
         return self._running
@@ -91,7 +91,7 @@ class Shared:
         self._stack.close()
 
 
-def _lives(engine: engines.RunningEngine) -> bool:
+def _lives(engine: RunningEngine) -> bool:
     try:
         engine.check()
     except EngineError:
@@ -104,7 +104,7 @@ def _role(settings: ProviderSettings) -> Literal["local", "remote"]:
     return settings.role or ("remote" if settings.link.round_trip_ms else "local")
 
 
-def engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> dict[str, Any]:
+def engine_facts(settings: ProviderSettings, engine: RunningEngine) -> dict[str, Any]:
     """Fields of `ProviderFacts` that need no question to an embedded engine, and two more."""
     return {
         "engine": engine.engine,
@@ -112,10 +112,11 @@ def engine_facts(settings: ProviderSettings, engine: engines.RunningEngine) -> d
         "digest": f"gguf:{engine.model_digest}",
         "engine_kind": settings.engine_kind,
         "refuses": settings.refuses,
-        "core": engine.core,
+        "slots": engine.slots,
+        "core": engine.cores[0],
         "cores": len(engine.cores),
         "turns": engine.turns,
-        "threads": engine.threads,
+        "threads": settings.threads,
         "pinned": engine.pinned,
         "pids": engine.pids,
         "running": engine,

@@ -13,9 +13,15 @@ import ipaddress
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    nullcontext,
+)
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import quote, urlsplit
 
 from .errors import (
@@ -56,6 +62,13 @@ ENDPOINTS = (
     *("/chat/completions", "/completions", "/completion", "/v1/models", "/health", "/props"),
     *("/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/version"),
 )
+
+
+class Ports(Protocol):
+    """The addresses of one provider's processes."""
+
+    def take(self) -> AbstractContextManager[str | None]:
+        """One to send a prompt to, until the block ends; None where the provider refuses."""
 
 
 class Provider:
@@ -129,7 +142,10 @@ class Provider:
         keep = self.keeps_streams or not self.parameters.stream
         patience_s = 0.0 if self._lingers else LINGER_S
         try:
-            async with self.client.request("POST", path, body, exchange, keep) as response:
+            async with (
+                self._address(exchange) as url,
+                self.client.request("POST", path, body, exchange, keep, url) as response,
+            ):
                 if response.status != 200:
                     raise self._rejection(response, await response.body())
                 over, count = False, 0
@@ -189,6 +205,10 @@ class Provider:
             exchange.token_ms.clear()
             exchange.thought_ms.clear()
         exchange.finished = True
+
+    def _address(self, exchange: Exchange) -> AbstractAsyncContextManager[str | None]:
+        """Where a prompt is sent, if not to the provider's only address."""
+        return nullcontext()
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -617,8 +637,27 @@ class LlamaServer(OpenAI):
         return True
 
 
+class Embedded(LlamaServer):
+    """A llama-server of the pool on this machine, or several: `ports` says which takes a prompt."""
+
+    ports: Ports | None = None
+
+    @asynccontextmanager
+    async def _address(self, exchange: Exchange) -> AsyncIterator[str | None]:
+        """A refusal is a busy server's; it comes at once, also where there is a link."""
+        if self.ports is None:
+            yield None
+            return
+        with self.ports.take() as url:
+            if url is None:
+                exchange.mark("start")
+                sentence = f"provider {self.name}: HTTP 503{HINTS[503]}: no slot is free"
+                raise Rejected(sentence, self.name, 503, retry_after_s=1.0)
+            yield url
+
+
 KINDS: dict[str, type[Provider]] = {
-    "embedded": LlamaServer,
+    "embedded": Embedded,
     "llama-server": LlamaServer,
     "ollama": Ollama,
     "openai": OpenAI,

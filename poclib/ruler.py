@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from .attempts import Rules
 from .dispatch import run_arm
 from .errors import EngineError, ReportError
-from .monitor import undisturbed
+from .measure.machine import undisturbed
 from .providers import KINDS
 from .records import Arm, Parameters, Probe, Prompt, ProviderSettings, Request, Ruler, RulerRow
 from .strategies import STRATEGIES

@@ -21,7 +21,7 @@ from .adaptive import AdaptiveLimit
 from .attempts import Rules, attempt
 from .dispatch import run_arm
 from .errors import PocError, ProviderError, RunFailed, UnlikeProviders
-from .monitor import Monitor, environment, undisturbed
+from .measure.machine import EngineSampler, Monitor, environment, undisturbed
 from .policy import Policy
 from .pool import Clock, Measurable
 from .progress import Progress, quiet
@@ -40,7 +40,6 @@ from .records import (
 )
 from .report import NO_ROUND
 from .strategies import STRATEGIES, Limit, Strategy
-from .usage import Sampler
 
 # Round trips taken of each provider before every arm.
 PROBES = 5
@@ -357,7 +356,7 @@ class Run:
         limits, turn = {name: in_flight}, f"{name} {in_flight} {which}".strip()
         await self._probe([self.senders[name]])
         with self._written("capacity", NO_ROUND, "shared-queue", limits, turn) as seen:
-            with Sampler({name: self._pids[name]}) as sampler:
+            with EngineSampler({name: self._pids[name]}) as sampler:
                 arm = await run_arm(
                     "capacity",
                     STRATEGIES["shared-queue"],
@@ -407,7 +406,7 @@ class Run:
 
         with self._written(arm, index, chosen.name, limits) as seen:
             pids = {s.name: self._pids[s.name] for s in senders}
-            with self._striking(arm, seen) as strike, Sampler(pids) as sampler:
+            with self._striking(arm, seen) as strike, EngineSampler(pids) as sampler:
                 ran = await run_arm(
                     arm,
                     chosen,

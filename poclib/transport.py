@@ -265,12 +265,14 @@ class TimedClient:
         json: Any = None,
         exchange: Exchange | None = None,
         keep: bool = True,
+        url: str | None = None,
     ) -> AsyncIterator[Response]:
         """Send one request and yield its response once the headers are here.
 
-        `keep` is whether its connection may serve another request afterwards. Where `exchange`
-        is given, `start` is marked once the request is made, it is its turn to be sent, and the
-        client that speaks to the network begins with it.
+        `keep` is whether its connection may serve another request afterwards, `url` another
+        address of the same provider. Where `exchange` is given, `start` is marked once the request
+        is made, it is its turn to be sent, and the client that speaks to the network begins with
+        it.
 
         Raises `Unreachable`, `TimedOut`, `Forbidden`, `BadAnswer` (no HTTP, or a web page) or
         `Rejected` (a redirect), also while the body is read; body and all, it takes no longer
@@ -278,7 +280,11 @@ class TimedClient:
         """
         headers = self._headers if keep else self._headers | {"connection": "close"}
         request = httpx.Request(
-            method, self._url + path, headers=headers, json=json, extensions=self._extensions
+            method,
+            (url or self._url) + path,
+            headers=headers,
+            json=json,
+            extensions=self._extensions,
         )
         token = _exchange.set(exchange)
         try:

@@ -23,17 +23,12 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from poclib import engines, keeper, llama
-from poclib.engines import (
-    EngineChoice,
-    RunningEngine,
-    choose_engine,
-    find_model,
-    model_digest,
-    pool,
-)
-from poclib.errors import EngineError
-from poclib.providers import KINDS
+import poclib
+from poclib.engines import keeper, llama, pool
+from poclib.engines.pool import Ports, RunningEngine, engine_pool
+from poclib.errors import EngineError, Rejected
+from poclib.pool import open_pool
+from poclib.providers import Embedded
 from poclib.records import Exchange, Link, Parameters, Prompt, ProviderSettings
 
 LIMIT_S = 30.0
@@ -47,13 +42,14 @@ if "--version" in sys.argv: print("version: 4321 (abc)"); sys.exit()
 if "--help" in sys.argv: print("--metrics"); sys.exit()
 if {mood!r} == "lacks an instruction": os.kill(os.getpid(), signal.SIGILL)
 if {mood!r} == "will not start": sys.exit("cannot load the model")
+fails = {mood!r} == "fails at the first token"
 key = os.environ["LLAMA_API_KEY"]
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self): self.tell(200, {{"argv": sys.argv, "variables": list(os.environ)}})
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
         right = self.headers["Authorization"] == "Bearer " + key
-        self.tell(200 if right else 401, {{"content": "1"}})
+        self.tell(500 if fails else 200 if right else 401, {{"content": "1"}})
     def tell(self, status, body):
         text = json.dumps(body).encode()
         self.send_response(status); self.send_header("Content-Length", str(len(text)))
@@ -93,8 +89,8 @@ def complete(engine: RunningEngine, tokens: int, key: str = "") -> tuple[int, An
 
 def processes(running: list[RunningEngine]) -> list[psutil.Process]:
     """The engines and their keepers."""
-    found = [psutil.Process(engine.pid) for engine in running]
-    return found + [parent for one in found if (parent := one.parent()) is not None]
+    engines = [psutil.Process(pid) for engine in running for pid in engine.pids]
+    return engines + [parent for one in engines if (parent := one.parent()) is not None]
 
 
 def all_gone(which: list[psutil.Process]) -> bool:
@@ -110,128 +106,61 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A virtual environment's folder that remembers nothing yet."""
-    path = tmp_path / "environment"
-    path.mkdir()
-    monkeypatch.setattr(sys, "prefix", str(path))
-    return path
-
-
 # ---- without a real engine -------------------------------------------------------------------
 
 
-def test_an_engine_named_by_the_variable_that_is_not_there_is_told_by_its_name(
+@pytest.mark.parametrize(
+    "mood, told",
+    [
+        ("will not start", r"\$POCLIB_LLAMA_SERVER.*code 1.*cannot load the model"),
+        ("lacks an instruction", r"\$POCLIB_LLAMA_SERVER.*SIGILL"),
+        ("fails at the first token", r"\$POCLIB_LLAMA_SERVER.*HTTP 500"),
+        ("is not there", r"\$POCLIB_LLAMA_SERVER names"),
+        ("is for another machine", r"\$POCLIB_LLAMA_SERVER.*it cannot be started"),
+    ],
+)
+def test_an_engine_named_by_the_variable_is_the_only_one_that_is_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, mood: str, told: str
+) -> None:
+    named = Path(pretender(tmp_path, mood))
+    if mood == "is not there":
+        named.unlink()
+    if mood == "is for another machine":
+        named.write_bytes(b"\0another machine's format")
+    monkeypatch.setenv("POCLIB_LLAMA_SERVER", str(named))
+    with pytest.raises(EngineError, match=told) as error, engine_pool([LOCAL], 64):
+        pass
+    assert "xllamacpp" not in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_an_engine_that_needs_another_processor_is_passed_over_and_told_with_its_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
 ) -> None:
-    monkeypatch.setenv("POCLIB_LLAMA_SERVER", str(tmp_path / "nowhere"))
-    with pytest.raises(EngineError, match=r"\$POCLIB_LLAMA_SERVER"):
-        choose_engine()
+    named = Path(pretender(tmp_path))
+    (tmp_path / "broken").mkdir()
+    broken = Path(pretender(tmp_path / "broken", "lacks an instruction"))
+    builds = [llama.Build("broken b1", broken), llama.Build("whole b2", named)]
+    monkeypatch.setattr(llama, "builds", lambda: iter(builds))
+    with engine_pool([LOCAL, REMOTE], 64) as running:
+        assert [one.engine for one in running] == ["whole b2"] * 2
+    monkeypatch.setattr(llama, "builds", lambda: iter(builds[:1]))
+    with pytest.raises(EngineError, match=r"broken b1.*local.*SIGILL"), engine_pool([LOCAL], 64):
+        pass
+    monkeypatch.setattr(llama, "builds", lambda: iter(()))
+    with pytest.raises(EngineError, match=r"run \./run-poc\.sh"), engine_pool([LOCAL], 64):
+        pass
 
 
-def test_an_engine_named_by_the_variable_that_does_not_start_is_no_reason_to_take_another(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
-) -> None:
-    monkeypatch.setenv("POCLIB_LLAMA_SERVER", pretender(tmp_path, "will not start"))
-    with pytest.raises(EngineError, match=r"\$POCLIB_LLAMA_SERVER.*code 1"):
-        choose_engine()
-
-
-def test_a_file_that_this_kind_of_machine_cannot_run_is_told_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
-) -> None:
-    foreign = Path(pretender(tmp_path))
-    foreign.write_bytes(b"\0another machine's format")
-    monkeypatch.setenv("POCLIB_LLAMA_SERVER", str(foreign))
-    with pytest.raises(EngineError, match=r"\$POCLIB_LLAMA_SERVER.*it cannot be started"):
-        choose_engine()
-
-
-def test_an_engine_on_the_path_that_needs_another_processor_is_passed_over_with_a_reason(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, environment: Path
+def test_engines_are_offered_in_order_and_named_without_a_path(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("xllamacpp")
     monkeypatch.delenv("POCLIB_LLAMA_SERVER", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    pretender(tmp_path, "lacks an instruction")
-    choice = choose_engine()
-    assert "b4321" not in choice.label
-    assert "SIGILL" in choice.why
-    assert str(tmp_path) not in choice.why and "\n" not in choice.why and "|" not in choice.why
-
-
-def tried(outcome: str = "") -> list[str]:
-    """The engines that a process tries which knows no more than the disk does."""
-    labels = []
-
-    def trial(choice: EngineChoice, model: Path) -> str:
-        labels.append(choice.label)
-        return outcome
-
-    with contextlib.suppress(EngineError):  # where none is left
-        llama.choose(trial)
-    return labels
-
-
-@pytest.fixture
-def on_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path:
-    """The only llama-server of this machine."""
-    monkeypatch.delenv("POCLIB_LLAMA_SERVER", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(llama, "_WHEEL_MODULE", "no_such_module")
-    return Path(pretender(tmp_path))
-
-
-@pytest.mark.parametrize("outcome", ["", "it was ended by SIGILL"])
-def test_what_one_process_found_out_about_an_engine_the_next_one_knows(
-    environment: Path, on_path: Path, outcome: str
-) -> None:
-    assert tried(outcome) == ["llama-server b4321 (PATH)"]
-    assert tried(outcome) == []
-    assert str(on_path.parent) not in "".join(f.read_text() for f in environment.iterdir())
-
-
-def test_an_outcome_that_may_change_is_not_kept(environment: Path, on_path: Path) -> None:
-    assert tried("it ended by itself with code 127") != []
-    assert tried() != []
-
-
-@pytest.mark.parametrize("changed", ["engine", "model", "processor"])
-def test_another_build_model_or_processor_is_tried_again(
-    monkeypatch: pytest.MonkeyPatch, environment: Path, on_path: Path, model: Path, changed: str
-) -> None:
-    assert tried() != []
-    if changed == "processor":
-        monkeypatch.setattr("platform.processor", lambda: "another")
-    else:
-        os.utime(on_path if changed == "engine" else model, (1, 1))
-    assert tried() != []
-    assert tried() == []
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"key": 1}', "\xff"])
-def test_a_damaged_memory_costs_one_more_trial(environment: Path, on_path: Path, text: str) -> None:
-    (environment / llama._TRIALS_FILE).write_text(text, encoding="latin-1")
-    assert tried() != []
-    assert tried() == []
-
-
-@pytest.mark.parametrize("place", ["a file", "no virtual environment"])
-def test_where_nothing_can_be_kept_an_engine_is_tried_each_time(
-    monkeypatch: pytest.MonkeyPatch, environment: Path, on_path: Path, place: str
-) -> None:
-    prefix = str(on_path) if place == "a file" else sys.base_prefix
-    monkeypatch.setattr(sys, "prefix", prefix)
-    assert tried() == tried() != []
-
-
-def test_an_engine_named_by_the_variable_is_tried_each_time(
-    monkeypatch: pytest.MonkeyPatch, environment: Path, on_path: Path
-) -> None:
-    monkeypatch.setenv("POCLIB_LLAMA_SERVER", str(on_path))
-    assert tried() == tried() == ["llama-server b4321 ($POCLIB_LLAMA_SERVER)"]
-    assert list(environment.iterdir()) == []
+    pretender(tmp_path)
+    labels = [build.label for build in llama.builds()]
+    assert labels[0] == "llama-server b4321 (PATH)" and labels[-1].startswith("xllamacpp ")
+    assert not any("/" in label for label in labels)
 
 
 def test_each_engine_is_told_what_its_provider_asks_for_and_no_key_is_on_a_command_line(
@@ -240,9 +169,9 @@ def test_each_engine_is_told_what_its_provider_asks_for_and_no_key_is_on_a_comma
     monkeypatch.setenv("POCLIB_LLAMA_SERVER", pretender(tmp_path))
     monkeypatch.setenv("LLAMA_ARG_CACHE_REUSE", "7")
     unbatched = ProviderSettings(name="unbatched", slots=3, threads=2, batching=False)
-    with pool([LOCAL, unbatched], context_tokens=100) as (local, other):
+    with engine_pool([LOCAL, unbatched], context_tokens=100) as (local, other):
         assert local.engine == "llama-server b4321 ($POCLIB_LLAMA_SERVER)"
-        assert (other.slots, other.threads, other.model) == (3, 2, "tiny")
+        assert (other.slots, other.model) == (3, "tiny")
         seen = ask(other, "/health")[1]
         argv = seen["argv"]
         assert "LLAMA_ARG_CACHE_REUSE" not in seen["variables"]
@@ -262,7 +191,7 @@ def test_an_engine_that_dies_by_itself_is_named_and_the_rest_still_ends(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
 ) -> None:
     monkeypatch.setenv("POCLIB_LLAMA_SERVER", pretender(tmp_path))
-    with pool([LOCAL, REMOTE], context_tokens=64) as running:
+    with engine_pool([LOCAL, REMOTE], context_tokens=64) as running:
         left = processes(running)
         left[1].kill()
         assert all_gone([left[1], left[3]])  # its keeper ends with it
@@ -281,49 +210,91 @@ def test_a_port_that_was_taken_meanwhile_is_given_up_for_another(
         taken, free_port = stranger.getsockname()[1], keeper._free_port
         ports = iter([taken])
         monkeypatch.setattr(keeper, "_free_port", lambda: next(ports, None) or free_port())
-        one = keeper.Keeper(
-            {
-                "command": [pretender(tmp_path), "--port", "{port}"],
-                "environment": {"LLAMA_API_KEY": "key"},
-                "first_line": None,
-                "cores": None,
-                "speed": 1.0,
-                "link": None,
-                "ready_s": LIMIT_S,
-            }
-        )
+        config = {
+            "command": [pretender(tmp_path), "--port", "{port}"],
+            "environment": {"LLAMA_API_KEY": "key"},
+            **{"engines": 1, "key": "key", "speed": 1.0, "ready_s": LIMIT_S},
+            **dict.fromkeys(("first_line", "cores", "turn", "link")),
+        }
+        kept = keeper.Keeper(config)
         try:
-            assert one.start(lambda: False)["port"] != taken
+            assert kept.start(lambda: False)["ports"] != [taken]
         finally:
-            one.end()
+            kept.end()
 
 
-def test_a_core_that_is_not_there_is_refused_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path
+@pytest.mark.parametrize(
+    "asked, told",
+    [
+        ({"core": 100_000}, "far asks for core 100000"),
+        ({"cores": 1000}, "far asks for more cores"),
+        ({"model": "llama3"}, "far asks for model llama3.*tiny"),
+    ],
+)
+def test_what_this_machine_does_not_have_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, model: Path, asked: dict[str, Any], told: str
 ) -> None:
-    monkeypatch.setenv("POCLIB_LLAMA_SERVER", pretender(tmp_path))
-    far = ProviderSettings(name="far", core=100_000)
-    with pytest.raises(EngineError, match="far asks for core 100000"), pool([far], 64):
-        pass
-
-
-def test_a_model_that_the_engines_do_not_have_is_refused_before_anything_starts(
-    model: Path,
-) -> None:
-    other = ProviderSettings(name="other", model="llama3")
-    with pytest.raises(EngineError, match=r"other asks for model llama3.*tiny"), pool([other], 64):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    settings = ProviderSettings(name="far", **asked)
+    with pytest.raises(EngineError, match=told), engine_pool([settings], 64):
         pass
 
 
 def test_the_model_is_found_or_its_absence_told(
     monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
-    assert find_model() == model.resolve()
+    assert llama.find_model() == model.resolve()
     # sha256 of b"weights", computed by coreutils' sha256sum
-    assert model_digest(model).startswith("9a129038d9a00aed")
+    assert llama.model_digest(model).startswith("9a129038d9a00aed")
     monkeypatch.setenv("POCLIB_MODEL", str(model) + "-not")
     with pytest.raises(EngineError, match=r"\$POCLIB_MODEL"):
-        find_model()
+        llama.find_model()
+
+
+@pytest.mark.parametrize(
+    "speed, turn, share", [(0.2, None, 0.2), (0.9, None, 0.9), (1, (1, 2), 0.5)]
+)
+def test_a_slowed_process_runs_for_the_share_that_was_asked(
+    speed: float, turn: tuple[int, int] | None, share: float
+) -> None:
+    told: list[tuple[float, bool]] = []
+
+    class Process:
+        def send_signal(self, which: signal.Signals) -> None:
+            told.append((time.monotonic(), which == signal.SIGCONT))
+
+    slower = keeper.Slower([Process()], speed, turn)  # type: ignore[list-item]
+    slower.start()
+    time.sleep(1.5)
+    slower.end()
+    assert told[-1][1], "it is left running"
+    ran_s = sum(end - begin for (begin, runs), (end, _) in itertools.pairwise(told) if runs)
+    assert ran_s / (told[-1][0] - told[0][0]) == pytest.approx(share, abs=0.1)
+
+
+def test_each_request_has_a_process_of_its_own_as_long_as_there_are_enough() -> None:
+    ports = Ports(["a", "b"], slots=2)
+    with contextlib.ExitStack() as held:
+        assert {held.enter_context(ports.take()) for _ in range(2)} == {"a", "b"}
+        with ports.take() as third:  # waits in an engine, as in any server
+            assert third in ("a", "b")
+            with ports.take() as fourth:
+                assert {third, fourth} == {"a", "b"}
+    with pytest.raises(asyncio.CancelledError), ports.take():
+        raise asyncio.CancelledError
+    with ports.take() as one, ports.take() as other:  # those that ended are free again
+        assert {one, other} == {"a", "b"}
+
+
+def test_where_it_refuses_a_request_beyond_the_slots_is_a_busy_server_s_answer() -> None:
+    settings = ProviderSettings(name="full", refuses=True, slots=1)
+    sender = Embedded(settings, Parameters(providers=[settings]), "http://127.0.0.1:9")
+    sender.ports = Ports(["http://127.0.0.1:9"], slots=1, refuses=True)
+    exchange = Exchange(time.monotonic)
+    with sender.ports.take(), pytest.raises(Rejected, match="full: HTTP 503") as error:
+        asyncio.run(sender.send(Prompt(0, "Rivers"), exchange))
+    assert (error.value.status, error.value.retry_after_s) == (503, 1.0)
+    assert error.value.temporary and exchange.marks.keys() == {"start_ms", "end_ms"}
 
 
 # ---- with real engines -----------------------------------------------------------------------
@@ -332,17 +303,14 @@ def test_the_model_is_found_or_its_absence_told(
 @pytest.fixture(scope="module", params=["llama-server", "xllamacpp"])
 def running(request: pytest.FixtureRequest) -> Iterator[list[RunningEngine]]:
     """A pool of two real engines, of each kind that runs here."""
+    builds = [build for build in llama.builds() if request.param in build.label]
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "xllamacpp":
-            patch.delenv("POCLIB_LLAMA_SERVER", raising=False)
-            patch.setattr(llama, "_found", lambda on_path: iter(()))
-            llama._choose.cache_clear()
-        elif (choice := choose_engine()).binary is None:
-            pytest.skip(f"no llama-server runs here: {choice.why}")
-        with pool([LOCAL, REMOTE], context_tokens=256) as both:
-            assert request.param in both[0].engine
-            yield both
-    llama._choose.cache_clear()
+        patch.setattr(llama, "builds", lambda: iter(builds))
+        try:
+            with engine_pool([LOCAL, REMOTE], context_tokens=256) as both:
+                yield both
+        except EngineError as error:
+            pytest.skip(f"no {request.param} runs here: {error}")
 
 
 @pytest.mark.slow
@@ -355,7 +323,7 @@ def test_real_engines_answer_with_the_key_and_only_with_it(running: list[Running
         assert props["total_slots"] == engine.slots
         assert props["default_generation_settings"]["n_ctx"] == 256  # for each slot
         listed = json.dumps(ask(engine, "/v1/models")[1])
-        assert engine.model in listed and str(find_model().parent) not in listed
+        assert engine.model in listed and str(llama.find_model().parent) not in listed
 
 
 @pytest.mark.slow
@@ -363,9 +331,9 @@ def test_real_engines_answer_with_the_key_and_only_with_it(running: list[Running
 def test_each_engine_keeps_to_its_own_core(running: list[RunningEngine]) -> None:
     available = psutil.Process().cpu_affinity()
     for index, engine in enumerate(running):
-        assert engine.pinned and engine.core == available[index % len(available)]
-        threads = [thread.id for thread in psutil.Process(engine.pid).threads()]
-        assert threads and all(os.sched_getaffinity(each) == {engine.core} for each in threads)
+        assert engine.pinned and engine.cores[0] == available[index % len(available)]
+        threads = [thread.id for thread in psutil.Process(engine.pids[0]).threads()]
+        assert threads and all(os.sched_getaffinity(each) == set(engine.cores) for each in threads)
 
 
 @pytest.mark.slow
@@ -376,10 +344,10 @@ def test_real_engines_listen_on_loopback_only(running: list[RunningEngine]) -> N
 
 
 @pytest.mark.slow
-def test_the_slowed_engine_is_stopped_for_the_share_that_was_asked(
+def test_the_slowed_engine_is_stopped_and_works_no_more_than_its_share(
     running: list[RunningEngine],
 ) -> None:
-    process = psutil.Process(running[1].pid)
+    process = psutil.Process(running[1].pids[0])
     asking = threading.Thread(target=complete, args=(running[1], 60))
     asking.start()
     begun_s, used_s = time.monotonic(), sum(process.cpu_times()[:2])
@@ -388,7 +356,7 @@ def test_the_slowed_engine_is_stopped_for_the_share_that_was_asked(
         seen.append(process.status() == psutil.STATUS_STOPPED)
         asking.join(0.0013)  # not a divisor of the cycle
     share = (sum(process.cpu_times()[:2]) - used_s) / (time.monotonic() - begun_s)
-    assert 0.4 < sum(seen) / len(seen) < 0.6
+    assert any(seen)
     assert share < 0.6  # the processor cannot have worked more than it was let
 
 
@@ -432,7 +400,7 @@ def test_a_request_that_is_cancelled_is_given_up_by_its_engine(
 
     async def cancelled(engine: RunningEngine, settings: ProviderSettings) -> None:
         asked = Parameters(providers=[settings], max_tokens=wanted)
-        sender = KINDS["embedded"](settings, asked, engine.url, engine.api_key)
+        sender = Embedded(settings, asked, engine.url, engine.api_key)
         exchange = Exchange(lambda: time.monotonic() * 1000)
         sending = asyncio.create_task(sender.send(Prompt(0, "Rivers"), exchange))
         async with asyncio.timeout(LIMIT_S):
@@ -457,22 +425,29 @@ QUEUEING = ProviderSettings(name="queueing", engine="queueing", refuses=True, ta
 
 
 @pytest.mark.slow
-def test_a_bare_engine_is_several_behind_one_address_and_all_are_reaped() -> None:
-    left: list[psutil.Process] = []
-    with pool([BARE, QUEUEING], context_tokens=64) as (bare, queueing):
+def test_a_bare_engine_is_several_and_all_are_reaped() -> None:
+    asked = Parameters(providers=[BARE, QUEUEING], max_tokens=4, context_tokens=64)
+    with engine_pool(asked.providers, context_tokens=64) as both:
+        bare, queueing = both
         assert (len(bare.pids), len(queueing.pids), bare.turns) == (3, 1, 2)
         left = [psutil.Process(pid) for pid in bare.pids + queueing.pids]
-        assert [ask(one, "/props")[1]["total_slots"] for one in (bare, queueing)] == [3, 1]
         assert complete(bare, 1, key="wrong")[0] == 401
-        answers: list[tuple[int, Any]] = []
-        asking = [
-            threading.Thread(target=lambda: answers.append(complete(bare, 4))) for _ in range(4)
-        ]
-        for each in asking:
-            each.start()
-        for each in asking:
-            each.join(LIMIT_S)
-        assert [status for status, _ in answers] == [200] * 4
+
+        async def answered(sender: Any, count: int) -> list[str]:
+            exchanges = [Exchange(lambda: time.monotonic() * 1000) for _ in range(count)]
+            sending = [sender.send(Prompt(0, "Rivers"), exchange) for exchange in exchanges]
+            outcomes = await asyncio.gather(*sending, return_exceptions=True)
+            await sender.aclose()
+            return [type(outcome).__name__ for outcome in outcomes]
+
+        with open_pool(asked, running={one.name: one for one in both}) as opened:
+            (first, facts), (second, _) = opened
+            assert facts["slots"] == 3
+            busy_s = [sum(process.cpu_times()[:2]) for process in left[:3]]
+            assert asyncio.run(answered(first, 4)) == ["NoneType"] * 4
+            used_s = [sum(process.cpu_times()[:2]) for process in left[:3]]
+            assert all(used > busy for used, busy in zip(used_s, busy_s, strict=True))
+            assert asyncio.run(answered(second, 2)) == ["NoneType", "Rejected"]
         bare.set_speed(0.5)
         assert complete(bare, 1)[0] == 200
         left[1].kill()  # one of the three: the provider is no longer what it was
@@ -488,31 +463,31 @@ def test_no_process_is_left_on_any_way_out(way_out: str) -> None:
     raised = {"exception": ValueError, "interrupt": KeyboardInterrupt}.get(way_out)
     left: list[psutil.Process] = []
     try:
-        with pool([LOCAL, REMOTE], context_tokens=64) as both:
+        with engine_pool([LOCAL, REMOTE], context_tokens=64) as both:
             left += processes(both)
             assert len(left) == 4 and all(each.is_running() for each in left)
             if way_out == "suspended":  # it cannot hear that it is to end
-                os.kill(both[0].pid, signal.SIGSTOP)
+                os.kill(both[0].pids[0], signal.SIGSTOP)
             if raised:
                 raise raised
             begun_s = time.monotonic()
-        assert time.monotonic() - begun_s < engines._END_S, "no keeper had to be killed"
+        assert time.monotonic() - begun_s < pool._END_S, "no keeper had to be killed"
     except (ValueError, KeyboardInterrupt) as error:
         assert raised and isinstance(error, raised)
     assert not any(each.is_running() for each in left)  # at once: they were reaped
 
 
 PARENT = """
-import psutil, select, sys
-from poclib.engines import pool
-from poclib.providers import KINDS
-from poclib.records import Exchange, Link, Parameters, Prompt, ProviderSettings
+import psutil, signal, sys
+# Whoever started these tests may have had it ignored, as a shell does for what runs behind it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from poclib.engines.pool import engine_pool
+from poclib.records import Link, ProviderSettings
 remote = ProviderSettings(name="remote", speed=0.5, link=Link(round_trip_ms=20))
-with pool([ProviderSettings(name="local"), remote], 64) as both:
-    print(*[p for e in both for p in (e.pid, psutil.Process(e.pid).ppid())], flush=True)
-    # A signal that comes just before a read without a limit begins is not heard in it.
-    while not select.select([sys.stdin], [], [], 0.1)[0]:
-        pass
+with engine_pool([ProviderSettings(name="local"), remote], 64) as both:
+    pids = [pid for engine in both for pid in engine.pids]
+    print(*[p for pid in pids for p in (pid, psutil.Process(pid).ppid())], flush=True)
+    sys.stdin.read()
 """
 
 
@@ -520,7 +495,7 @@ with pool([ProviderSettings(name="local"), remote], 64) as both:
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_process_is_left_when_the_parent_is_struck(blow: signal.Signals) -> None:
     """The signal goes to the parent's whole group, as Ctrl-C in a terminal does."""
-    root = Path(engines.__file__).resolve().parent.parent
+    root = Path(poclib.__file__).resolve().parent.parent
     with subprocess.Popen(
         [sys.executable, "-c", PARENT],
         stdin=subprocess.PIPE,
@@ -542,9 +517,9 @@ def test_no_process_is_left_when_the_parent_is_struck(blow: signal.Signals) -> N
 def test_an_engine_dies_even_if_its_keeper_is_killed() -> None:
     if sys.platform != "linux":
         pytest.skip("only Linux ends a child with its parent")
-    with pool([REMOTE], context_tokens=64) as running:
-        engine, keeper = processes(running)
-        keeper.kill()
-        assert all_gone([engine, keeper])
+    with engine_pool([REMOTE], context_tokens=64) as running:
+        left = processes(running)
+        left[1].kill()
+        assert all_gone(left)
         with pytest.raises(EngineError, match="remote"):
             running[0].set_link(Link())

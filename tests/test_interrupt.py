@@ -112,7 +112,8 @@ def test_ctrl_c_ends_an_engine_that_is_suspended_too(
         log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
         waited(run, lambda: whole_rounds(log))
         everyone = psutil.Process(run.pid).children(recursive=True)
-        engines = [one for one in everyone if one.cmdline()[-1:] == ["xllamacpp"]]
+        keepers = [one for one in everyone if one.cmdline()[-1:] == ["poclib.engines.keeper"]]
+        engines = [engine for keeper in keepers for engine in keeper.children()]
         assert len(engines) == 2
         for engine in engines:
             engine.suspend()

@@ -38,31 +38,39 @@ ALLOWED = {
     "forecast": {"pacing", "records", "strategies"},
     "pacing": {"records", "stats"},
     "policy": set(),
-    "link": {"errors"},
-    "front": {"errors"},
-    "keeper": {"errors", "front", "link", "records"},
-    "llama": {"errors", "records"},
-    "engines": {"errors", "keeper", "link", "llama", "records"},
+    "engines": set(),
+    "engines.link": {"errors"},
+    "engines.keeper": {"engines.link", "errors"},
+    "engines.llama": {"errors", "records"},
+    "engines.pool": {"engines.llama", "errors", "records"},
     "fake": {"errors", "records"},
     "report": {"errors", "records"},
     "recording": {"errors", "records", "report"},
     "progress": set(),
-    "monitor": {"records"},
+    "measure": set(),
+    "measure.machine": {"records"},
     "stub": set(),
     "ruler": {
-        *("attempts", "dispatch", "errors", "monitor", "providers", "records", "strategies"),
+        *(
+            "attempts",
+            "dispatch",
+            "errors",
+            "measure.machine",
+            "providers",
+            "records",
+            "strategies",
+        ),
     },
-    "pool": {"engines", "errors", "providers", "records"},
+    "pool": {"engines.pool", "errors", "providers", "records"},
     "identity": {"errors", "pool", "records"},
-    "usage": {"records"},
     "workload": {"errors", "records", "report"},
     "run": {
         *("adaptive", "attempts", "dispatch", "errors", "forecast", "identity"),
-        *("monitor", "pacing", "policy", "pool", "progress", "providers", "records", "report"),
-        *("recording", "ruler", "strategies", "usage", "workload"),
+        *("measure.machine", "pacing", "policy", "pool", "progress", "providers", "records"),
+        *("recording", "report", "ruler", "strategies", "workload"),
     },
     "experiment": {
-        *("engines", "errors", "pool", "progress", "recording", "records"),
+        *("engines.pool", "errors", "pool", "progress", "recording", "records"),
         *("report", "run", "strategies", "workload"),
     },
     "finder": {"capacity", "experiment"},
@@ -107,21 +115,33 @@ ONLY_IN = {
     "papermill": {"publish"},
     "nbconvert": {"pages"},
 }
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name in the package; a folder is one, too: its `__init__`."""
+    files = {path.relative_to(PACKAGE).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
+    return {".".join(p.parts).removesuffix(".__init__"): path for p, path in files.items()}
+
+
+MODULES = sorted(modules())
 
 
 def imports(module: str) -> tuple[set[str], set[str]]:
     """The modules of ours and the outside packages that `module` imports, wherever it does."""
     ours: set[str] = set()
     outside: set[str] = set()
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+    there = modules()
+    folders = ["poclib", *(part for part in module.split(".") if part != "__init__")]
+    for node in ast.walk(ast.parse(there[module].read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            start = "poclib" if node.level else ""
-            base = ".".join(part for part in (start, node.module) if part)
+            above = len(folders) - node.level + (there[module].name == "__init__.py")
+            start = folders[:above] if node.level else []
+            base = ".".join([*start, *(node.module or "").split(".")]).rstrip(".")
             # `from . import report` names modules, `from .report import save` names one.
-            names = [f"{base}.{a.name}" for a in node.names] if base == "poclib" else [base]
+            within = [f"{base}.{a.name}" for a in node.names]
+            names = [one if one.removeprefix("poclib.") in there else base for one in within]
         else:
             continue
         for name in names:
@@ -129,19 +149,26 @@ def imports(module: str) -> tuple[set[str], set[str]]:
             if top != "poclib":
                 outside.add(top)
             elif rest:
-                ours.add(rest.partition(".")[0])
-    return {name for name in ours if (PACKAGE / f"{name}.py").exists()}, outside
+                ours.add(rest)
+    return ours & there.keys(), outside
 
 
 def test_imports_are_read_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("errors", "records", "report", "stats"):
+    (tmp_path / "room").mkdir()
+    for name in ("errors", "records", "report", "stats", "room/door", "room/__init__"):
         (tmp_path / f"{name}.py").touch()
-    (tmp_path / "sample.py").write_text(
+    text = (
         "from . import __version__, errors\nfrom .records import Report\nimport poclib.stats\n"
         "import pandas.io\ndef late():\n    from poclib import report\n    from yaml import load\n"
     )
+    (tmp_path / "sample.py").write_text(
+        text + "from .room import door\nfrom .room.door import key\n"
+    )
+    inside = text.replace("from .", "from ..") + "from . import door\nfrom .door import key\n"
+    (tmp_path / "room" / "inside.py").write_text(inside)
     monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
-    assert imports("sample") == ({"errors", "records", "report", "stats"}, {"pandas", "yaml"})
+    ours = {"errors", "records", "report", "stats", "room.door"}
+    assert imports("sample") == imports("room.inside") == (ours, {"pandas", "yaml"})
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -156,7 +183,7 @@ def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_first_what_it_is_for(module: str) -> None:
-    words = ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+    words = ast.get_docstring(ast.parse(modules()[module].read_text()))
     assert words and words.splitlines()[0].endswith("."), f"{module}.py needs a first sentence"
 
 

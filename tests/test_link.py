@@ -7,11 +7,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
-from poclib.errors import EngineError
-from poclib.link import Link
+from poclib.engines.link import EmulatedLink
 
 LIMIT_S = 10.0  # no wait in these tests is longer than this
 
@@ -34,16 +34,20 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    one = Server()
-    yield one
-    for each in (one.listener, *one.accepted):
+    opened = Server()
+    yield opened
+    for each in (opened.listener, *opened.accepted):
         each.close()
 
 
-def connect(link: Link) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", link.port), timeout=LIMIT_S)
+def connect(link: EmulatedLink) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", link.ports[0]), timeout=LIMIT_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
+
+
+def linked(port: int, **numbers: float) -> closing[EmulatedLink]:
+    return closing(EmulatedLink([port], **numbers))
 
 
 def receive(connection: socket.socket, size: int) -> bytes:
@@ -67,7 +71,7 @@ def echo_ms(client: socket.socket, far: socket.socket) -> float:
 def test_no_round_trip_is_shorter_than_the_one_asked_for(
     server: Server, round_trip_ms: float
 ) -> None:
-    with Link(server.port, round_trip_ms=round_trip_ms) as link:
+    with linked(server.port, round_trip_ms=round_trip_ms) as link:
         begun_s = time.monotonic()
         with connect(link) as client:
             far = server.accept()
@@ -79,18 +83,18 @@ def test_no_round_trip_is_shorter_than_the_one_asked_for(
 
 
 def test_the_delay_changes_while_it_runs(server: Server) -> None:
-    with Link(server.port) as link, connect(link) as client:
+    with linked(server.port) as link, connect(link) as client:
         far = server.accept()
         echo_ms(client, far)
-        link.set(round_trip_ms=30)
+        link.change(round_trip_ms=30)
         assert echo_ms(client, far) >= 30
-        link.set(round_trip_ms=0)
+        link.change(round_trip_ms=0)
         assert min(echo_ms(client, far) for _ in range(20)) < 30
 
 
 def test_bytes_arrive_whole_and_in_order_under_jitter(server: Server) -> None:
     sent = b"".join(number.to_bytes(4, "big") for number in range(200_000))
-    with Link(server.port, round_trip_ms=4, jitter_ms=8) as link, connect(link) as client:
+    with linked(server.port, round_trip_ms=4, jitter_ms=8) as link, connect(link) as client:
         far = server.accept()
 
         def send() -> None:
@@ -107,7 +111,7 @@ def test_bytes_arrive_whole_and_in_order_under_jitter(server: Server) -> None:
 def test_bandwidth_bounds_the_rate_over_all_connections(server: Server) -> None:
     size, rate_mbit_s = 25_000, 8.0  # 25 ms each on a line of 8 Mbit/s; two share it
     with (
-        Link(server.port, bandwidth_mbit_s=rate_mbit_s) as link,
+        linked(server.port, bandwidth_mbit_s=rate_mbit_s) as link,
         connect(link) as one,
         connect(link) as two,
     ):
@@ -121,7 +125,7 @@ def test_bandwidth_bounds_the_rate_over_all_connections(server: Server) -> None:
 
 
 def test_a_half_closed_connection_still_answers(server: Server) -> None:
-    with Link(server.port, round_trip_ms=2) as link, connect(link) as client:
+    with linked(server.port, round_trip_ms=2) as link, connect(link) as client:
         far = server.accept()
         client.sendall(b"question")
         client.shutdown(socket.SHUT_WR)
@@ -133,7 +137,7 @@ def test_a_half_closed_connection_still_answers(server: Server) -> None:
 
 @pytest.mark.parametrize("who", ["client", "target"])
 def test_a_reset_is_passed_on_as_a_reset(server: Server, who: str) -> None:
-    with Link(server.port, round_trip_ms=2) as link, connect(link) as client:
+    with linked(server.port, round_trip_ms=2) as link, connect(link) as client:
         far = server.accept()
         echo_ms(client, far)
         breaking, feeling = (client, far) if who == "client" else (far, client)
@@ -146,12 +150,12 @@ def test_a_reset_is_passed_on_as_a_reset(server: Server, who: str) -> None:
 def test_a_target_that_is_not_there_resets_the_client() -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone:
         port = gone.getsockname()[1]
-    with Link(port) as link, connect(link) as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), linked(port) as link, connect(link) as client:
         client.recv(1)
 
 
 def test_a_dropped_link_cuts_refuses_and_comes_back(server: Server) -> None:
-    with Link(server.port, round_trip_ms=2) as link, connect(link) as client:
+    with linked(server.port, round_trip_ms=2) as link, connect(link) as client:
         far = server.accept()
         echo_ms(client, far)
         link.drop()
@@ -166,8 +170,23 @@ def test_a_dropped_link_cuts_refuses_and_comes_back(server: Server) -> None:
             assert echo_ms(again, server.accept()) >= 2
 
 
+def test_each_target_has_a_port_of_its_own_and_all_share_the_link() -> None:
+    servers = [Server(), Server()]
+    with closing(EmulatedLink([each.port for each in servers], round_trip_ms=5)) as link:
+        for port, server in zip(link.ports, servers, strict=True):
+            with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
+                assert echo_ms(client, server.accept()) >= 5
+        link.drop()
+        for port in link.ports:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+    for server in servers:
+        for each in (server.listener, *server.accepted):
+            each.close()
+
+
 def test_a_slow_reader_holds_the_sender_back(server: Server) -> None:
-    with Link(server.port) as link, connect(link) as client:
+    with linked(server.port) as link, connect(link) as client:
         far = server.accept()
         client.settimeout(0.3)
         sent = 0
@@ -180,7 +199,7 @@ def test_a_slow_reader_holds_the_sender_back(server: Server) -> None:
 
 def test_closing_ends_every_thread(server: Server) -> None:
     before = set(threading.enumerate())
-    link = Link(server.port, round_trip_ms=1000)
+    link = EmulatedLink([server.port], round_trip_ms=1000)
     clients = [connect(link) for _ in range(3)]
     assert len([server.accept() for _ in clients]) == 3
     for client in clients:
@@ -190,11 +209,3 @@ def test_closing_ends_every_thread(server: Server) -> None:
     assert set(threading.enumerate()) <= before
     for client in clients:
         client.close()
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"round_trip_ms": -1.0}, {"jitter_ms": float("inf")}, {"bandwidth_mbit_s": 0.0}]
-)
-def test_impossible_numbers_are_refused_by_name(server: Server, wrong: dict[str, float]) -> None:
-    with Link(server.port) as link, pytest.raises(EngineError, match=next(iter(wrong))):
-        link.set(**wrong)

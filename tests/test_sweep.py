@@ -22,10 +22,10 @@ from poclib import (
     catalogue,
     cli,
     curves,
-    engines,
     experiment,
     fake,
     parameterfile,
+    pool,
     publish,
     recording,
     report,
@@ -373,7 +373,7 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
         measure_on_fakes(parameters)
 
     monkeypatch.setattr(experiment, "measure", measured)
-    monkeypatch.setattr(engines, "pool", started)
+    monkeypatch.setattr(pool, "engine_pool", started)
     monkeypatch.setattr(publish, "execute", lambda notebook, target, values: read.append(values))
     monkeypatch.setattr(cli, "_publish", lambda: home / "site" / "index.html")
     shutil.copytree(ROOT / "notebooks", home / "notebooks")

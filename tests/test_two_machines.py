@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from poclib import engines, report, tables
+from poclib import report, tables
+from poclib.engines.llama import find_model
+from poclib.engines.pool import engine_pool
+from poclib.records import ProviderSettings
 
 pytestmark = pytest.mark.slow
 
@@ -72,16 +75,17 @@ def hosts() -> Iterator[dict[str, str]]:
 @pytest.fixture
 def servers(hosts: dict[str, str]) -> Iterator[dict[str, str]]:
     """One real inference server on each machine, pinned to its own core."""
-    choice, model = engines.choose_engine(), str(engines.find_model())
+    with engine_pool([ProviderSettings(name="trial", slots=1)], 64) as (trial,):
+        build, model = trial.build, str(find_model())
     running = []
     cores = sorted(os.sched_getaffinity(0))
     try:
         for number, place in enumerate("ab"):
             inside = ["ip", "netns", "exec", hosts[f"{place}-name"]]
-            if choice.binary is None:
+            if build.binary is None:
                 command = [sys.executable, "-c", XLLAMACPP, model, MODEL, str(PORT)]
             else:
-                command = [str(choice.binary), "-m", model, "--alias", MODEL, "-t", "1"]
+                command = [str(build.binary), "-m", model, "--alias", MODEL, "-t", "1"]
                 command += ["--host", "0.0.0.0", "--port", str(PORT), "-c", "8192", "-np", "4"]
             os.sched_setaffinity(0, {cores[number % len(cores)]})
             running.append(
@@ -90,7 +94,7 @@ def servers(hosts: dict[str, str]) -> Iterator[dict[str, str]]:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
-                    env={**os.environ, **dict(choice.environment)},
+                    env={**os.environ, **dict(build.environment)},
                 )
             )
             os.sched_setaffinity(0, cores)

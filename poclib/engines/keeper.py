@@ -1,19 +1,18 @@
-"""Keeps one engine: starts it, pins it, slows it, links it, and ends it with its parent.
+"""Keeps the engines of one provider: starts, pins, slows and links them, ends them with its parent.
 
-An engine is one process, or several with a front that makes them one. It knows an engine's
-command and how to be told what to do; nothing of providers, prompts or reports, and not which
-engine was chosen or why: `engines` decides that. Imports `front`, `link`, `errors`.
+Knows an engine's command and how to be told what to do; nothing of providers, prompts or reports,
+and not which engine was chosen or why: `pool` decides that. Imports `link`, `errors`.
 
-Runs as a process of its own (`python -m poclib.keeper`), so that the link and the slowing keep
-their times whatever the coordinator does, and so that nothing is left behind: when the standard
-input ends (its parent finished, crashed or was killed), it ends the engine and then itself.
+Runs as a process of its own (`python -m poclib.engines.keeper`), so that the link and the slowing
+keep their times whatever the coordinator does, and so that nothing is left behind: when the
+standard input ends (its parent finished, crashed or was killed), it ends the engines and itself.
 
     stdin   one JSON line of configuration, see `Keeper`; then one JSON line a command:
-            {"set": {"round_trip_ms": …, "jitter_ms": …, "bandwidth_mbit_s": …}}, {"drop": true},
+            {"link": {"round_trip_ms": …, "jitter_ms": …, "bandwidth_mbit_s": …}}, {"drop": true},
             {"restore": true}, {"speed": …}, each answered by {"done": …}; the end of stdin ends
             everything
-    stdout  {"ready": {"pids", "port", "link_port", "pinned"}}, or {"failed": sentence, "log": …};
-            {"ended": sentence, "log": …} when the engine ends by itself
+    stdout  {"ready": {"pids", "ports", "pinned"}}, or {"failed": sentence, "log": …};
+            {"ended": sentence, "log": …} when an engine ends by itself
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ from typing import Any
 
 import psutil
 
-from .errors import EngineError
-from .front import Front
-from .link import Link
+from ..errors import EngineError
+from .link import EmulatedLink
 
 _CYCLE_S = 0.020
 # One turn of an engine that shares its cores in time: shorter ones would break up, by the very
 # suspending, the contention that is to be seen.
 _TURN_S = 0.100
 _POLL_S = 0.010
+_HEALTH_S, _ANSWER_S = 2.0, 15.0
 _END_S = 0.5  # what an engine may take to end by itself: it has nothing to save
 _TRIES = 3
 _HOST = "127.0.0.1"
@@ -56,10 +55,8 @@ class Engine:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.port = 0
-        self.pinned = False
-        self.process: subprocess.Popen[bytes] | None = None
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - nameless, so it cannot be left over
+        self.launch()
 
     def launch(self) -> None:
         """Start the process; it is not ready yet. Raises `EngineError`."""
@@ -79,41 +76,38 @@ class Engine:
         except OSError as error:  # a file for another kind of machine, or no file at all
             raise EngineError(f"it cannot be started ({error.strerror})") from None
         if self.process.stdin is not None:
-            told = {**first_line, "port": self.port}
+            line = json.dumps({**first_line, "port": self.port})
             with contextlib.suppress(BrokenPipeError):  # it died; its last words say why
-                self.process.stdin.write(json.dumps(told).encode() + b"\n")
+                self.process.stdin.write(line.encode() + b"\n")
                 self.process.stdin.flush()
 
-    def wait(self, limit_s: float, interrupted: Callable[[], bool]) -> subprocess.Popen[bytes]:
-        """Wait until /health is 200, launching anew where a stranger took the port.
+    def wait(self, until_s: float, called_off: Callable[[], bool]) -> None:
+        """Wait until it answers one token; launch it anew where a stranger took its port.
 
-        Raises `EngineError`; `limit_s` is a moment of the monotonic clock.
+        Raises `EngineError`; `until_s` is a moment of the monotonic clock.
         """
         for _ in range(_TRIES):
-            assert self.process is not None
             while self.process.poll() is None:
-                if interrupted():
+                if called_off():
                     raise EngineError("its start was called off")
-                if self._healthy() and self._listens(self.process.pid):
-                    return self.process
-                if time.monotonic() > limit_s:
+                if self._asked("GET", "/health") == 200 and self._listens():
+                    self._try()
+                    return
+                if time.monotonic() > until_s:
                     raise EngineError(f"it was not ready after {self.config['ready_s']:.0f} s")
                 time.sleep(_POLL_S)
             if _is_free(self.port):  # else the port was taken meanwhile: try another
                 break
             self.launch()
-        assert self.process is not None
-        raise EngineError(_how_it_ended(self.process))
+        raise EngineError(self.how_it_ended())
 
-    def end(self, until_s: float = 0.0) -> None:
-        """Terminate and reap the process; kill it where it is there at `until_s` still."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(max(0.0, until_s - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+    def end(self, until_s: float) -> None:
+        """Reap the process; kill it where it is still there at `until_s`."""
+        try:
+            self.process.wait(max(0.0, until_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.log.close()
 
     def last_words(self) -> str:
@@ -123,78 +117,95 @@ class Engine:
         lines = self.log.read().decode(errors="replace").split("\n")
         return " | ".join(line.strip() for line in lines if line.strip())[-1200:] or "none"
 
-    def _listens(self, pid: int) -> bool:
+    def how_it_ended(self) -> str:
+        """Why a process that has ended did."""
+        code = self.process.returncode
+        if code == -signal.SIGILL:
+            return "it was ended by SIGILL (it uses an instruction that this processor lacks)"
+        if code < 0:
+            return f"it was ended by {signal.Signals(-code).name}"
+        return f"it ended by itself with code {code}"
+
+    def _try(self) -> None:
+        """Have it answer one token: some instructions are first needed there."""
+        status = self._asked("POST", "/completion", {"prompt": "One", "n_predict": 1})
+        if status == 200:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_END_S)  # where it died of it, that is the reason
+            raise EngineError(self.how_it_ended())
+        raise EngineError(f"it gave no answer ({f'HTTP {status}' if status else 'none came'})")
+
+    def _asked(self, method: str, path: str, body: dict[str, Any] | None = None) -> int | None:
+        """The status of its answer; None where none came."""
+        connection = http.client.HTTPConnection(
+            _HOST, self.port, timeout=_ANSWER_S if body else _HEALTH_S
+        )
+        headers = {"Authorization": f"Bearer {self.config['key']}"}
+        try:
+            connection.request(method, path, json.dumps(body) if body else None, headers)
+            with connection.getresponse() as answer:
+                answer.read()
+                return answer.status
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+
+    def _listens(self) -> bool:
         """Whether it is our engine that answers on the port, and not a stranger."""
         with contextlib.suppress(psutil.Error):
             return any(
                 c.status == psutil.CONN_LISTEN and c.laddr.port == self.port
-                for c in psutil.Process(pid).net_connections("tcp")
+                for c in psutil.Process(self.process.pid).net_connections("tcp")
             )
         return False
-
-    def _healthy(self) -> bool:
-        connection = http.client.HTTPConnection(_HOST, self.port, timeout=2)
-        try:
-            connection.request("GET", "/health")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
 
 
 class Keeper:
     """The processes of one provider, from start to end.
 
-    `config`: `command` (list; "{port}" stands for the port), `environment` (added variables),
-    `first_line` (a line for the engine's stdin, or null), `cores` (list of int, or null), `speed`
-    (0 to 1], `link` (its three numbers, or null), `ready_s` (seconds to wait for /health);
-    `engines` (how many processes), `front` (null, or its `each` and `refuses`), `turn` (null, or
-    which turn of how many it has).
+    `config`: `engines` (how many processes), `command` (list; "{port}" stands for the port),
+    `environment` (added variables), `first_line` (a line for the engine's stdin, or null), `key`,
+    `cores` (list of int, or null), `speed` (0 to 1], `turn` (null, or which turn of how many it
+    has), `link` (its three numbers, or null), `ready_s` (seconds until all must be ready).
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = {"engines": 1, "front": None, "turn": None, **config}
-        self.engines = [Engine(self.config) for _ in range(self.config["engines"])]
-        self.front: Front | None = None
-        self.link: Link | None = None
+        self.config = config
+        self.engines: list[Engine] = []
+        self.link: EmulatedLink | None = None
         self.slower: Slower | None = None
 
-    def start(self, interrupted: Callable[[], bool]) -> dict[str, Any]:
+    def start(self, called_off: Callable[[], bool]) -> dict[str, Any]:
         """Start all and wait until each is ready. Raises `EngineError`; returns what is ready."""
-        limit_s = time.monotonic() + self.config["ready_s"]
-        running = []
-        for engine in self.engines:  # one by one: warming up together they would thrash
-            engine.launch()
-            running.append(engine.wait(limit_s, interrupted))
-        port = self.engines[0].port
-        if self.config["front"] is not None:
-            self.front = Front([engine.port for engine in self.engines], **self.config["front"])
-            port = self.front.port
+        until_s = time.monotonic() + self.config["ready_s"]
+        for _ in range(self.config["engines"]):  # one by one: warming up together they would thrash
+            self.engines.append(Engine(self.config))
+            self.engines[-1].wait(until_s, called_off)
+        ports = [engine.port for engine in self.engines]
         if self.config["link"] is not None:
-            self.link = Link(port, **self.config["link"])
+            self.link = EmulatedLink(ports, **self.config["link"])
+            ports = self.link.ports
         self._slow(self.config["speed"])
         return {
-            "pids": [process.pid for process in running],
-            "port": port,
-            "link_port": self.link.port if self.link else None,
+            "pids": [engine.process.pid for engine in self.engines],
+            "ports": ports,
             "pinned": all(engine.pinned for engine in self.engines),
         }
 
     def end(self) -> None:
-        """Resume, terminate, kill and reap the engines; close front and link."""
+        """Resume, terminate, kill and reap the engines; close the link."""
         if self.slower is not None:
             self.slower.end()
         for engine in self.engines:  # all at once: one after the other would take too long
-            if engine.process is not None and engine.process.poll() is None:
-                engine.process.terminate()
-                engine.process.send_signal(signal.SIGCONT)  # suspended, it would not hear of it
+            engine.process.terminate()
+            engine.process.send_signal(signal.SIGCONT)  # suspended, it would not hear of it
         until_s = time.monotonic() + _END_S
         for engine in self.engines:
             engine.end(until_s)
-        for door in (self.front, self.link):
-            if door is not None:
-                door.close()
+        if self.link is not None:
+            self.link.close()
 
     def obey(self, command: dict[str, Any]) -> None:
         """Carry out one command on the link or the speed. Raises `EngineError`."""
@@ -202,8 +213,8 @@ class Keeper:
             self._slow(command["speed"])
         elif self.link is None:
             raise EngineError("it has no link; give this provider one in the parameters")
-        elif "set" in command:
-            self.link.set(**command["set"])
+        elif "link" in command:
+            self.link.change(**command["link"])
         elif "drop" in command:
             self.link.drop()
         elif "restore" in command:
@@ -211,19 +222,19 @@ class Keeper:
 
     def ended(self) -> Engine | None:
         """An engine that ended by itself, if there is one."""
-        processes = ((engine, engine.process) for engine in self.engines)
-        return next((e for e, p in processes if p is not None and p.poll() is not None), None)
+        return next((one for one in self.engines if one.process.poll() is not None), None)
 
     def last_words(self) -> str:
-        """What the engine that ended by itself said last; else the first one."""
-        return (self.ended() or self.engines[0]).last_words()
+        """What the engine that was started last, or ended by itself, wrote last."""
+        engine = self.ended() or (self.engines[-1] if self.engines else None)
+        return engine.last_words() if engine else "none"
 
     def _slow(self, speed: float) -> None:
         if self.slower is not None:
             self.slower.end()
             self.slower = None
         if speed < 1 or self.config["turn"] is not None:
-            processes = [engine.process for engine in self.engines if engine.process is not None]
+            processes = [engine.process for engine in self.engines]
             self.slower = Slower(processes, speed, self.config["turn"])
             self.slower.start()
 
@@ -231,12 +242,13 @@ class Keeper:
 class Slower(threading.Thread):
     """Lets processes run for the share `speed` of the time, in cycles of 20 ms.
 
-    What was suspended too long or too short in one cycle is made up for in the next ones, so
-    that the share holds over any longer time although no single sleep is exact.
+    What they ran too long or too short in one cycle is made up for in the next ones, so that
+    the share holds over any longer time although no single sleep is exact.
 
     With `turn` (which, of how many) the cycles are of 100 ms for each turn, begin at the same
-    moments in every process of this machine, and it runs only in its own turn: engines that share
-    their cores in time, as machines that each have the cores to themselves but stand still between.
+    moments in every process of this machine, and they run only in their own turn: engines that
+    share their cores in time, as machines that each have the cores to themselves but stand still
+    in between.
     """
 
     def __init__(
@@ -251,40 +263,30 @@ class Slower(threading.Thread):
 
     def run(self) -> None:
         """Cycle until the end; the processes are left running."""
-        if self.turn is None:
-            self._by_share()
-        else:
-            self._by_turns(*self.turn)
+        which, count = self.turn or (0, 1)
+        length_s = _TURN_S if self.turn else _CYCLE_S
+        cycle_s, share_s = count * length_s, self.speed * length_s
+        begin_s = (time.monotonic() // cycle_s) * cycle_s + which * length_s
+        too_long_s = 0.0
+        self._signal(signal.SIGSTOP)
+        while not self._ended_by(begin_s):
+            self._signal(signal.SIGCONT)
+            resumed_s = time.monotonic()
+            until_s = begin_s if self.turn else resumed_s - too_long_s
+            if self._ended_by(until_s + share_s):
+                return
+            self._signal(signal.SIGSTOP)
+            too_long_s += time.monotonic() - resumed_s - share_s
+            begin_s += cycle_s
+        self._signal(signal.SIGCONT)
 
     def end(self) -> None:
         """Stop slowing; returns when the processes run again."""
         self.ended.set()
         self.join()
 
-    def _by_share(self) -> None:
-        begun_s = resumed_s = time.monotonic()
-        suspended_s = 0.0
-        while not self.ended.wait(resumed_s + self.speed * _CYCLE_S - time.monotonic()):
-            self._signal(signal.SIGSTOP)
-            stopped_s = time.monotonic()
-            # Solves suspended + (resume - stopped) = (1 - speed) (resume - begun).
-            until_s = (stopped_s - suspended_s - (1 - self.speed) * begun_s) / self.speed
-            self.ended.wait(max(0.0, until_s - time.monotonic()))
-            self._signal(signal.SIGCONT)
-            resumed_s = time.monotonic()
-            suspended_s += resumed_s - stopped_s
-
-    def _by_turns(self, which: int, count: int) -> None:
-        cycle_s = count * _TURN_S
-        begin_s = (time.monotonic() // cycle_s) * cycle_s + which * _TURN_S
-        self._signal(signal.SIGSTOP)
-        while not self.ended.wait(max(0.0, begin_s - time.monotonic())):
-            self._signal(signal.SIGCONT)
-            if self.ended.wait(max(0.0, begin_s + self.speed * _TURN_S - time.monotonic())):
-                return
-            self._signal(signal.SIGSTOP)
-            begin_s += cycle_s
-        self._signal(signal.SIGCONT)
+    def _ended_by(self, moment_s: float) -> bool:
+        return self.ended.wait(max(0.0, moment_s - time.monotonic()))
 
     def _signal(self, which: signal.Signals) -> None:
         for process in self.processes:
@@ -329,17 +331,8 @@ def _is_free(port: int) -> bool:
         return probe.connect_ex((_HOST, port)) != 0
 
 
-def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    if code == -signal.SIGILL:
-        return "it was ended by SIGILL (it uses an instruction that this processor lacks)"
-    if code < 0:
-        return f"it was ended by {signal.Signals(-code).name}"
-    return f"it ended by itself with code {code}"
-
-
 def main() -> None:
-    """Keep one engine until the standard input ends or the engine does."""
+    """Keep the engines until the standard input or one of them ends."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Only the end of stdin ends a keeper. Not SIG_IGN, which the engine would inherit.
         signal.signal(ignored, lambda *_: None)
@@ -371,8 +364,8 @@ def _next(events: queue.Queue[dict[str, Any] | None], keeper: Keeper) -> dict[st
     while True:
         with contextlib.suppress(queue.Empty):
             return events.get(timeout=0.2)
-        if (gone := keeper.ended()) is not None and gone.process is not None:
-            _say(ended=_how_it_ended(gone.process), log=gone.last_words())
+        if (gone := keeper.ended()) is not None:
+            _say(ended=gone.how_it_ended(), log=gone.last_words())
             return None
 
 
@@ -381,25 +374,5 @@ def _say(**event: Any) -> None:
         print(json.dumps(event), flush=True)
 
 
-def _serve_xllamacpp() -> None:
-    """The engine process for xllamacpp: llama.cpp's own server, until stdin ends."""
-    import xllamacpp
-
-    told = json.loads(sys.stdin.readline())
-    wanted = xllamacpp.CommonParams()
-    wanted.model.path, wanted.model_alias = told["model"], {told["alias"]}
-    wanted.hostnames, wanted.port, wanted.api_keys = [_HOST], told["port"], [told["key"]]
-    wanted.n_ctx, wanted.n_parallel = told["context_tokens"], told["slots"]
-    wanted.cont_batching, wanted.endpoint_metrics = told["batching"], True
-    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = told["threads"]
-    if told["single"]:
-        wanted.n_threads_http = 3
-    wanted.cache_ram_mib, wanted.n_gpu_layers, wanted.ui = 0, 0, False
-    server = xllamacpp.Server(wanted)
-    sys.stdin.read()  # blocks without a thread that runs, until the keeper is gone
-    del server
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    _serve_xllamacpp() if sys.argv[1:] == ["xllamacpp"] else main()
+    main()

@@ -1,13 +1,15 @@
-"""The monitor against a loop that is blocked on purpose, and counters set by hand."""
+"""The machine's watchers against a loop that is blocked, counters set by hand, and real work."""
 
 import asyncio
 import gc
+import subprocess
+import sys
 import time
 
 import pytest
 
-from poclib import monitor
-from poclib.monitor import Monitor
+from poclib.measure import machine
+from poclib.measure.machine import EngineSampler, Monitor
 
 
 def clock() -> float:
@@ -45,21 +47,21 @@ def test_shares_come_from_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Monitor, "_counters", lambda self: next(counted))
     watch = Monitor(clock)
     watch.look()
-    found = watch.moments[0]
+    seen = watch.moments[0]
     # By hand: of 10 s of all cores 7 were busy, 4 of them ours, and 2 were stolen.
-    assert (found.own, found.others, found.steal) == (0.4, 0.3, 0.2)
+    assert (seen.own, seen.others, seen.steal) == (0.4, 0.3, 0.2)
 
 
 def test_a_clock_that_is_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Monitor(clock)
     real = time.time
-    monkeypatch.setattr(monitor.time, "time", lambda: real() + 3)
+    monkeypatch.setattr(machine.time, "time", lambda: real() + 3)
     watch.look()
     assert watch.moments[0].wall_ahead_ms == pytest.approx(3000, abs=100)
 
 
 def test_what_is_kept_is_bounded_and_keeps_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(monitor, "MOST_LAGS", 10)
+    monkeypatch.setattr(machine, "MOST_LAGS", 10)
     now = iter(float(t) for t in range(1000))
     watch = Monitor(lambda: next(now))
     for turn in range(40):
@@ -78,10 +80,30 @@ def test_our_own_work_is_counted_as_ours() -> None:
 
 def test_what_is_there_is_kept_from_the_garbage_collector_and_let_go_again() -> None:
     before = gc.get_freeze_count()
-    with monitor.undisturbed():
+    with machine.undisturbed():
         held = gc.get_freeze_count()
         assert held > 1000
-        with monitor.undisturbed():  # a check within a run
+        with machine.undisturbed():  # a check within a run
             assert gc.get_freeze_count() >= held
         assert gc.get_freeze_count() >= held
     assert gc.get_freeze_count() == before == 0
+
+
+WORKER = """
+import sys, threading, time
+threading.Thread(target=sys.stdin.read).start()
+while time.process_time() < 0.3: pass
+print(time.process_time(), flush=True)
+"""
+
+
+def test_an_engine_s_processor_time_is_what_it_says_itself() -> None:
+    start = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", WORKER], **start) as worker:  # type: ignore[call-overload]
+        with EngineSampler({"engine": [worker.pid], "a person's server": []}) as sampler:
+            spent_s = float(worker.stdout.readline())
+        worker.stdin.close()
+    (used,) = sampler.used
+    # What it spent before the first look is not counted: at most its start.
+    assert 0 < used.cpu_ms <= 1000 * spent_s + 20 and used.wall_ms >= used.cpu_ms - 20
+    assert (used.provider, used.processes, used.threads) == ("engine", 1, 2)
