@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from . import (
     repeat,
     report,
     ruler,
+    suite,
     sweeps,
     tables,
     words,
@@ -161,33 +160,31 @@ async def _examine(
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
-    """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict."""
+    """Measure every strategy on PARAMS, each in a notebook; save reports, print the verdict."""
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
     if "sweep" in given:
         raise ParameterError(f"{params.name} is a sweep: run it with `poc sweep {params.name}`.")
     pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
-    found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
-    # Those that only read reports come last: on the first run there is nothing to read yet.
-    found.sort(key=lambda notebook: "live" not in publish.declared(notebook))
-    everything = {key for n in found for key in publish.declared(n)}
-    publish.check_keys(given, everything, params.name)
+    notebooks = publish.notebooks(pattern=pattern)
+    known = {key for notebook in notebooks for key in publish.declared(notebook)}
+    publish.check_keys(given, known, params.name)
     parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
+    tasks = suite.tasks(notebooks, only or ([parameters.strategy] if "strategy" in given else []))
     _answering(parameters)
-    values = {**given, "live": True, "write": True}
-    folder = report.root() / "data" / "runs" / parameters.experiment
+    # A run never replaces what the samples' pages are made of.
+    name = "live" if parameters.experiment == "sample" else parameters.experiment
+    values = {**given, "experiment": name, "live": True, "write": True}
+    folder = report.root() / "data" / "runs" / name
     with journal.only_one(folder):
-        _run(found, values, folder, parameters.experiment)
+        _run(tasks, values, folder, name)
 
 
-def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str) -> None:
+def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name: str) -> None:
     failures: list[str] = []
-    for number, notebook in enumerate(found, start=1):
-        click.echo(f"[{number}/{len(found)}] {publish.title(notebook)}", err=True)
-        known = set(publish.declared(notebook))
+    for number, task in enumerate(tasks, start=1):
+        click.echo(f"[{number}/{len(tasks)}] {task.title}", err=True)
         try:
-            publish.execute(
-                notebook, folder / notebook.name, {k: v for k, v in values.items() if k in known}
-            )
+            task.execute(folder, values)
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {notation.safe(str(error))}", err=True)
@@ -197,7 +194,7 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
     click.echo(words.suite_gate(headlines))
     click.echo(f"Open {page.relative_to(report.root())}")
     if failures:
-        raise RunFailed(f"{len(failures)} of {len(found)} notebooks failed: {failures[0]}")
+        raise RunFailed(f"{len(failures)} of {len(tasks)} notebooks failed: {failures[0]}")
 
 
 @poc.command()
@@ -210,22 +207,16 @@ def sweep(file: Path, changes: tuple[str, ...]) -> None:
     Interrupted or run again, it goes on where it stopped and measures no finished point twice.
     """
     found = sweeps.points(read_yaml(file, changes), file.name)
-    notebooks = {}
-    for strategy in dict.fromkeys(one.strategy for one in found):
-        notebooks[strategy] = publish.notebook_of(strategy)
-        declared = publish.declared(notebooks[strategy])
-        keys = {key for one in found if one.strategy == strategy for key in one.values}
-        publish.check_keys(sorted(keys), declared, file.name)
+    tasks = {strategy: suite.task(strategy) for strategy in {one.strategy for one in found}}
+    keys = {key for one in found for key in one.values}
+    publish.check_keys(sorted(keys), publish.declared(publish.strategy_notebook()), file.name)
     folder = report.root() / "data" / "runs" / found[0].sweep
     numbers = {one.name: f"[{n}/{len(found)}]" for n, one in enumerate(found, start=1)}
 
     def execute(one: sweeps.Point, target: Path) -> None:
         click.echo(f"{numbers[one.name]} {one.label}", err=True)
-        notebook = notebooks[one.strategy]
         # A point that was stopped in the middle goes on from its own journal.
-        publish.execute(
-            notebook, target / notebook.name, {**one.values, "live": True, "resume": True}
-        )
+        tasks[one.strategy].execute(target, {**one.values, "live": True, "resume": True})
 
     done: list[sweeps.Outcome] = []
     with journal.only_one(folder):
@@ -252,11 +243,6 @@ def _tell(outcome: sweeps.Outcome, number: str) -> None:
         click.echo(f"{number} {outcome.point.label}: done before", err=True)
     elif outcome.problem:
         click.echo(f"    failed: {outcome.problem}", err=True)
-
-
-def _wanted(notebook: Path, only: Sequence[str]) -> bool:
-    slug = notebook.stem.partition("_")[2].replace("_", "-")
-    return not only or slug in only or "live" not in publish.declared(notebook)
 
 
 def _answering(parameters: Parameters) -> None:
@@ -362,7 +348,7 @@ def ruler_command() -> None:
 
 @poc.command("publish")
 def publish_command() -> None:
-    """Render the executed notebooks and all reports to site/, without running anything."""
+    """Render the executed notebooks and all reports to site/, without measuring anything."""
     click.echo(f"Open {_publish().relative_to(report.root())}")
 
 
@@ -372,12 +358,9 @@ def refresh() -> None:
 
     With them go the Phase 0 result and the README's result and picture, which hold the same.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        for notebook in publish.notebooks():
-            click.echo(notebook.name)
-            fresh = Path(folder) / notebook.name
-            publish.execute(notebook, fresh, {})
-            shutil.copyfile(fresh, notebook)
+    for notebook in publish.notebooks():
+        click.echo(notebook.name)
+        suite.Task(notebook, notebook.name).renew(notebook)
     samples = report.experiments("sample")
     headlines = [tables.headline(one) for one in samples]
     documents.write(documents.phase_0_result(samples, headlines))
@@ -416,7 +399,7 @@ def _publish() -> Path:
         for folder in folders
         if (found := sorted(folder.glob("[0-9]*.ipynb")))
     }
-    groups["sample"] = publish.notebooks()
+    groups["sample"] = suite.sample_pages(lambda said: click.echo(notation.safe(said), err=True))
     rows = [_row(one, groups) for one in catalogue.entries(passed_over=_pass_over)]
     swept = {}
     for folder in (one for one in folders if sweeps.summary(one)):

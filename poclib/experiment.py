@@ -17,7 +17,6 @@ from . import journal as journals
 from . import report
 from . import resume as going_on
 from .engines import RunningEngine
-from .errors import ParameterError
 from .journal import Journal
 from .pool import Measurable, open_pool
 from .progress import Progress, quiet
@@ -27,7 +26,7 @@ from .records import (
     Report,
 )
 from .run import Run as Run
-from .strategies import STRATEGIES
+from .strategies import by_name
 from .workload import texts as texts
 
 
@@ -48,9 +47,7 @@ def measure(
     finished by then are saved in a report marked incomplete, and every request in the run's
     journal.
     """
-    if parameters.strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        raise ParameterError(f"strategy: no {parameters.strategy!r}; there are: {known}.")
+    by_name(parameters.strategy)
     path = journal_path(parameters, folder)
     begun_s = time.monotonic()
     with journals.only_one(path.parent):

@@ -28,7 +28,7 @@ ALLOWED = {
     "arrivals": set(),
     "transport": {"arrivals", "errors", "records"},
     "providers": {"errors", "records", "transport"},
-    "strategies": {"records"},
+    "strategies": {"errors"},
     "adaptive": {"records"},
     "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
@@ -63,7 +63,7 @@ ALLOWED = {
         *("resume", "ruler", "strategies", "usage", "workload"),
     },
     "experiment": {
-        *("engines", "errors", "journal", "pool", "progress", "records"),
+        *("engines", "journal", "pool", "progress", "records"),
         *("report", "resume", "run", "strategies", "workload"),
     },
     "outage": {
@@ -109,6 +109,7 @@ ALLOWED = {
     "sweeps": {
         *("errors", "experiment", "notation", "records", "report", "resume", "tables", "words"),
     },
+    "suite": {"errors", "publish", "report", "strategies"},
     "cli": None,
     "__main__": {"cli"},
 }

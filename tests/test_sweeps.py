@@ -182,8 +182,7 @@ def test_the_example_is_a_sweep_and_run_says_how_to_run_it(
     found = sweeps.points(cli.read_yaml(path), path.name)
     assert len(found) > 1
     for one in found:
-        notebook = publish.notebook_of(one.strategy)
-        publish.check_keys(one.values, publish.declared(notebook), path.name)
+        publish.check_keys(one.values, publish.declared(publish.strategy_notebook()), path.name)
     with pytest.raises(SystemExit):
         cli.main(["run", str(path)])
     assert f"poc sweep {path.name}" in capsys.readouterr().err
@@ -309,7 +308,7 @@ PATIENCE_S = 120.0  # what a slow machine may take
 def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     (tmp_path / "data" / "reports").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
+    shutil.copy(publish.strategy_notebook(), tmp_path / "notebooks")
     (tmp_path / "tiny.yaml").write_text(TINY)
     first, second = sweeps.points(cli.read_yaml(tmp_path / "tiny.yaml"), "tiny.yaml")
     folder = tmp_path / "data" / "runs" / "tiny"
