@@ -10,9 +10,7 @@ import asyncio
 import contextlib
 import json
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +39,7 @@ from . import (
     repeat,
     report,
     ruler,
+    suite,
     tables,
     words,
 )
@@ -168,7 +167,7 @@ async def _examine(
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
-    """Run every strategy's notebook on PARAMS, save reports, render pages, print the verdict.
+    """Measure every strategy on PARAMS, each in a notebook; save reports, print the verdict.
 
     A file with a section `sweep` is measured as by `poc sweep`.
     """
@@ -176,29 +175,27 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     if "sweep" in given:
         return _sweep(given, params.name, only)
     pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
-    found = [n for n in publish.notebooks(pattern=pattern) if _wanted(n, only)]
-    # Those that only read reports come last: on the first run there is nothing to read yet.
-    found.sort(key=lambda notebook: "live" not in publish.declared(notebook))
-    everything = {key for n in found for key in publish.declared(n)}
-    publish.check_keys(given, everything, params.name)
+    notebooks = publish.notebooks(pattern=pattern)
+    known = {key for notebook in notebooks for key in publish.declared(notebook)}
+    publish.check_keys(given, known, params.name)
     parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
-    values = {**given, "live": True, "write": True}
-    folder = report.root() / "data" / "runs" / parameters.experiment
+    tasks = suite.tasks(notebooks, only or ([parameters.strategy] if "strategy" in given else []))
+    # A run never replaces what the samples' pages are made of.
+    name = "live" if parameters.experiment == "sample" else parameters.experiment
+    values = {**given, "experiment": name, "live": True, "write": True}
+    folder = report.root() / "data" / "runs" / name
     with recording.only_one(folder.parent, COMMAND):
         _answering(parameters)
-        _run(found, values, folder, parameters.experiment)
+        _run(tasks, values, folder, name)
 
 
-def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str) -> None:
+def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name: str) -> None:
     failures: list[str] = []
     (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
-    for number, notebook in enumerate(found, start=1):
-        click.echo(f"[{number}/{len(found)}] {publish.title(notebook)}", err=True)
-        known = set(publish.declared(notebook))
+    for number, task in enumerate(tasks, start=1):
+        click.echo(f"[{number}/{len(tasks)}] {task.title}", err=True)
         try:
-            publish.execute(
-                notebook, folder / notebook.name, {k: v for k, v in values.items() if k in known}
-            )
+            task.execute(folder, values)
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {notation.safe(str(error))}", err=True)
@@ -209,7 +206,7 @@ def _run(found: Sequence[Path], values: dict[str, Any], folder: Path, name: str)
     click.echo(words.verdict_text(reports, headlines))
     click.echo(f"Open {page.relative_to(report.root())}")
     if failures:
-        raise RunFailed(f"{len(failures)} of {len(found)} notebooks failed: {failures[0]}")
+        raise RunFailed(f"{len(failures)} of {len(tasks)} notebooks failed: {failures[0]}")
 
 
 @poc.command()
@@ -232,9 +229,9 @@ def _sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
     reading = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
     for notebook in reading:
         publish.check_keys(["folder"], publish.declared(notebook), notebook.name)
-    for point in points if not reading else ():
-        declared = publish.declared(publish.notebook_of(point.strategy))
-        publish.check_keys(sorted(point.values), declared, where)
+    if not reading:
+        keys = {key for point in points for key in point.values}
+        publish.check_keys(sorted(keys), publish.declared(publish.strategy_notebook()), where)
     folder = report.root() / "data" / "runs" / points[0].sweep
     numbers = {one.name: f"[{n}/{len(points)}]" for n, one in enumerate(points, start=1)}
 
@@ -245,9 +242,8 @@ def _sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
             progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
             experiment.measure(point.parameters, progress, resume=True, running=running)
             return
-        notebook = publish.notebook_of(point.strategy)
         values = {**point.values, "live": True, "resume": True}
-        publish.execute(notebook, target / notebook.name, values)
+        suite.task(point.strategy).execute(target, values)
 
     done: list[sweeps.Outcome] = []
     with (
@@ -290,11 +286,6 @@ def _tell(outcome: sweeps.Outcome, number: str) -> None:
         click.echo(f"{number} {notation.inline(outcome.point.label, 200)}: done before", err=True)
     elif outcome.problem:
         click.echo(f"    failed: {notation.safe(outcome.problem)}", err=True)
-
-
-def _wanted(notebook: Path, only: Sequence[str]) -> bool:
-    slug = notebook.stem.partition("_")[2].replace("_", "-")
-    return not only or slug in only or "live" not in publish.declared(notebook)
 
 
 def _answering(parameters: Parameters) -> None:
@@ -397,7 +388,7 @@ def ruler_command() -> None:
 
 @poc.command("publish")
 def publish_command() -> None:
-    """Render the executed notebooks and all reports to site/, without running anything."""
+    """Render the executed notebooks and all reports to site/, without measuring anything."""
     click.echo(f"Open {_publish().relative_to(report.root())}")
 
 
@@ -407,12 +398,9 @@ def refresh() -> None:
 
     With them go the Phase 0 result and the README's result and picture, which hold the same.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        for notebook in publish.notebooks():
-            click.echo(notebook.name)
-            fresh = Path(folder) / notebook.name
-            publish.execute(notebook, fresh, {})
-            shutil.copyfile(fresh, notebook)
+    for notebook in publish.notebooks():
+        click.echo(notebook.name)
+        suite.Task(notebook, notebook.name).renew(notebook)
     samples = report.experiments("sample")
     headlines = [tables.headline(one) for one in samples]
     documents.write(documents.phase_0_result(samples, headlines))
@@ -460,7 +448,7 @@ def _publish() -> Path:
         for folder in folders
         if (found := sorted(folder.glob("[0-9]*.ipynb")))
     }
-    groups["sample"] = publish.notebooks()
+    groups["sample"] = suite.sample_pages(lambda said: click.echo(notation.safe(said), err=True))
     rows = [_row(one, groups) for one in catalogue.entries(passed_over=_pass_over)]
     swept = {}
     for folder in (one for one in folders if sweeps.summary(one)):

@@ -22,7 +22,7 @@ from .progress import bar as bar  # notebooks take it from here
 from .recording import ReportFile
 from .records import Parameters, Report
 from .run import Run as Run
-from .strategies import STRATEGIES
+from .strategies import by_name
 from .workload import sha256
 from .workload import texts as texts
 
@@ -43,9 +43,7 @@ def measure(
     inside a running event loop too, as in a notebook. Raises any `PocError`; whatever rounds were
     finished by then are saved in a report marked incomplete, and every request in the run's file.
     """
-    if parameters.strategy not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        raise ParameterError(f"strategy: no {parameters.strategy!r}; there are: {known}.")
+    by_name(parameters.strategy)
     path = run_path(parameters, folder)
     begun_s = time.monotonic()
     with recording.only_one(path.parent):

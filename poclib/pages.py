@@ -216,6 +216,10 @@ def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> N
                 shown.update({"image/svg+xml": svg} if svg else {})
             output.get("metadata", {}).pop("filenames", None)
             output.get("metadata", {}).pop("filename", None)
+    if computed := next(filter(publish.computed_title, executed.cells), None):
+        executed.cells.remove(computed)  # it stands in for the first line
+        title, first = publish.computed_title(computed), executed.cells[0]
+        first.source = "".join([title, *first.source.partition("\n")[1:]])
     extract = ExtractOutputPreprocessor(
         output_filename_template="figure-{cell_index}-{index}{extension}",
         extract_output_types={"image/png", "image/svg+xml"},

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import getpass
-import glob
 import json
 import os
 import re
@@ -59,10 +58,9 @@ def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]
     return found
 
 
-def notebook_of(strategy: str) -> Path:
-    """The notebook of one strategy, by its file's name. Raises `ReportError` where none is."""
-    slug = strategy.replace("-", "_")
-    return notebooks(pattern=f"[0-9]*_{glob.escape(slug)}")[0]
+def strategy_notebook() -> Path:
+    """The notebook that is run once for each strategy. Raises `ReportError` where there is none."""
+    return notebooks(pattern="[0-9]*_one_strategy")[0]
 
 
 def declared(notebook: Path) -> dict[str, Any]:
@@ -109,10 +107,10 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
             raise KeyboardInterrupt from None
         if error.ename == FolderHeld.__name__:
             raise FolderHeld(error.evalue) from None
-        raise RunFailed(f"{notebook.stem}: {error.evalue}") from None
+        raise RunFailed(f"{target.stem}: {error.evalue}") from None
     except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        raise RunFailed(f"{notebook.stem}: its kernel ended or did not start ({reason}).") from None
+        raise RunFailed(f"{target.stem}: its kernel ended or did not start ({reason}).") from None
     finally:
         for name, value in kept.items():
             if value is None:
@@ -238,7 +236,14 @@ def clean(text: str, words: Sequence[str]) -> str:
 
 
 def title(notebook: Path) -> str:
-    """The first heading of a notebook."""
+    """The title that a notebook computed, where its parameters decide it; else its first line."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    text = "".join(cells[0]["source"]) if cells else ""
+    text = next(filter(None, map(computed_title, cells)), "")
+    text = text or ("".join(cells[0]["source"]) if cells else "")
     return text.partition("\n")[0].lstrip("# ").strip() or notebook.stem
+
+
+def computed_title(cell: Mapping[str, Any]) -> str:
+    """The line that a cell shows as a heading of the first order; "" where it shows none."""
+    shown = (o.get("data", {}).get("text/markdown", "") for o in cell.get("outputs", ()))
+    return next((text for text in map("".join, shown) if re.fullmatch("# .+", text)), "")

@@ -139,13 +139,17 @@ def load(name_or_path: str | Path, folder: Path | None = None) -> Report:
     return report
 
 
+def path_of(name: str, folder: Path | None = None) -> Path | None:
+    """The file of the report of that name, in whichever format; None where there is none."""
+    paths = ((folder or root() / FOLDER) / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _find(name_or_path: str | Path, folder: Path) -> Path:
     wanted = str(name_or_path)
     stem = wanted.removesuffix(".json").removesuffix(".jsonl")
-    if _SAFE_NAME.fullmatch(stem):
-        for suffix in SUFFIXES:
-            if (folder / f"{stem}{suffix}").is_file():
-                return folder / f"{stem}{suffix}"
+    if _SAFE_NAME.fullmatch(stem) and (saved := path_of(stem, folder)):
+        return saved
     for path in (Path(wanted), root() / wanted):
         with contextlib.suppress(OSError, ValueError):  # too long a name, a null character
             if path.is_file():

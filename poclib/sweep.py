@@ -3,7 +3,7 @@
 The file is one of parameters with a section `sweep` of lists; every combination is a point:
 
     sweep:
-      strategy: [shared-queue, all-parallel]
+      strategy: [shared-queue, all-parallel]    how prompts are spread
       max_tokens: [8, 32]                       any parameter of a run
       remote.link.round_trip_ms: [0, 100]       a setting of one provider
       speed: [1, 0.6]                           a setting of every provider

@@ -429,7 +429,7 @@ def test_rows_that_cannot_be_written_end_the_arm_and_leave_nothing_running() -> 
 
 
 def stubborn(decide: Callable[[PoolView], list[str]]) -> Strategy:
-    return Strategy("stubborn", decide, "one", "?", ".")
+    return Strategy("stubborn", decide, "one", "?")
 
 
 def test_a_strategy_that_stalls_or_invents_ends_in_an_error_not_in_a_wait() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poclib import report
+from poclib import publish, report
 from poclib.errors import ReportError
 
 pytestmark = pytest.mark.slow
@@ -43,10 +43,10 @@ def whole_rounds(path: Path) -> int:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """A home with one notebook and the parameters, and what makes the command use it."""
-    root = report.root()
+    root, notebook = report.root(), publish.strategy_notebook()
     (tmp_path / "data" / "reports").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(root / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
+    shutil.copy(notebook, tmp_path / "notebooks")
     (tmp_path / "stopped.yaml").write_text(PARAMETERS)
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "POCLIB_HOME": str(tmp_path), "PYTHONPATH": path}

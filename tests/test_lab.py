@@ -77,7 +77,7 @@ def test_a_notebook_opened_in_jupyterlab_runs_from_top_to_bottom(
 ) -> None:
     folder, address, token = lab
     assert urlparse(address).hostname == "127.0.0.1" and len(token) > 30
-    name = "06_shared_queue.ipynb"
+    name = publish.strategy_notebook().name
     current = "jupyterapp.shell.currentWidget"
     with browser.browser() as one:
         one.open(f"{address}lab/tree/{name}?token={token}", 1280)

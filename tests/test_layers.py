@@ -28,7 +28,7 @@ ALLOWED = {
     "arrivals": set(),
     "transport": {"arrivals", "errors", "records"},
     "providers": {"errors", "records", "transport"},
-    "strategies": {"records"},
+    "strategies": {"errors"},
     "adaptive": {"policy", "records"},
     "capacity": {"records"},
     "attempts": {"errors", "policy", "records"},
@@ -105,6 +105,7 @@ ALLOWED = {
     "pages": {"errors", "publish", "recording", "report"},
     "catalogue": {"errors", "notation", "records", "report", "stats", "tables", "words"},
     # Above both.
+    "suite": {"errors", "publish", "report", "strategies"},
     "cli": None,
     "__main__": {"cli"},
 }

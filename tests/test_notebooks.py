@@ -18,17 +18,14 @@ from papermill.cli import papermill
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from poclib import cli, publish, report, tables
+from poclib import cli, publish, report, suite, tables
+from poclib.errors import ParameterError
 from poclib.records import Parameters
 from poclib.strategies import STRATEGIES
 
 ROOT = report.root()
 NOTEBOOKS = publish.notebooks()
-# From 20 on a notebook has a file of parameters, and a question, of its own.
-STRATEGY_NOTEBOOKS = [
-    path for path in NOTEBOOKS if "live" in publish.declared(path) and path.name < "2"
-]
-SPECIAL = {"strategy", "notebooks", "arm_limit_s", "strike"}  # for sweeps, or commands
+SPECIAL = {"notebooks"}  # for the command
 
 
 def _cells(path: Path) -> list[Any]:
@@ -43,13 +40,26 @@ def _defaults(path: Path) -> dict[str, Any]:
     return {key: value for key, value in namespace.items() if not key.startswith("__")}
 
 
-def test_there_is_one_notebook_a_strategy() -> None:
-    slugs = [path.stem.partition("_")[2].replace("_", "-") for path in STRATEGY_NOTEBOOKS]
-    assert sorted(slugs) == sorted(STRATEGIES)
+def test_a_run_executes_one_notebook_for_each_strategy_then_those_that_read() -> None:
+    tasks = suite.tasks(publish.notebooks(pattern="[01]*"))
+    assert [task.strategy for task in tasks if task.strategy] == list(STRATEGIES)
+    assert not any(task.strategy for task in tasks[len(STRATEGIES) :])
+    assert {task.notebook for task in tasks} == {n for n in NOTEBOOKS if n.name < "2"}
+    first = {task.name: task.title for task in tasks[: len(STRATEGIES)]}
+    assert len(first) == len(STRATEGIES) and list(first) == sorted(first)
+    assert first["06_shared_queue.ipynb"] == STRATEGIES["shared-queue"].question
 
 
-@pytest.mark.parametrize("path", STRATEGY_NOTEBOOKS, ids=lambda p: p.stem)
-def test_a_strategy_notebook_declares_every_parameter_with_help(path: Path) -> None:
+def test_only_the_strategies_that_were_asked_for_are_measured() -> None:
+    for pattern, names in (("[01]*", ["batched", "", "", "", "", ""]), ("20*", [""])):
+        tasks = suite.tasks(publish.notebooks(pattern=pattern), ["batched"])
+        assert [task.strategy for task in tasks] == names
+    with pytest.raises(ParameterError, match="no 'bached'; there are: sequential, "):
+        suite.tasks(NOTEBOOKS, ["bached"])
+
+
+def test_the_strategies_notebook_declares_every_parameter_with_help() -> None:
+    path = publish.strategy_notebook()
     declared = publish.declared(path)
     assert set(declared) == set(Parameters.model_fields) - SPECIAL | {"live"}
     assert all(p["help"] or name == "providers" for name, p in declared.items())
@@ -60,8 +70,7 @@ def test_a_strategy_notebook_declares_every_parameter_with_help(path: Path) -> N
     assert {k: defaults[k] for k in example if k != "experiment"} == {
         k: v for k, v in example.items() if k != "experiment"
     }, "a live run from the notebook measures what ./run-poc.sh measures"
-    title = STRATEGIES[path.stem.partition("_")[2].replace("_", "-")].question
-    assert publish.title(path) == title
+    assert publish.title(path) == STRATEGIES[defaults["strategy"]].question
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -145,9 +154,9 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data" / "reports").mkdir(parents=True)
+    notebook = publish.strategy_notebook()
     monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    notebook = ROOT / "notebooks" / "06_shared_queue.ipynb"
     target = tmp_path / "done.ipynb"
     values = {"live": True, "rounds": 2, "prompts": 3, "max_tokens": 8}
     publish.execute(notebook, target, values)
@@ -168,8 +177,9 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
 def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
     """What it measures differs from run to run, so only that each cell runs is asked for."""
     (tmp_path / "data" / "reports").mkdir(parents=True)
-    notebook = load_notebook_node(str(ROOT / "notebooks" / "04_serial_per_provider.ipynb"))
+    notebook = load_notebook_node(str(publish.strategy_notebook()))
     values = {"live": True, "rounds": 1, "prompts": 2, "max_tokens": 4, "calibration_prompts": 1}
+    values["strategy"] = "serial-per-provider"
     cells = [c for c in notebook.cells if c.cell_type == "code"]
     nbformat.write(parameterize_notebook(notebook, values), tmp_path / "live.ipynb")
     done = subprocess.run(

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from poclib import report
+from poclib import publish, report
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_a_planted_secret_is_found_nowhere_after_a_whole_run(
     root, home = report.root(), tmp_path / "home"
     (home / "data" / "reports").mkdir(parents=True)
     (home / "notebooks").mkdir()
-    shutil.copy(root / "notebooks" / "06_shared_queue.ipynb", home / "notebooks")
+    shutil.copy(publish.strategy_notebook(), home / "notebooks")
     providers = [
         {"name": n, "kind": "openai", "model": "m", "url": f"http://127.0.0.1:{port}"}
         | {"api_key_env": VARIABLE}

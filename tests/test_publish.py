@@ -126,6 +126,17 @@ def test_long_code_is_folded_so_that_the_answer_stands_at_the_top(tmp_path: Path
     assert "<details>" not in (folder / "03_short.html").read_text()
 
 
+def test_a_title_that_was_computed_is_the_pages_only_one(tmp_path: Path) -> None:
+    notebook = _notebook(nbformat.v4.new_output("display_data", {"text/markdown": "# Why <b>?"}))
+    path = _saved(notebook, tmp_path)
+    assert publish.title(path) == "Why <b>?"
+    page = pages.site(tmp_path / "site", {"g": [path]}, [])
+    text = (tmp_path / "site" / "g" / "02_it.html").read_text()
+    assert len(re.findall("<h1", text)) == 1 and "A definition." in text
+    assert "What is gained?" not in text and "<title>Why &lt;b&gt;?</title>" in text
+    assert ">Why &lt;b&gt;?</a>" in page.read_text()
+
+
 def test_a_sweeps_points_are_listed_with_what_they_stand_for(tmp_path: Path) -> None:
     path = _saved(_notebook(), tmp_path, "04_serial_per_provider.ipynb")
     groups = {"grid/point-1": [path]}

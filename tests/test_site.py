@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -11,35 +15,63 @@ import browser
 import nbformat
 import pytest
 
-from poclib import catalogue, cli, pages, publish, report
+from poclib import cli, pages, publish, report
+from poclib.strategies import STRATEGIES
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(browser.found() is None, reason=browser.NONE_HERE),
-]
+pytestmark = pytest.mark.slow
+in_a_browser = pytest.mark.skipif(browser.found() is None, reason=browser.NONE_HERE)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `poc publish` makes of a fresh clone, and a sweep of one point, in a folder that
-    holds nothing else."""
-    folder = tmp_path_factory.mktemp("a place & more") / "site"
-    point = "shared-queue-8-1a2b3c4d"
-    groups = {"sample": publish.notebooks(), f"links/{point}": publish.notebooks(pattern="06*")}
-    entries = catalogue.entries(
-        name for name in report.names() if name.startswith(("sample-", "pub"))
-    )
-    rows = [cli._row(one, groups) for one in entries]
-    swept = [cli._row(one, groups, f"links/{point}", "max_tokens 8") for one in entries[:1]]
-    pages.site(folder, groups, rows, {"links": swept})
-    return folder
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A fresh clone, and a sweep of one point, after `poc publish`."""
+    root, home = report.root(), tmp_path_factory.mktemp("a place & more")
+    for folder in ("notebooks", "data"):
+        left_out = shutil.ignore_patterns("runs", "older", "answers")
+        shutil.copytree(root / folder, home / folder, ignore=left_out)
+    point = home / "data" / "runs" / "links" / "shared-queue-8-1a2b3c4d"
+    point.mkdir(parents=True)
+    (point.parent / "sweep.json").write_text(json.dumps({point.name: "max_tokens 8"}))
+    shutil.copy(publish.strategy_notebook(), point / "06_shared_queue.ipynb")
+    shutil.copy(root / "data" / "reports" / "sample-shared-queue.json", point)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POCLIB_HOME", str(home))
+        patch.setenv("PYTHONPATH", f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        cli.main(["publish"])
+        yield home
 
 
+@pytest.fixture
+def site(home: Path) -> Path:
+    return home / "site"
+
+
+def test_a_fresh_clone_has_a_page_for_each_strategy_made_once(
+    home: Path, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = (site / "index.html").read_text()
+    for name, one in STRATEGIES.items():
+        (page,) = (site / "sample").glob(f"[0-9]*_{name.replace('-', '_')}.html")
+        text = " ".join(page.read_text().split())
+        assert re.findall("<h1[^>]*>([^<]*)<", text) == [one.question]
+        assert f"sample-{name}.json" in text and one.idea in text
+        assert f"href='sample/{page.name}'>page<" in index
+    assert not list(site.rglob("*one_strategy*")), "a page has its strategy's name"
+    capsys.readouterr()
+    cli.main(["publish"])
+    assert capsys.readouterr().err == "", "nothing is executed again"
+    os.utime(home / "data" / "reports" / "sample-batched.json")
+    cli.main(["publish"])
+    again = capsys.readouterr().err
+    assert again == f"page of a sample: {STRATEGIES['batched'].question}\n"
+
+
+@in_a_browser
 def test_every_page_reads_on_a_phone_and_on_a_desk_and_asks_nobody_for_anything(
     site: Path, tmp_path: Path
 ) -> None:
     found = sorted(site.rglob("*.html"))
-    assert len(found) == len(publish.notebooks()) + 2
+    assert len(found) == len(publish.notebooks()) - 1 + len(STRATEGIES) + 2
     too_wide, unsaid, unseen = [], [], []
     with browser.browser() as one:
         for page in found:
@@ -95,6 +127,7 @@ EVIL = [
 ]
 
 
+@in_a_browser
 def test_what_an_untrusted_notebook_holds_runs_nothing_in_a_browser(tmp_path: Path) -> None:
     output, whole = nbformat.v4.new_output, "\n\n".join(EVIL)
     kinds = ["text/html", "text/markdown", "image/svg+xml", "text/latex", "text/plain"]

@@ -1,24 +1,29 @@
 """Every strategy alone: what it decides, and the makespan that follows, against brute force."""
 
+import inspect
 import itertools
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from poclib import strategies
 from poclib.strategies import (
     STRATEGIES,
     PoolView,
     ProviderView,
-    Strategy,
+    by_name,
     capability_split,
     earliest_finish,
     even_split,
     sequential,
     shared_queue,
     simulated_makespan_ms,
+    strategy,
 )
 
 NAMES = sorted(STRATEGIES)
@@ -164,8 +169,8 @@ def test_without_a_limit_nothing_waits() -> None:
 def test_every_prompt_is_given_once_to_any_number_of_providers(name: str, providers: int) -> None:
     """A pool of our own: random times and limits, ends in random order, nothing overfilled."""
     draw = random.Random(f"{name} {providers}")
-    strategy = STRATEGIES[name]
-    limit = None if strategy.limit == "none" else draw.randint(1, 4)
+    one = STRATEGIES[name]
+    limit = None if one.limit == "none" else draw.randint(1, 4)
     expected = {f"p{i}": draw.uniform(10, 900) for i in range(providers)}
     running: dict[str, list[float]] = {p: [] for p in expected}
     queued = dict.fromkeys(expected, 0)
@@ -176,7 +181,7 @@ def test_every_prompt_is_given_once_to_any_number_of_providers(name: str, provid
         views = tuple(
             ProviderView(p, limit, expected[p], tuple(running[p]), queued[p]) for p in expected
         )
-        chosen = strategy.decide(PoolView(now_ms, waiting, views))
+        chosen = one.decide(PoolView(now_ms, waiting, views))
         assert len(chosen) <= waiting
         waiting -= len(chosen)
         given.update(chosen)
@@ -196,13 +201,58 @@ def test_every_prompt_is_given_once_to_any_number_of_providers(name: str, provid
     assert sum(given.values()) == n
 
 
-def test_a_strategy_is_found_by_its_own_name_and_explains_itself() -> None:
-    for name, strategy in STRATEGIES.items():
-        assert isinstance(strategy, Strategy)
-        assert strategy.name == name
-        assert strategy.question.endswith("?")
-        assert strategy.idea.endswith(".")
-        assert strategy.decide.__doc__
+@pytest.mark.parametrize("name", NAMES)
+def test_a_strategy_is_found_by_its_own_name_and_explains_itself(name: str) -> None:
+    one = by_name(name)
+    assert one.name == name and one.question.endswith("?") and one.idea.endswith(".")
+    assert list(one.sections) == ["How it works", "What this does not show", "Try"]
+    assert len(re.findall(r"\.\s", one.sections["How it works"])) >= 4, "in a few sentences"
+    for heading in ("What this does not show", "Try"):
+        points = one.sections[heading].strip().split("\n")
+        assert len(points) >= 2 and all(point.startswith("- ") for point in points)
+    prose = re.sub(r"`[^`]*`|from 1 ", "", inspect.getdoc(one.decide) or "")
+    assert not re.search(r"\d", prose), "a number in prose is computed, or it will be wrong one day"
+
+
+def test_a_new_strategy_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strategies, "STRATEGIES", {})
+
+    @strategy("one", "Why?")
+    def to_the_last(pool: PoolView) -> list[str]:
+        """Everything goes
+        to the last.
+
+        So it does.
+
+        Try:
+
+        - something else
+        """
+        return _last(pool)
+
+    one = by_name("to-the-last")
+    assert (one.limit, one.question, one.idea) == ("one", "Why?", "Everything goes to the last.")
+    assert one.sections == {
+        "How it works": "Everything goes\nto the last.\n\nSo it does.\n\n",
+        "Try": "\n- something else",
+    }
+    assert one.decide(pool(2, view("a", 1), view("b", 2))) == ["b", "b"]
+
+
+def _last(pool: PoolView) -> list[str]:
+    return [pool.providers[-1].name] * pool.waiting
+
+
+def test_the_code_that_is_shown_is_all_that_decides_and_runs_as_it_stands() -> None:
+    for one in STRATEGIES.values():
+        assert '"""' not in one.code and "@" not in one.code
+        names: dict[str, Any] = vars(strategies).copy()
+        for function in re.findall(r"^def (\w+)", one.code, re.M):
+            del names[function]
+        exec(f"from __future__ import annotations\n{one.code}", names)
+        views = view("fast", 100, limit=2), view("slow", 250, limit=2)
+        chosen = names[one.decide.__name__](pool(9, *views))
+        assert chosen == one.decide(pool(9, *views))
 
 
 def test_the_seven_strategies_and_the_limits_that_dispatch_enforces() -> None:

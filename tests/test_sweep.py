@@ -250,8 +250,7 @@ def test_an_example_is_a_sweep_that_its_notebooks_can_read(path: Path) -> None:
         assert f"data/reports/{path.stem}" in publish.declared(notebook)["folder"]["default"]
         return
     for point in found:
-        declared = publish.declared(publish.notebook_of(point.strategy))
-        publish.check_keys(point.values, declared, path.name)
+        publish.check_keys(point.values, publish.declared(publish.strategy_notebook()), path.name)
 
 
 def test_the_failure_mode_differs_in_engine_strategy_and_limit_only() -> None:
@@ -453,7 +452,7 @@ PATIENCE_S = 120.0  # what a slow machine may take
 def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     (tmp_path / "data" / "reports").mkdir(parents=True)
     (tmp_path / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / "06_shared_queue.ipynb", tmp_path / "notebooks")
+    shutil.copy(publish.strategy_notebook(), tmp_path / "notebooks")
     (tmp_path / "tiny.yaml").write_text(TINY)
     first, second = sweep.points(cli.read_yaml(tmp_path / "tiny.yaml"), "tiny.yaml")
     folder = tmp_path / "data" / "runs" / "tiny"
