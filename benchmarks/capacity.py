@@ -17,9 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from poclib import cli, finder, pool
-from poclib.capacity import Found
-from poclib.experiment import Run
+from poclib import cli
+from poclib.contention import Found
+from poclib.measure import finder, pool
+from poclib.measure.experiment import Run
 from poclib.records import Parameters
 
 ROOT = Path(__file__).resolve().parent.parent

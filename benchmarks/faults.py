@@ -37,17 +37,19 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 from replay import Answer, Replay, recorded  # noqa: E402
 
-from poclib import experiment, report, transport  # noqa: E402
-from poclib.attempts import Rules  # noqa: E402
-from poclib.dispatch import run_arm  # noqa: E402
+from poclib import report  # noqa: E402
 from poclib.engines.pool import engine_pool  # noqa: E402
 from poclib.errors import RunFailed  # noqa: E402
-from poclib.notation import many, safe, table  # noqa: E402
-from poclib.policy import Policy  # noqa: E402
-from poclib.providers import KINDS, Provider  # noqa: E402
+from poclib.measure import experiment  # noqa: E402
+from poclib.measure.attempt import Rules  # noqa: E402
+from poclib.measure.dispatch import run_arm  # noqa: E402
+from poclib.measure.policy import Policy  # noqa: E402
+from poclib.measure.strategies import STRATEGIES  # noqa: E402
+from poclib.providers import transport  # noqa: E402
+from poclib.providers.servers import KINDS, Provider  # noqa: E402
 from poclib.recording import ReportFile  # noqa: E402
 from poclib.records import Arm, Parameters, Prompt, ProviderSettings, Request  # noqa: E402
-from poclib.strategies import STRATEGIES  # noqa: E402
+from poclib.showing.format import many, safe, table  # noqa: E402
 
 TARGET = HERE.parent / "FAULTS.md"
 PROMPTS = 6

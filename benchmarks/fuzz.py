@@ -33,11 +33,15 @@ import httpx  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
-from poclib import cli, documents, notation, recording, report, sweep, tables, words, workload  # noqa: E402
-from poclib.attempts import Rules, attempt  # noqa: E402
+from poclib import cli, recording, report, workload  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
+from poclib.measure import sweep  # noqa: E402
+from poclib.measure.attempt import Rules, attempt  # noqa: E402
+from poclib.providers.transport import Response  # noqa: E402
+from poclib.reading import tables  # noqa: E402
 from poclib.records import Parameters, Prompt, Request  # noqa: E402
-from poclib.transport import Response  # noqa: E402
+from poclib.showing import documents, words  # noqa: E402
+from poclib.showing import format as notation  # noqa: E402
 
 WRONG: list[Any] = [
     *(None, True, False, 0, -1, 1, 2.5, 1e308, -1e308, 10**18, 10**40, "", "x", "\x00", "\x1b[2J"),

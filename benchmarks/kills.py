@@ -30,8 +30,9 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-from poclib import experiment, recording, report  # noqa: E402
+from poclib import recording, report  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
+from poclib.measure import experiment  # noqa: E402
 from poclib.records import Parameters, Report  # noqa: E402
 
 STUB = """

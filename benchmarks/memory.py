@@ -23,14 +23,14 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from poclib import fake
-from poclib.attempts import Rules
-from poclib.dispatch import run_arm
 from poclib.errors import Unreachable
-from poclib.policy import Policy
+from poclib.measure.attempt import Rules
+from poclib.measure.dispatch import run_arm
+from poclib.measure.policy import Policy
+from poclib.measure.strategies import STRATEGIES
+from poclib.providers import fake
 from poclib.recording import ReportFile
 from poclib.records import Exchange, Prompt, Request
-from poclib.strategies import STRATEGIES
 
 # What the allocators may move by, of which a list of rows would be gone after a tenth.
 FLAT_MIB = 8.0

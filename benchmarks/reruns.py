@@ -14,9 +14,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from poclib import agreement, comparisons, experiment, notation, repeat, report, tables, words
+from poclib import report
 from poclib.cli import read_yaml
+from poclib.measure import experiment, repeat
+from poclib.reading import compare as agreement
+from poclib.reading import tables
 from poclib.records import Parameters, Report
+from poclib.showing import comparisons, words
+from poclib.showing import format as notation
 
 FOLDER = Path("data", "runs", "reruns")
 # What each is measured with, and the name its reports begin with.

@@ -17,38 +17,21 @@ from typing import Any
 
 import click
 
-from . import (
-    __version__,
-    accuracy,
-    agreement,
-    catalogue,
-    comparisons,
-    concurrency,
-    curves,
-    documents,
-    experiment,
-    finder,
-    identity,
-    notation,
-    pages,
-    parameterfile,
-    plots,
-    pool,
-    publish,
-    recording,
-    repeat,
-    report,
-    ruler,
-    suite,
-    tables,
-    words,
-)
-from . import sweep as sweeps
-from .capacity import Found
+from . import __version__, parameterfile, recording, report, suite
+from .contention import Found
 from .errors import ParameterError, PocError, ReportError, RunFailed
+from .measure import experiment, finder, identity, pool, repeat, ruler
+from .measure import sweep as sweeps
+from .measure.strategies import STRATEGIES
+from .reading import compare as agreement
+from .reading import tables
 from .records import Parameters, Report
+from .showing import accuracy, catalogue, comparisons, concurrency, curves, documents, words
+from .showing import charts as plots
+from .showing import format as notation
+from .showing import notebooks as publish
+from .showing import site as pages
 from .stats import Headline
-from .strategies import STRATEGIES
 
 MAX_PARAMETER_BYTES = 1 << 20
 # Held in data/runs by a command for as long as it takes: each measurement of it holds that folder

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import publish, report
+from . import report
 from .errors import RunFailed
-from .strategies import STRATEGIES, by_name
+from .measure.strategies import STRATEGIES, by_name
+from .showing import notebooks as publish
 
 
 @dataclass(frozen=True)

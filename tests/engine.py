@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from poclib import fake
 from poclib.errors import Rejected
+from poclib.providers import fake
 from poclib.records import Exchange, Prompt, ServerTimings
 
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import jsonschema
 
-from poclib.providers import KINDS, Provider
+from poclib.providers.servers import KINDS, Provider
 from poclib.records import Exchange, Parameters, Prompt, ProviderSettings
 
 T = TypeVar("T")

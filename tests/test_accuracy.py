@@ -2,8 +2,9 @@
 
 from test_tables import pool_report
 
-from poclib import accuracy, tables
+from poclib.reading import tables
 from poclib.records import Ruler, RulerRow
+from poclib.showing import accuracy
 
 
 def test_the_ruler_is_held_against_its_aims() -> None:

@@ -11,14 +11,15 @@ from statistics import fmean
 import pytest
 from replay import Answer, Replay, clock, provider, replay
 
-from poclib import adaptive, dispatch, fake, ruler
-from poclib.adaptive import LAST_PAUSE_S, AdaptiveLimit, pause_after
-from poclib.attempts import Rules, attempt
-from poclib.dispatch import run_arm
 from poclib.errors import Rejected, RunFailed
-from poclib.policy import LONGEST_S
+from poclib.measure import adaptive, dispatch, ruler
+from poclib.measure.adaptive import LAST_PAUSE_S, AdaptiveLimit, pause_after
+from poclib.measure.attempt import Rules, attempt
+from poclib.measure.dispatch import run_arm
+from poclib.measure.policy import LONGEST_S
+from poclib.measure.strategies import STRATEGIES
+from poclib.providers import fake
 from poclib.records import Arm, Prompt
-from poclib.strategies import STRATEGIES
 
 PROMPTS = [Prompt(i, f"p{i}") for i in range(40)]
 

@@ -9,9 +9,14 @@ import pytest
 from test_cli import poc as poc
 from test_tables import pool_report
 
-from poclib import agreement, comparisons, experiment, fake, repeat, report, stats, tables
+from poclib import report, stats
 from poclib.errors import ParameterError, ReportError
+from poclib.measure import experiment, repeat
+from poclib.providers import fake
+from poclib.reading import compare as agreement
+from poclib.reading import tables
 from poclib.records import Parameters, Report
+from poclib.showing import comparisons
 from poclib.stats import Ratio
 
 SAMPLES = Path(__file__).parents[1] / "data" / "reports"

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from replay import Answer, Replay, ask, clock, provider, replay
 
-from poclib import providers
-from poclib.attempts import Rules, attempt
 from poclib.errors import BadAnswer, ProviderError, Rejected
+from poclib.measure.attempt import Rules, attempt
+from poclib.providers import servers as providers
 from poclib.records import Exchange, Prompt, Request
 
 Way = tuple[str, str, bool]  # kind, api, whether it is streamed

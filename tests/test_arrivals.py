@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from poclib import arrivals
+from poclib.providers import arrivals
 
 
 @pytest.mark.parametrize("take", ["recv", "recv_into"])

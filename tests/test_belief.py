@@ -21,8 +21,12 @@ import pytest
 from scipy import stats as scipy_stats
 from test_tables import pool_report, row
 
-from poclib import belief, cautions, cli, experiment, report, tables, words
+from poclib import cli, report
+from poclib.measure import experiment
+from poclib.reading import belief, tables
 from poclib.records import Parameters, Report
+from poclib.showing import warnings as cautions
+from poclib.showing import words
 
 SAMPLES = sorted(Path(report.root(), "data", "reports").rglob("*.json"))
 EMPTY = hashlib.sha256(b"").hexdigest()

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from poclib import capacity
-from poclib.capacity import Level, alone, behaviour, conclude, level, levels, next_in_flight
+from poclib import contention as capacity
+from poclib.contention import Level, alone, behaviour, conclude, level, levels, next_in_flight
 from poclib.records import Arm, Request, RequestMarks, ServerTimings
 
 
@@ -127,6 +127,6 @@ def test_the_levels_of_one_provider_are_taken_from_its_own_arms() -> None:
 
 
 def test_every_behaviour_has_a_meaning() -> None:
-    from poclib.causes import MEANING
+    from poclib.showing.causes import MEANING
 
     assert set(MEANING) == set(capacity.Behaviour.__args__)  # type: ignore[attr-defined]

@@ -3,9 +3,9 @@
 import pytest
 from test_tables import PUBLISHED, pool_report
 
-from poclib import cases
 from poclib import report as reports
 from poclib.errors import ReportError
+from poclib.reading import cases
 from poclib.records import Report
 
 REPORT = pool_report()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poclib import causes, tables, words
+from poclib.reading import tables
 from poclib.records import (
     Arm,
     EngineUse,
@@ -19,6 +19,7 @@ from poclib.records import (
     Round,
     ServerTimings,
 )
+from poclib.showing import causes, words
 
 BARE = ProviderFacts(
     name="p", kind="embedded", role="local", engine_kind="bare", slots=4, threads=2, cores=2

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from test_tables import pool_report, row
 
-from poclib import cautions, tables
+from poclib.reading import tables
 from poclib.records import Report, Request, Ruler, RulerRow
+from poclib.showing import warnings as cautions
 
 
 def said(report: Report) -> str:

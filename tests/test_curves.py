@@ -12,11 +12,17 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from poclib import cautions, cli, curves, experiment, fake, plots, recording, report, tables
-from poclib.curves import Curves
+from poclib import cli, recording, report
 from poclib.errors import Unreachable
+from poclib.measure import experiment
+from poclib.providers import fake
+from poclib.reading import tables
 from poclib.recording import ReportFile
 from poclib.records import Exchange, Parameters, Prompt, Report
+from poclib.showing import charts as plots
+from poclib.showing import curves
+from poclib.showing import warnings as cautions
+from poclib.showing.curves import Curves
 
 ROOT = report.root()
 

@@ -8,9 +8,6 @@ from typing import Any
 
 import pytest
 
-from poclib import fake
-from poclib.attempts import Rules, attempt
-from poclib.dispatch import run_arm
 from poclib.errors import (
     Forbidden,
     ModelMissing,
@@ -20,8 +17,11 @@ from poclib.errors import (
     RunFailed,
     Unreachable,
 )
+from poclib.measure.attempt import Rules, attempt
+from poclib.measure.dispatch import run_arm
+from poclib.measure.strategies import STRATEGIES, PoolView, Strategy, simulated_makespan_ms
+from poclib.providers import fake
 from poclib.records import Arm, Exchange, Prompt, Request
-from poclib.strategies import STRATEGIES, PoolView, Strategy, simulated_makespan_ms
 
 Clock = Callable[[], float]
 NAMES = sorted(STRATEGIES)

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from poclib import experiment, fake, recording, report, tables, workload
+from poclib import recording, report, workload
 from poclib.errors import Rejected, RunFailed, UnlikeProviders, Unreachable
+from poclib.measure import experiment
+from poclib.providers import fake
+from poclib.reading import tables
 from poclib.recording import ReportFile
 from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report, Request, Round
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from poclib import fake
 from poclib.errors import Rejected, Unreachable
+from poclib.providers import fake
 from poclib.records import Exchange, Prompt
 
 Clock = Callable[[], float]

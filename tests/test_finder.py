@@ -15,11 +15,14 @@ import yaml
 from engine import Engine
 from replay import provider as provider_of
 
-from poclib import concurrency, experiment, fake, finder, recording, report
-from poclib.capacity import Found
+from poclib import recording, report
+from poclib.contention import Found
 from poclib.errors import ParameterError, Rejected
+from poclib.measure import experiment, finder
 from poclib.parameterfile import with_capacities
+from poclib.providers import fake
 from poclib.records import Exchange, Parameters, Prompt, Report
+from poclib.showing import concurrency
 
 
 class Crowded(fake.Provider):

@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 from test_tables import PUBLISHED, pool_report, row
 
-from poclib import cases, exhibits, forecast, phases, tables
 from poclib import report as reports
+from poclib.measure import forecast
+from poclib.measure.strategies import STRATEGIES
+from poclib.reading import cases, phases, tables
+from poclib.showing import exhibits
 from poclib.stats import Ratio
-from poclib.strategies import STRATEGIES
 
 
 def test_the_promise_is_the_schedule_over_the_baseline() -> None:

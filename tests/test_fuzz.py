@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poclib import parameterfile, report, workload
-from poclib.attempts import Rules, attempt
 from poclib.errors import ParameterError, PocError, ReportError
+from poclib.measure.attempt import Rules, attempt
 from poclib.records import Parameters, Prompt, Report, Request
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))

@@ -9,7 +9,7 @@ import pytest
 from replay import Answer, Replay, ask, provider, recorded, replay
 
 from poclib.errors import Forbidden, ModelMissing, ParameterError, ProviderError, UnlikeProviders
-from poclib.identity import check_alike
+from poclib.measure.identity import check_alike
 from poclib.records import ProviderFacts
 
 WEIGHTS = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poclib import publish, report
+from poclib import report
 from poclib.errors import ReportError
+from poclib.showing import notebooks as publish
 
 pytestmark = pytest.mark.slow
 

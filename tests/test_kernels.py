@@ -14,8 +14,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from poclib import cli, pages, publish, recording, report, sweep
+from poclib import cli, recording, report
 from poclib.errors import FolderHeld, RunFailed
+from poclib.measure import sweep
+from poclib.showing import notebooks as publish
+from poclib.showing import site as pages
 
 ROOT = report.root()
 PATIENCE_S = 300  # only ends a hung test

@@ -16,7 +16,8 @@ import nbformat
 import psutil
 import pytest
 
-from poclib import publish, report
+from poclib import report
+from poclib.showing import notebooks as publish
 
 pytestmark = [
     pytest.mark.slow,

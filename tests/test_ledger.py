@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from poclib import ledger, report, tables
+from poclib import report
+from poclib.reading import ledger, tables
 from poclib.records import Probe, Report, Request
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from replay import Answer, Replay, recorded
 
-from poclib import experiment, report, ruler
+from poclib import report
 from poclib.errors import PocError, RunFailed
-from poclib.pool import open_pool
+from poclib.measure import experiment, ruler
+from poclib.measure.pool import open_pool
 from poclib.records import Parameters
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from replay import Answer, Replay, recorded
 
-from poclib import experiment
+from poclib.measure import experiment
 from poclib.records import Parameters, Report
 from poclib.workload import mark
 

@@ -1,6 +1,6 @@
 """Numbers, durations and strangers' text are written alike everywhere."""
 
-from poclib import notation
+from poclib.showing import format as notation
 
 
 def test_numbers_in_words() -> None:

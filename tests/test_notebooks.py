@@ -18,10 +18,12 @@ from papermill.cli import papermill
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from poclib import cli, publish, report, suite, tables
+from poclib import cli, report, suite
 from poclib.errors import ParameterError
+from poclib.measure.strategies import STRATEGIES
+from poclib.reading import tables
 from poclib.records import Parameters
-from poclib.strategies import STRATEGIES
+from poclib.showing import notebooks as publish
 
 ROOT = report.root()
 NOTEBOOKS = publish.notebooks()

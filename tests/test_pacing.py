@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from poclib import cautions, experiment, fake, forecast, pacing, stats, tables, words
+from poclib import pacing, stats
 from poclib.errors import ParameterError, RunFailed
+from poclib.measure import experiment, forecast
+from poclib.providers import fake
+from poclib.reading import tables
 from poclib.records import Arm, Parameters, Prompt, Report, Request
+from poclib.showing import warnings as cautions
+from poclib.showing import words
 
 
 def parameters(**values: Any) -> Parameters:

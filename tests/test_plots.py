@@ -13,20 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import (
-    accuracy,
-    canvas,
-    cases,
-    notation,
-    phases,
-    plots,
-    tables,
-    timelines,
-    titles,
-    words,
-)
 from poclib import report as reports
+from poclib.reading import cases, phases, tables
 from poclib.records import Report, Ruler, RulerRow
+from poclib.showing import accuracy, titles, words
+from poclib.showing import charts as plots
+from poclib.showing import format as notation
+from poclib.showing import style as canvas
+from poclib.showing import timeline as timelines
 from poclib.stats import Ratio, Spread
 
 REPORT = pool_report()

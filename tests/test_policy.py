@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from replay import Replay, clock, provider, recorded
 
-from poclib import fake
-from poclib.attempts import Rules
-from poclib.dispatch import run_arm
 from poclib.errors import ProviderError, Rejected, TimedOut, Unreachable
-from poclib.policy import LONGEST_S, Breaker, Policy, most_overdue
+from poclib.measure.attempt import Rules
+from poclib.measure.dispatch import run_arm
+from poclib.measure.policy import LONGEST_S, Breaker, Policy, most_overdue
+from poclib.measure.strategies import STRATEGIES
+from poclib.providers import fake
 from poclib.records import Arm, Exchange, Prompt, Request
-from poclib.strategies import STRATEGIES
 
 Clock = Callable[[], float]
 DOWN = Unreachable("provider a: no connection", "a")

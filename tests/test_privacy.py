@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from poclib import publish, report
+from poclib import report
+from poclib.showing import notebooks as publish
 
 pytestmark = pytest.mark.slow
 

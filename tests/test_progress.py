@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from poclib import experiment, progress
+from poclib import progress
+from poclib.measure import experiment
 
 RUN = """
 from poclib.experiment import bar

@@ -12,7 +12,7 @@ import pytest
 from replay import SAMPLES, Answer, Asked, Replay, ask, clock, provider, recorded, replay
 
 from poclib.errors import BadAnswer, ModelMissing, ProviderError, Rejected, TimedOut
-from poclib.providers import KINDS
+from poclib.providers.servers import KINDS
 from poclib.records import Exchange, Probe, Prompt, ProviderFacts, Request, RequestMarks
 
 ORDER = ("start", "connect_start", "connected", "ready", "sent", "first_byte", "first_token")

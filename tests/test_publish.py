@@ -8,8 +8,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from poclib import pages, publish, report
+from poclib import report
 from poclib.errors import ParameterError, ReportError
+from poclib.showing import notebooks as publish
+from poclib.showing import site as pages
 
 ADDRESS = "http://192.168.77.20:11434"
 PARAMETERS = {"providers": [{"name": "a", "url": ADDRESS, "api_key_env": "SHELF_SECRET_KEY"}]}

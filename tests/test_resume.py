@@ -14,16 +14,14 @@ from typing import Any
 
 import pytest
 
-from poclib import cautions, experiment, fake, recording, report, tables
-from poclib.errors import (
-    ParameterError,
-    ReportError,
-    RunFailed,
-    UnlikeProviders,
-    Unreachable,
-)
+from poclib import recording, report
+from poclib.errors import ParameterError, ReportError, RunFailed, UnlikeProviders, Unreachable
+from poclib.measure import experiment
+from poclib.providers import fake
+from poclib.reading import tables
 from poclib.recording import ReportFile
 from poclib.records import Parameters, Report, Request
+from poclib.showing import warnings as cautions
 
 Clock = Callable[[], float]
 

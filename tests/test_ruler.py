@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from poclib import ruler
 from poclib.errors import EngineError, ReportError
+from poclib.measure import ruler
+from poclib.measure.ruler import Case
 from poclib.records import Arm, Probe, Request, Ruler
-from poclib.ruler import Case
 
 
 def answered(start: float, error: float) -> Request:

@@ -15,8 +15,10 @@ import browser
 import nbformat
 import pytest
 
-from poclib import cli, pages, publish, report
-from poclib.strategies import STRATEGIES
+from poclib import cli, report
+from poclib.measure.strategies import STRATEGIES
+from poclib.showing import notebooks as publish
+from poclib.showing import site as pages
 
 pytestmark = pytest.mark.slow
 in_a_browser = pytest.mark.skipif(browser.found() is None, reason=browser.NONE_HERE)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from poclib import phases, report, stats
+from poclib import report, stats
 from poclib.errors import StatisticsError
+from poclib.reading import phases
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "interval_coverage.py"
 coverage = SimpleNamespace(**runpy.run_path(str(BENCHMARK)))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from poclib import strategies
-from poclib.strategies import (
+from poclib.measure import strategies
+from poclib.measure.strategies import (
     STRATEGIES,
     PoolView,
     ProviderView,

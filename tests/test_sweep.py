@@ -18,23 +18,15 @@ from typing import Any
 
 import pytest
 
-from poclib import (
-    catalogue,
-    cli,
-    curves,
-    experiment,
-    fake,
-    parameterfile,
-    pool,
-    publish,
-    recording,
-    report,
-    sweep,
-)
+from poclib import cli, parameterfile, recording, report
 from poclib.errors import ParameterError, ReportError, RunFailed
+from poclib.measure import experiment, pool, sweep
+from poclib.measure.sweep import Outcome, Point
+from poclib.providers import fake
 from poclib.recording import ReportFile
 from poclib.records import Parameters
-from poclib.sweep import Outcome, Point
+from poclib.showing import catalogue, curves
+from poclib.showing import notebooks as publish
 
 ROOT = report.root()
 POOL: list[dict[str, Any]] = [

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from poclib import report as reports
-from poclib import stats, tables, words
+from poclib import stats
+from poclib.reading import tables
 from poclib.records import Arm, Report, Request
+from poclib.showing import words
 
 PUBLISHED = Path(__file__).parent.parent / "data" / "reports" / "published-phase-0.json"
 

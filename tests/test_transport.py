@@ -21,7 +21,6 @@ import httpx
 import pytest
 from replay import Answer, Replay, clock, recorded, replay
 
-from poclib import transport
 from poclib.errors import (
     BadAnswer,
     Forbidden,
@@ -31,9 +30,10 @@ from poclib.errors import (
     TimedOut,
     Unreachable,
 )
-from poclib.providers import KINDS
+from poclib.providers import transport
+from poclib.providers.servers import KINDS
+from poclib.providers.transport import Response, TimedClient, is_private
 from poclib.records import Exchange, Parameters, ProviderSettings
-from poclib.transport import Response, TimedClient, is_private
 
 
 async def fetch(client: TimedClient, exchange: Exchange | None = None) -> bytes:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from poclib import report, tables
+from poclib import report
 from poclib.engines.llama import find_model
 from poclib.engines.pool import engine_pool
+from poclib.reading import tables
 from poclib.records import ProviderSettings
 
 pytestmark = pytest.mark.slow

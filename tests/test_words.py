@@ -9,9 +9,12 @@ import pytest
 from test_cautions import checked
 from test_tables import PUBLISHED, changed, pool_report
 
-from poclib import cautions, documents, notation, tables, titles, words
 from poclib import report as reports
+from poclib.reading import tables
 from poclib.records import Report
+from poclib.showing import documents, titles, words
+from poclib.showing import format as notation
+from poclib.showing import warnings as cautions
 from poclib.stats import Headline, Ratio, Spread
 
 PASSED = tables.headline(pool_report())

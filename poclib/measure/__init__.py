@@ -1,1 +1,1 @@
-"""Decides, sends and times: everything between the parameters of a run and its report."""
+"""Decide, send, time: the half that talks to machines and writes facts."""

@@ -25,10 +25,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from poclib import experiment, tables, words
 from poclib.errors import ModelMissing
-from poclib.providers import KINDS, Provider
+from poclib.measure import experiment
+from poclib.providers.servers import KINDS, Provider
+from poclib.reading import tables
 from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report
+from poclib.showing import words
 
 pytestmark = pytest.mark.real
 

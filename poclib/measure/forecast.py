@@ -1,0 +1,92 @@
+"""What calibration alone promises, before any prompt is spread. Knows no result and no sentence.
+
+Asked before a run (`poc doctor`) and after it, to hold the promise against what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from .. import pacing
+from ..records import Arm, Report, Request
+from .strategies import STRATEGIES, simulated_makespan_ms
+
+
+def ratios(
+    prompts: int, alone_ms: Mapping[str, float], capacity: Mapping[str, int]
+) -> dict[str, float]:
+    """Expected total time over the baseline's, per strategy that the simulation can tell.
+
+    `alone_ms` is the mean wall time of one request alone on each provider. Strategies that put
+    more into a server than its capacity are left out: what batching or contention does with
+    them only a run can show.
+    """
+    if not prompts or not alone_ms:
+        return {}
+    baseline_ms = prompts * min(alone_ms.values())
+    limits = {"one": dict.fromkeys(alone_ms, 1), "capacity": dict(capacity)}
+    return {
+        name: simulated_makespan_ms(strategy, prompts, alone_ms, limits[strategy.limit])
+        / baseline_ms
+        for name, strategy in STRATEGIES.items()
+        if strategy.limit in limits
+    }
+
+
+def alone_ms(report: Report) -> dict[str, float]:
+    """`expected_ms` by the first calibration: what was known before.
+
+    The later ones, after each round, are left out. Empty unless every provider answered then.
+    """
+    found = expected_ms(calibrated(report.preparation))
+    return found if set(found) == {facts.name for facts in report.providers} else {}
+
+
+def expected_ms(calibrated: Mapping[str, Sequence[Request]]) -> dict[str, float]:
+    """The time of one request alone on each provider, from answers to the same prompts.
+
+    The mean wall. Where the answers are of unlike length, so that the shortest would look like the
+    fastest machine: wall per token, times the mean length over all providers.
+    """
+    walls = {p: fmean(row.wall_ms or 0.0 for row in rows) for p, rows in calibrated.items()}
+    tokens = {p: fmean(pacing.length(row) or 0 for row in rows) for p, rows in calibrated.items()}
+    if not tokens or not min(tokens.values()) or max(tokens.values()) == min(tokens.values()):
+        return walls
+    usual = fmean(tokens.values())
+    return {p: wall_ms / tokens[p] * usual for p, wall_ms in walls.items()}
+
+
+def calibrated(preparation: Sequence[Arm]) -> dict[str, list[Request]]:
+    """The answered requests of each provider's first calibration."""
+    found: dict[str, list[Request]] = {}
+    for arm in preparation:
+        rows = [row for row in arm.requests if row.outcome == "ok" and row.wall_ms]
+        if arm.arm == "calibration" and rows:
+            found.setdefault(rows[0].provider, rows)
+    return found
+
+
+def powers(
+    expected: Mapping[str, float],
+    preparation: Sequence[Arm],
+    prompts: int,
+    gate: float,
+    band: float,
+) -> dict[str, pacing.Power]:
+    """How many rounds each strategy's expected ratio needs; empty where nothing is known."""
+    noise = pacing.noise(calibrated(preparation), prompts)
+    if noise is None:
+        return {}
+    return {name: pacing.power(ratio, noise, gate, band) for name, ratio in expected.items()}
+
+
+def each(reports: Sequence[Report]) -> dict[str, float]:
+    """By strategy, its ratio as foretold by the facts of before its own report's first round."""
+    found = {}
+    for report in reports:
+        capacity = {facts.name: facts.capacity for facts in report.providers}
+        foretold = ratios(len(report.prompt_sha256), alone_ms(report), capacity)
+        if report.strategy in foretold:
+            found[report.strategy] = foretold[report.strategy]
+    return found

@@ -1,0 +1,221 @@
+"""Checks the instrument on itself: known delays in, what a report would say of them out.
+
+The measuring half's own check: real providers, transport and dispatch against `stub`, a server
+of known behaviour in a process of its own. An error is what was measured minus what the stub's
+own clock says it did, so it holds all that is ours. Knows no report and no machine of a person.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+from pydantic import ValidationError
+
+from ..errors import EngineError, ReportError
+from ..providers.servers import KINDS
+from ..records import Arm, Parameters, Probe, Prompt, ProviderSettings, Request, Ruler, RulerRow
+from .attempt import Rules
+from .dispatch import run_arm
+from .machine import undisturbed
+from .strategies import STRATEGIES
+
+FILE = Path("data", "ruler.json")
+PROBES = 20
+
+
+@dataclass(frozen=True)
+class Case:
+    """One behaviour of the stub, asked for `count` times with `in_flight` at once."""
+
+    count: int
+    in_flight: int = 1
+    delay_ms: float = 25.0
+    tokens: int = 8
+    gap_ms: float = 5.0
+    round_trip_ms: float = 0.0
+    keep_alive: bool = True
+
+
+# Delays before the first token of 5, 25 and 100 ms, one at a time; then connections opened
+# anew, a link of 20 ms, and up to 64 at once.
+CASES = (
+    Case(80, delay_ms=5),
+    Case(80, delay_ms=25),
+    Case(80, delay_ms=100),
+    Case(80, keep_alive=False),
+    Case(80, round_trip_ms=20),
+    Case(160, in_flight=8, delay_ms=100),
+    Case(256, in_flight=64, delay_ms=100, gap_ms=25),
+    Case(256, in_flight=64, delay_ms=100, gap_ms=25, keep_alive=False),
+)
+# What every run does before it measures: well under two seconds.
+QUICK = (Case(40, delay_ms=5, tokens=3, gap_ms=2),)
+
+
+@contextlib.contextmanager
+def known_server(round_trip_ms: float) -> Iterator[str]:
+    """The address of a stub that runs for as long as the block does. Raises `EngineError`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "poclib.measure.stub", str(round_trip_ms)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        port = process.stdout.readline().strip().decode()
+        if not port:
+            raise EngineError("the ruler's server did not start; is the package whole?")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.stdin.close()  # it serves until its input ends
+        process.stdout.close()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+async def check(cases: Sequence[Case] = CASES) -> Ruler:
+    """Bias and spread of each quantity in each case."""
+    rows: list[RulerRow] = []
+    for case in cases:
+        with known_server(case.round_trip_ms) as url, undisturbed():
+            arm, probes = await _measured(case, url)
+        rows += compared(case, arm, probes)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return Ruler(created=created, cores=os.cpu_count(), rows=rows)
+
+
+async def _measured(case: Case, url: str) -> tuple[Arm, list[Probe]]:
+    # Only connections to a llama-server are closed after each stream.
+    kind = "openai" if case.keep_alive else "llama-server"
+    settings = ProviderSettings.model_validate(
+        {"name": "known", "kind": kind, "model": "known", "url": url, "api": "completion"}
+    )
+    sender = KINDS[kind](settings, Parameters(providers=[settings]), url)
+    anchor_s = time.perf_counter()
+
+    def clock() -> float:
+        return (time.perf_counter() - anchor_s) * 1000
+
+    text = f"{case.delay_ms:g} {case.tokens} {case.gap_ms:g}"
+    limits = {"known": case.in_flight}
+    strategy, rules = STRATEGIES["shared-queue"], Rules(retries=0, request_timeout_s=30)
+
+    async def asked(count: int) -> Arm:
+        prompts = [Prompt(index, text) for index in range(count)]
+        return await run_arm(
+            "strategy", strategy, prompts, [sender], limits, {"known": 100.0}, clock, rules
+        )
+
+    try:
+        await asked(case.in_flight)  # opens the connections and warms the code up
+        probes = [await sender.probe(clock) for _ in range(PROBES)]
+        return await asked(case.count), [probe for probe in probes if probe is not None]
+    finally:
+        await sender.aclose()
+
+
+def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
+    """Measured minus true, for each quantity a report holds of `arm`; failed requests raise.
+
+    The truth of a request is in its server timings. A connection opened anew pays no round
+    trip at the stub, so the link's counts once, and all of its `connect_ms` is error.
+    """
+    errors: dict[str, list[float]] = {}
+    for row in arm.requests:
+        if row.outcome != "ok" or row.over_ms is None or row.error:
+            raise EngineError(f"the ruler's own request failed: {row.error or row.outcome}.")
+        for quantity, error in _errors(row, case.round_trip_ms).items():
+            errors.setdefault(quantity, []).append(error)
+        errors.setdefault("stub", []).append((row.server.prompt_ms or 0) - case.delay_ms)
+    for probe in probes:
+        if probe.wire_ms is not None:
+            errors.setdefault("network_ms", []).append(probe.wire_ms - case.round_trip_ms)
+    if case.in_flight == 1:
+        starts = [row.marks.start_ms or 0 for row in arm.requests]
+        ends = [row.marks.end_ms or 0 for row in arm.requests]
+        true_ms = sum((r.server.total_ms or 0) + case.round_trip_ms for r in arm.requests)
+        errors["makespan_ms"] = [(max(ends) - min(starts) - true_ms) / len(starts)]
+    return [
+        RulerRow(
+            quantity=quantity,
+            in_flight=case.in_flight,
+            delay_ms=case.delay_ms,
+            round_trip_ms=case.round_trip_ms,
+            keep_alive=case.keep_alive,
+            n=len(found),
+            bias_ms=median(found),
+            p95_ms=_p95([abs(error) for error in found]),
+        )
+        for quantity, found in errors.items()
+    ]
+
+
+def _errors(row: Request, round_trip_ms: float) -> dict[str, float]:
+    """A connect is a part of its own in a report: its error is told apart, not twice."""
+    marks, server, tokens = row.marks, row.server, row.token_ms or []
+    ttft = (marks.first_token_ms or 0) - (marks.start_ms or 0)
+    connect = 0.0
+    found: dict[str, float] = {}
+    if marks.connected_ms is not None and marks.connect_start_ms is not None:
+        connect = found["connect_ms"] = marks.connected_ms - marks.connect_start_ms
+    found |= {
+        "ttft_ms": ttft - connect - (server.prompt_ms or 0) - round_trip_ms,
+        "over_ms": (row.over_ms or 0) - connect - round_trip_ms,
+    }
+    if len(tokens) > 1:
+        spans = tokens[-1] - tokens[0] - (server.generation_ms or 0)
+        found["inter_token_ms"] = spans / (len(tokens) - 1)
+    return found
+
+
+def _p95(values: Sequence[float]) -> float | None:
+    """None under 72 values, which cannot carry it."""
+    return sorted(values)[int(0.95 * len(values))] if len(values) >= 72 else None
+
+
+def save(found: Ruler, root: Path) -> Path:
+    """Keep the last check as data/ruler.json. Raises `ReportError` where that fails."""
+    path = root / FILE
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ReportError(f"{FILE}: cannot be written ({error.strerror}).") from None
+    return path
+
+
+def load(root: Path) -> Ruler:
+    """The last check that was saved. Raises `ReportError` where there is none."""
+    try:
+        return Ruler.model_validate_json((root / FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        raise ReportError(f"{FILE} is absent or damaged; make it with `poc ruler`.") from None
+
+
+def obtain(measure: bool, root: Path) -> Ruler:
+    """A notebook's check: made now and saved if `measure`, else the one that was saved last."""
+    if measure:
+        save(run(), root)
+    return load(root)
+
+
+def run(cases: Sequence[Case] = CASES) -> Ruler:
+    """`check` on a loop of its own, also where this thread has one, as in a notebook."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(check(cases))).result()

@@ -1,0 +1,1 @@
+"""Speak to one server: the only wire formats, the only sockets."""

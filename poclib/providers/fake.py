@@ -1,0 +1,151 @@
+"""A scripted provider, and a clock that costs no time: for trying and testing, no server.
+
+    pool = [fake.Provider("fast", 100), fake.Provider("slow", 250)]
+    arm = fake.run(lambda clock: run_arm(..., pool, ..., clock, Rules()))
+
+Hours of waiting pass in milliseconds, and every time comes out exact. It knows providers'
+interface only, neither a wire format nor what a run is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, TypeVar
+
+from ..errors import ProviderError
+from ..records import Exchange, Probe, Prompt, ProviderFacts, ServerTimings
+
+T = TypeVar("T")
+
+
+class Provider:
+    """Answers after `service_ms`, `slots` at a time; the rest wait inside the server.
+
+    `overhead_ms` is spent outside the server's own time, as a network would. `script` is
+    what happens to each request in the order they arrive: None answers, an error is raised
+    after half the service time, "hang" never answers and keeps its slot. What the script
+    does not cover is answered, `tokens` long. `most_in_flight` and `seen` tell what it was asked.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        service_ms: float | Callable[[Prompt], float] = 100.0,
+        slots: int = 1,
+        overhead_ms: float = 0.0,
+        role: Literal["local", "remote"] = "local",
+        digest: str | None = "fake:1",
+        cache_defeated: bool = False,
+        tokens: int = 4,
+        script: Sequence[ProviderError | Literal["hang"] | None] = (),
+    ) -> None:
+        self.name = name
+        self.role = role
+        self.digest = digest
+        self.slots = slots
+        self.tokens = tokens
+        self.cache_defeated = cache_defeated
+        self.overhead_ms = overhead_ms
+        self.most_in_flight = 0
+        self.seen: list[Prompt] = []
+        self._service_ms = service_ms
+        self._script = list(script)
+        self._in_flight = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._free = asyncio.Semaphore(slots)
+
+    async def describe(self) -> ProviderFacts:
+        return ProviderFacts(
+            name=self.name,
+            kind="fake",
+            role=self.role,
+            digest=self.digest,
+            slots=self.slots,
+            reports_time=True,
+            fixed_length=True,
+            cache_defeated=self.cache_defeated,
+        )
+
+    async def probe(self, clock: Callable[[], float]) -> Probe | None:
+        start_ms = clock()
+        await asyncio.sleep(self.overhead_ms / 1000)
+        took_ms = clock() - start_ms
+        return Probe(provider=self.name, at_ms=start_ms, round_trip_ms=took_ms, wire_ms=took_ms)
+
+    async def send(self, prompt: Prompt, exchange: Exchange) -> None:
+        self.seen.append(prompt)
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        if self._loop is not asyncio.get_running_loop():  # a semaphore belongs to one loop
+            self._loop = asyncio.get_running_loop()
+            self._free = asyncio.Semaphore(self.slots)
+        exchange.mark("start")
+        try:
+            await asyncio.sleep(self.overhead_ms / 1000)
+            await self._serve(prompt, exchange)
+        finally:
+            self._in_flight -= 1
+            exchange.mark("end")
+
+    async def _serve(self, prompt: Prompt, exchange: Exchange) -> None:
+        step = self._script.pop(0) if self._script else None
+        fixed = self._service_ms
+        service_ms = fixed(prompt) if callable(fixed) else fixed
+        arrived_ms = exchange.clock()
+        async with self._free:
+            queue_ms = exchange.clock() - arrived_ms
+            if step == "hang":
+                await asyncio.get_running_loop().create_future()
+            elif step is not None:
+                await asyncio.sleep(service_ms / 2000)
+                raise step
+            await asyncio.sleep(service_ms / 1000)
+        exchange.mark("first_byte")
+        exchange.mark("last_byte")
+        exchange.pieces.append(f"answer to {prompt.text}")
+        exchange.output_tokens = self.tokens
+        exchange.finish_reason = "length"
+        exchange.server = ServerTimings(
+            queue_ms=queue_ms, generation_ms=service_ms, total_ms=queue_ms + service_ms
+        )
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+class _SkippingSelector(selectors.SelectSelector):
+    """Where the loop would wait, its time jumps instead; real sockets are looked at once."""
+
+    skipped_s = 0.0
+
+    def select(self, timeout: float | None = None) -> Any:
+        ready = super().select(0)
+        if not ready and timeout is None:
+            raise RuntimeError("nothing will ever happen on this fake clock")
+        if not ready and timeout:
+            self.skipped_s += timeout
+        return ready
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop whose clock moves only when everybody waits: exact and instant."""
+
+    def __init__(self) -> None:
+        self._skipping = _SkippingSelector()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        return self._skipping.skipped_s
+
+    def clock_ms(self) -> float:
+        """Milliseconds since the loop began, to the nanosecond: sums of steps come out even."""
+        return round(self.time() * 1000, 6)
+
+
+def run(work: Callable[[Callable[[], float]], Coroutine[Any, Any, T]]) -> T:
+    """Run `work(clock)` to its end on a fake clock that starts at 0 ms."""
+    loop = Loop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(work(loop.clock_ms))

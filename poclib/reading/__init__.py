@@ -1,0 +1,1 @@
+"""A report to frames and numbers. Needs no machine and writes no sentence."""

@@ -1,0 +1,144 @@
+"""What of a report cannot be believed: servers' own times that cannot be, answers out of a cache.
+
+Facts in, facts and reasons out; knows no file, no frame and no picture.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from ..records import Arm, Report, Request, ServerTimings
+from ..stats import median
+
+# Two clocks may differ by this much and a thousandth of the time before one must be wrong.
+SLACK_MS = 1.0
+# No engine gives one request more; a server that says so counts in another unit.
+MOST_TOKENS_PER_MS = 100.0
+# A time to read like prompts that falls below this share of itself is a cache's.
+COLLAPSED = 0.5
+# More of the prompts' tokens out of a cache in one arm than in the other.
+MORE_CACHED = 0.25
+
+
+def believed(report: Report) -> tuple[Report, dict[str, str]]:
+    """`report` without the own times of servers that told one that cannot be, and why of each."""
+    arms = [*report.preparation, *(arm for one in report.rounds for arm in one.arms)]
+    found: dict[str, str] = {}
+    for row in (row for arm in arms for row in arm.requests if row.outcome == "ok"):
+        if row.provider not in found and (why := _impossible(row)):
+            found[row.provider] = why
+    if not found:
+        return report, found
+
+    def without(arm: Arm) -> Arm:
+        rows = [
+            row.model_copy(update={"server": ServerTimings()}) if row.provider in found else row
+            for row in arm.requests
+        ]
+        return arm.model_copy(update={"requests": rows})
+
+    rounds = [
+        one.model_copy(update={"arms": [without(arm) for arm in one.arms]}) for one in report.rounds
+    ]
+    preparation = [without(arm) for arm in report.preparation]
+    return report.model_copy(update={"rounds": rounds, "preparation": preparation}), found
+
+
+def _impossible(row: Request) -> str | None:
+    """Why the server's own times of an answer cannot be; None where they can."""
+    told, wall, tokens = row.server, row.wall_ms, row.output_tokens or 0
+    parts = (told.load_ms, told.queue_ms, told.prompt_ms, told.generation_ms, told.total_ms)
+    known = [part for part in parts if part is not None]
+    if any(part < 0 for part in known):
+        return "it reports a negative time"
+    if not known or not wall:
+        return None
+    longest = max(known)
+    if longest > wall * 1.001 + SLACK_MS:
+        return f"it reports {longest:,.1f} ms of a request that took {wall:,.1f} ms"
+    made = told.generation_ms
+    if made is not None and tokens > 1 and tokens > MOST_TOKENS_PER_MS * made:
+        return f"it reports {made:.3g} ms for {tokens:,} tokens"
+    seen = row.token_ms[-1] - row.token_ms[0] if row.token_ms else 0.0
+    total = told.total_ms
+    if total is not None and total < wall / 100 and seen > 10 * total + SLACK_MS:
+        return f"it reports {total:.3g} ms for an answer that arrived over {seen:,.1f} ms"
+    return None
+
+
+def cached(report: Report) -> list[str]:
+    """Why a server must have answered one arm of the rounds out of its prompt cache.
+
+    Of every round the prompts that one provider had in both arms: by how much they cost less in
+    the arm that ran second. The order alternates, so what makes the strategy's requests slower
+    or faster (sharing, batching) falls out of the geometric mean of the two orders.
+    """
+    pairs: dict[str, dict[str, list[tuple[Request, Request]]]] = {}
+    for one in report.rounds:
+        if {arm.arm for arm in one.arms} != {"baseline", "strategy"}:
+            continue
+        first, second = one.arms
+        before = {(row.provider, row.prompt): row for row in first.requests if row.outcome == "ok"}
+        for row in second.requests:
+            if row.outcome == "ok" and (mate := before.get((row.provider, row.prompt))):
+                of_one = pairs.setdefault(row.provider, {"baseline": [], "strategy": []})
+                of_one[second.arm].append((mate, row))
+    return [why for name, found in pairs.items() if (why := _collapsed(name, found))]
+
+
+def _collapsed(name: str, found: dict[str, list[tuple[Request, Request]]]) -> str | None:
+    more = [
+        again.cached_tokens / again.prompt_tokens - (once.cached_tokens or 0) / once.prompt_tokens
+        for once, again in (pair for order in found.values() for pair in order)
+        if again.cached_tokens and again.prompt_tokens and once.prompt_tokens
+    ]
+    count = sum(map(len, found.values()))
+    if len(more) > count / 2 and (reused := median(more) or 0.0) > MORE_CACHED:
+        return f"{name} took {100 * reused:.0f} % more of the prompts out of its cache in one arm"
+    for of, what in ((_prompt_ms, "read like prompts"), (_first_ms, "began to answer")):
+        left = [one for order in found.values() if (one := _left(order, of))]
+        if len(left) == len(found):
+            shares, saved_ms = zip(*left, strict=True)
+            share = math.sqrt(math.prod(shares))
+            # A cache helps in both orders; and less than clocks may differ by is none.
+            if share >= COLLAPSED or max(shares) >= 1 or sum(saved_ms) <= 2 * SLACK_MS:
+                return None
+            return (
+                f"{name} {what} in {100 * share:.0f} % of the time when they came a second time, "
+                "so a cache answered"
+            )
+    return None
+
+
+def _left(
+    order: Sequence[tuple[Request, Request]], of: Callable[[Request], float | None]
+) -> tuple[float, float] | None:
+    """What share of a time is left when the prompt comes again, and the ms that are saved.
+
+    Medians over the pairs; None where fewer than two tell it.
+    """
+    told = [
+        (before, after)
+        for once, again in order
+        if (before := of(once)) and (after := of(again)) is not None and _alike(once, again)
+    ]
+    share = median([after / before for before, after in told])
+    saved_ms = median([before - after for before, after in told])
+    return None if len(told) < 2 or share is None or saved_ms is None else (share, saved_ms)
+
+
+def _alike(once: Request, again: Request) -> bool:
+    """Whether two prompts are of like length, as far as the server tells."""
+    lengths = once.prompt_tokens, again.prompt_tokens
+    return not all(lengths) or max(lengths) <= 1.1 * min(lengths)  # type: ignore[type-var,operator]
+
+
+def _prompt_ms(row: Request) -> float | None:
+    return row.server.prompt_ms
+
+
+def _first_ms(row: Request) -> float | None:
+    start, marks = row.marks.start_ms, row.marks
+    first = marks.first_token_ms if marks.first_thought_ms is None else marks.first_thought_ms
+    return None if start is None or first is None else first - start
