@@ -25,7 +25,7 @@ PATIENCE_S = 300  # only ends a hung test
 EXECUTE = """
 import sys
 from pathlib import Path
-from poclib import publish
+from poclib.showing import notebooks as publish
 publish.execute(Path(sys.argv[1]), Path(sys.argv[2]), {})
 """
 # Where this kernel's sockets lie, and all that the working folder holds.

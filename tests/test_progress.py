@@ -16,7 +16,7 @@ from poclib import progress
 from poclib.measure import experiment
 
 RUN = """
-from poclib.experiment import bar
+from poclib.measure.experiment import bar
 show = bar("shared-queue")
 for done in range(1, 11):
     show(f"round {1 + done // 6} of 2, strategy", done, 10)
