@@ -56,7 +56,7 @@ def recorded(name: str, **changes: Any) -> Answer:
     status, headers = 200, {"content-type": "application/json"}
     file = SAMPLES / f"{name}.headers"
     if file.exists():
-        first, *lines = file.read_text().split("\n\n")[0].splitlines()
+        first, *lines = file.read_text("utf-8").split("\n\n")[0].splitlines()
         status = int(first.split()[1])
         headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
         headers.pop("content-length", None)
@@ -66,7 +66,7 @@ def recorded(name: str, **changes: Any) -> Answer:
 
 def rules(server: str) -> dict[str, Any]:
     """What the real `server` (a folder of samples) takes, by path, as JSON schemas."""
-    found: dict[str, Any] = json.loads((SAMPLES / server / "rules.json").read_text())
+    found: dict[str, Any] = json.loads((SAMPLES / server / "rules.json").read_text("utf-8"))
     return found
 
 

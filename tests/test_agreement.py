@@ -125,10 +125,9 @@ def test_addresses_come_from_a_file_or_from_set(measured: Any, poc: Any, tmp_pat
     assert code == 0 and len(report.load("rerun-trial-shared-queue").rounds) == 2
     code, _, err = poc("rerun", "trial-shared-queue", "--set", "attic.url=http://10.1.2.3:4")
     assert code == 3 and "attic.url is not a parameter; the providers are: local, shelf" in err
-    assert (
-        "10.1.2.3"
-        not in (report.root() / "data/reports/rerun-trial-shared-queue.jsonl").read_text()
-    )
+    assert "10.1.2.3" not in (
+        report.root() / "data/reports/rerun-trial-shared-queue.jsonl"
+    ).read_text("utf-8")
 
 
 def test_prompts_that_were_not_stored_must_be_given(measured: Any, poc: Any) -> None:

@@ -106,7 +106,7 @@ def test_what_is_no_cache_is_not_taken_for_one(walls: list[tuple[float, float]],
 
 @pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
 def test_the_committed_reports_are_believed(path: Path) -> None:
-    if "poclib-report" not in path.read_text()[:100]:
+    if "poclib-report" not in path.read_text("utf-8")[:100]:
         pytest.skip("another kind of file")
     found = report.load(path)
     headline = tables.headline(found)

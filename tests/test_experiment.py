@@ -88,7 +88,7 @@ class Trial:
     def journalled(self) -> list[dict[str, Any]]:
         """Its lines of requests."""
         assert self.file.path is not None
-        lines = [json.loads(line) for line in self.file.path.read_text().splitlines()]
+        lines = [json.loads(line) for line in self.file.path.read_text("utf-8").splitlines()]
         return [line for line in lines if "request" in line]
 
 
@@ -307,7 +307,7 @@ def test_the_saved_report_gives_the_ratio_computed_by_hand(
 
 def test_the_report_tells_who_but_never_where_nor_the_key(tmp_path: Path) -> None:
     Trial(tmp_path, two(), prompts=["Wie geht das?"]).whole()
-    text = (tmp_path / "trial.jsonl").read_text()
+    text = (tmp_path / "trial.jsonl").read_text("utf-8")
     assert '"slow"' in text and "fake:1" in text
     for secret in (ADDRESS, "10.66.77.88", ":4321", KEY, str(tmp_path), "Wie geht das?"):
         assert secret not in text

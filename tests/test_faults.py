@@ -14,7 +14,9 @@ import faults
 
 def committed() -> dict[str, list[str]]:
     """The rows of FAULTS.md by their fault, without what the moment's clock said."""
-    lines = [line.strip("| ") for line in faults.TARGET.read_text().splitlines() if "|" in line]
+    lines = [
+        line.strip("| ") for line in faults.TARGET.read_text("utf-8").splitlines() if "|" in line
+    ]
     cells = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     return {row[0]: row[1:4] for row in cells}
 

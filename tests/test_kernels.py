@@ -192,7 +192,7 @@ def test_a_runs_result_lies_beside_it_and_on_the_site_and_not_over_the_committed
     home: Path,
 ) -> None:
     for sample in (ROOT / "data" / "reports").glob("sample-*.json"):
-        text = sample.read_text().replace('"experiment": "sample"', '"experiment": "mine"')
+        text = sample.read_text("utf-8").replace('"experiment": "sample"', '"experiment": "mine"')
         (home / "data" / "reports" / sample.name.replace("sample", "mine")).write_text(text)
     committed = home / "PHASE-0-RESULT.md"
     committed.write_text("as committed")
@@ -201,10 +201,10 @@ def test_a_runs_result_lies_beside_it_and_on_the_site_and_not_over_the_committed
     values = {"experiment": "mine", "write": True}
     publish.execute(ROOT / "notebooks" / name, folder / name, values)
     result = folder / report.RESULT
-    assert committed.read_text() == "as committed"
-    assert result.read_text() == (ROOT / "PHASE-0-RESULT.md").read_text()
-    result.write_text(result.read_text() + "http://192.168.77.20:11434\n")
+    assert committed.read_text("utf-8") == "as committed"
+    assert result.read_text("utf-8") == (ROOT / "PHASE-0-RESULT.md").read_text("utf-8")
+    result.write_text(result.read_text("utf-8") + "http://192.168.77.20:11434\n")
     index = pages.site(home / "site", {"mine": [folder / name], "sample": []}, [])
-    assert f"href='mine/{report.RESULT}'" in index.read_text()
-    shown = (home / "site" / "mine" / report.RESULT).read_text()
+    assert f"href='mine/{report.RESULT}'" in index.read_text("utf-8")
+    shown = (home / "site" / "mine" / report.RESULT).read_text("utf-8")
     assert shown.startswith("# Phase 0 result") and "192.168" not in shown

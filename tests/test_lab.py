@@ -55,11 +55,11 @@ def lab(tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
         try:
             told = tmp_path / "RUNTIME" / f"jpserver-{server.pid}.json"
             ends_s = time.monotonic() + browser.PATIENCE_S
-            while not told.exists() or not told.read_text().endswith("}"):
-                said = (tmp_path / "log").read_text()[-2000:]
+            while not told.exists() or not told.read_text("utf-8").endswith("}"):
+                said = (tmp_path / "log").read_text("utf-8")[-2000:]
                 assert server.poll() is None and time.monotonic() < ends_s, said
                 time.sleep(0.1)
-            facts = json.loads(told.read_text())
+            facts = json.loads(told.read_text("utf-8"))
             yield folder, facts["url"], facts["token"]
         finally:
             children = psutil.Process(server.pid).children(recursive=True)

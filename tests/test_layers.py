@@ -135,7 +135,7 @@ def imports(module: str) -> tuple[set[str], set[str]]:
     outside: set[str] = set()
     there = modules()
     folders = ["poclib", *(part for part in module.split(".") if part != "__init__")]
-    for node in ast.walk(ast.parse(there[module].read_text())):
+    for node in ast.walk(ast.parse(there[module].read_text("utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -196,13 +196,13 @@ def test_a_folder_imports_only_what_lies_below_it(module: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_says_first_what_it_is_for(module: str) -> None:
-    words = ast.get_docstring(ast.parse(modules()[module].read_text()))
+    words = ast.get_docstring(ast.parse(modules()[module].read_text("utf-8")))
     assert words and words.splitlines()[0].endswith("."), f"{module}.py needs a first sentence"
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
     """A package that is only there because another one needs it may be gone tomorrow."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {canonicalize_name(Requirement(word).name) for group in groups for word in group}
     homes = packages_distributions()
@@ -255,7 +255,7 @@ def test_no_file_names_a_package_index_or_a_download() -> None:
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=str)
 def test_a_committed_notebook_has_been_executed(notebook: Path) -> None:
     """nbval compares nothing in a cell that never ran, so a cleared notebook would pass."""
-    cells = json.loads(notebook.read_text())["cells"]
+    cells = json.loads(notebook.read_text("utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code" and "".join(cell["source"])]
     assert code, "a notebook without code"
     counts = [cell["execution_count"] for cell in code]

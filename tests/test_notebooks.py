@@ -84,7 +84,9 @@ def test_a_notebook_is_a_thin_conversation(path: Path) -> None:
     assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}
     lines = [line for c in body for line in c.source.splitlines() if line.strip()]
     assert len(lines) <= 36
-    assert not path.read_text().count('"papermill"'), "run times are stripped before committing"
+    assert not path.read_text("utf-8").count('"papermill"'), (
+        "run times are stripped before committing"
+    )
     assert all("execution" not in c.metadata for c in code)
 
 
@@ -171,7 +173,7 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     rows = measured.requests
     assert len(rows) == 12 and all(r.outcome == "ok" and r.output_tokens == 8 for r in rows)
     assert tables.headline(measured).answers_equal.compared == 6
-    text = target.read_text()
+    text = target.read_text("utf-8")
     assert "req/s" not in text and str(tmp_path) not in text
 
 

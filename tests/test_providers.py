@@ -177,7 +177,7 @@ def test_stream_cut_anywhere_reads_the_same(name: str, size: int) -> None:
 @pytest.mark.parametrize("name", ["conc_default_warm", "conc_mq2_cold", "conc_np4_warm"])
 def test_eight_at_once_on_ollama(name: str) -> None:
     """Every answer of a loaded server, most of whose time is a wait for a slot or the model."""
-    rows = json.loads((SAMPLES / "ollama" / f"{name}.json").read_text())
+    rows = json.loads((SAMPLES / "ollama" / f"{name}.json").read_text("utf-8"))
     waits = []
     for row in rows:
         answer = Answer(row["body"].encode(), row["status"])

@@ -42,7 +42,7 @@ def test_planted_secrets_are_gone_from_an_executed_notebook(tmp_path: Path) -> N
     )
     path = _saved(notebook, tmp_path)
     publish.scrub_file(path, publish.secrets(PARAMETERS))
-    text = path.read_text()
+    text = path.read_text("utf-8")
     for secret in [*planted, f"{home}/"]:
         assert secret not in text
     assert "address-removed" in text
@@ -52,7 +52,7 @@ def test_a_bare_papermill_run_leaks_no_address_either(tmp_path: Path) -> None:
     """Published without its parameters at hand: anything that looks like an address goes."""
     path = _saved(_notebook(source=f"providers = [dict(url='{ADDRESS}')]"), tmp_path / "n")
     pages.site(tmp_path / "site", {"mine": [path]}, [])
-    shown = "".join(p.read_text() for p in (tmp_path / "site").rglob("*.html"))
+    shown = "".join(p.read_text("utf-8") for p in (tmp_path / "site").rglob("*.html"))
     assert "192.168.77.20" not in shown and "providers" in shown
 
 
@@ -77,7 +77,7 @@ def test_a_picture_on_the_site_keeps_what_is_drawn_and_nothing_else(tmp_path: Pa
     path = _saved(_notebook(_chart(SVG)), tmp_path)
     pages.site(tmp_path / "site", {"g": [path]}, [])
     (file,) = (tmp_path / "site").rglob("*.svg")
-    drawn = file.read_text()
+    drawn = file.read_text("utf-8")
     assert "PLANTED" in drawn and '"#m"' in drawn and "url(#m)" in drawn
     for word in ("script", "onload", "onclick", "10.1.2.3", "other.svg", "import", "foreign", "<a"):
         assert word not in drawn
@@ -91,7 +91,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_the_other_one_shown(
     path = _saved(_notebook(_chart(svg)), tmp_path)
     pages.site(tmp_path / "site", {"g": [path]}, [])
     assert not list((tmp_path / "site").rglob("*.svg"))
-    page = (tmp_path / "site" / "g" / "02_it.html").read_text()
+    page = (tmp_path / "site" / "g" / "02_it.html").read_text("utf-8")
     assert '<img alt="A finding." src="02_it_files/figure-1-0.png"' in page
 
 
@@ -107,7 +107,7 @@ def test_planted_secrets_are_gone_from_a_picture_and_what_is_said_of_it(tmp_path
         text = file.read_bytes().decode(errors="replace")
         for secret in secrets:
             assert secret not in text, f"{secret} in {file.name}"
-    assert "kept" in next((tmp_path / "site").rglob("*.svg")).read_text()
+    assert "kept" in next((tmp_path / "site").rglob("*.svg")).read_text("utf-8")
 
 
 def test_a_figures_name_in_a_notebook_leads_nowhere(tmp_path: Path) -> None:
@@ -124,8 +124,8 @@ def test_long_code_is_folded_so_that_the_answer_stands_at_the_top(tmp_path: Path
     short = _saved(_notebook(source="a = 1"), tmp_path, "03_short.ipynb")
     pages.site(tmp_path / "site", {"g": [path, short]}, [])
     folder = tmp_path / "site" / "g"
-    assert (folder / "02_it.html").read_text().count("<details>") == 1
-    assert "<details>" not in (folder / "03_short.html").read_text()
+    assert (folder / "02_it.html").read_text("utf-8").count("<details>") == 1
+    assert "<details>" not in (folder / "03_short.html").read_text("utf-8")
 
 
 def test_a_title_that_was_computed_is_the_pages_only_one(tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ def test_a_title_that_was_computed_is_the_pages_only_one(tmp_path: Path) -> None
     path = _saved(notebook, tmp_path)
     assert publish.title(path) == "Why <b>?"
     page = pages.site(tmp_path / "site", {"g": [path]}, [])
-    text = (tmp_path / "site" / "g" / "02_it.html").read_text()
+    text = (tmp_path / "site" / "g" / "02_it.html").read_text("utf-8")
     assert len(re.findall("<h1", text)) == 1 and "A definition." in text
     assert "What is gained?" not in text and "<title>Why &lt;b&gt;?</title>" in text
-    assert ">Why &lt;b&gt;?</a>" in page.read_text()
+    assert ">Why &lt;b&gt;?</a>" in page.read_text("utf-8")
 
 
 def test_a_sweeps_points_are_listed_with_what_they_stand_for(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_a_sweeps_points_are_listed_with_what_they_stand_for(tmp_path: Path) -> 
     assert page == "grid/point-1/04_serial_per_provider.html"
     assert pages.page_of(groups, "grid/point-1", "per-provider") == ""
     row = pages.Row("published-phase-0", "2026-04-20", "p", "PASS", "0.9", "speed 0.5", page)
-    text = pages.site(tmp_path / "site", groups, [], {"grid": [row]}).read_text()
+    text = pages.site(tmp_path / "site", groups, [], {"grid": [row]}).read_text("utf-8")
     assert "Sweep: grid" in text and ">speed 0.5<" in text and f"href='{page}'" in text
-    shown = (tmp_path / "site" / page).read_text()
+    shown = (tmp_path / "site" / page).read_text("utf-8")
     assert "href='../../index.html'" in shown
     assert "href='../../reports/published-phase-0.jsonl' download" in shown
     assert (tmp_path / "site" / "reports" / "published-phase-0.jsonl").exists()
@@ -167,9 +167,9 @@ def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path
     evil = "<script>alert(1)</script><img src=x onerror=alert(2)><p>fine</p>"
     path = _saved(_notebook(nbformat.v4.new_output("display_data", {"text/html": evil})), tmp_path)
     page = pages.site(tmp_path / "site", {"g": [path]}, [])
-    shown = (tmp_path / "site" / "g" / "02_it.html").read_text()
+    shown = (tmp_path / "site" / "g" / "02_it.html").read_text("utf-8")
     assert "fine" in shown and "<script" not in shown and "<img" not in shown
-    for html in (shown, page.read_text()):
+    for html in (shown, page.read_text("utf-8")):
         assert not re.search(r"(?:src|href)=['\"]?(?:https?:)?//", html)
         assert "@import" not in html
 
@@ -178,7 +178,7 @@ def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
     path = _saved(_notebook(), tmp_path)
     row = pages.Row("published-phase-0", "2026-04-20", "<i>pool</i>", "PASS", "0.866")
     page = pages.site(tmp_path / "site", {"g": [path]}, [row])
-    text = page.read_text()
+    text = page.read_text("utf-8")
     assert "href='g/02_it.html'>What is gained?<" in text
     assert "&lt;i&gt;pool&lt;/i&gt;" in text and "<i>pool" not in text
     copied = report.load(tmp_path / "site" / "reports" / "published-phase-0.jsonl")
@@ -188,10 +188,10 @@ def test_the_index_lists_pages_and_reports_escaped(tmp_path: Path) -> None:
 def test_an_old_site_survives_a_failed_rendering(tmp_path: Path) -> None:
     good = _saved(_notebook(), tmp_path)
     page = pages.site(tmp_path / "site", {"g": [good]}, [])
-    before = page.read_text()
+    before = page.read_text("utf-8")
     with pytest.raises(ReportError):
         pages.site(tmp_path / "site", {"g": [good]}, [pages.Row("no-such", "", "", "PASS", "")])
-    assert page.read_text() == before
+    assert page.read_text("utf-8") == before
 
 
 def test_a_misspelled_key_is_named_with_its_neighbour() -> None:

