@@ -361,7 +361,9 @@ def test_the_slowed_engine_is_stopped_and_works_no_more_than_its_share(
 
 
 @pytest.mark.slow
-def test_the_link_of_a_real_engine_changes_while_it_runs(running: list[RunningEngine]) -> None:
+def test_the_link_of_a_real_engine_delays_is_cut_and_mended(
+    running: list[RunningEngine],
+) -> None:
     remote = running[1]
 
     def health_ms() -> float:
@@ -370,15 +372,10 @@ def test_the_link_of_a_real_engine_changes_while_it_runs(running: list[RunningEn
         return (time.monotonic() - begun_s) * 1000
 
     assert health_ms() >= 40  # connect and request: two round trips of 20 ms
-    remote.set_link(Link(round_trip_ms=60))
-    assert health_ms() >= 120
-    remote.set_link(Link())
-    assert min(health_ms() for _ in range(10)) < 120
     remote.drop_link()
     with pytest.raises(ConnectionRefusedError):
         ask(remote, "/health")
     remote.restore_link()
-    remote.set_link(REMOTE.link)
     assert health_ms() >= 40
 
 
@@ -448,12 +445,10 @@ def test_a_bare_engine_is_several_and_all_are_reaped() -> None:
             used_s = [sum(process.cpu_times()[:2]) for process in left[:3]]
             assert all(used > busy for used, busy in zip(used_s, busy_s, strict=True))
             assert asyncio.run(answered(second, 2)) == ["NoneType", "Rejected"]
-        bare.set_speed(0.5)
-        assert complete(bare, 1)[0] == 200
         left[1].kill()  # one of the three: the provider is no longer what it was
         assert all_gone(left[:3])
         with pytest.raises(EngineError, match=r"bare.*SIGKILL"):
-            bare.set_speed(1.0)
+            bare.check()
     assert not any(each.is_running() for each in left)
 
 
@@ -522,4 +517,4 @@ def test_an_engine_dies_even_if_its_keeper_is_killed() -> None:
         left[1].kill()
         assert all_gone(left)
         with pytest.raises(EngineError, match="remote"):
-            running[0].set_link(Link())
+            running[0].drop_link()

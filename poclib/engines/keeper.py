@@ -8,9 +8,8 @@ keep their times whatever the coordinator does, and so that nothing is left behi
 standard input ends (its parent finished, crashed or was killed), it ends the engines and itself.
 
     stdin   one JSON line of configuration, see `Keeper`; then one JSON line a command:
-            {"link": {"round_trip_ms": …, "jitter_ms": …, "bandwidth_mbit_s": …}}, {"drop": true},
-            {"restore": true}, {"speed": …}, each answered by {"done": …}; the end of stdin ends
-            everything
+            "drop" or "restore" for its link, each answered by {"done": …}; the end of stdin
+            ends everything
     stdout  {"ready": {"pids", "ports", "pinned"}}, or {"failed": sentence, "log": …};
             {"ended": sentence, "log": …} when an engine ends by itself
 """
@@ -187,7 +186,10 @@ class Keeper:
         if self.config["link"] is not None:
             self.link = EmulatedLink(ports, **self.config["link"])
             ports = self.link.ports
-        self._slow(self.config["speed"])
+        if self.config["speed"] < 1 or self.config["turn"] is not None:
+            processes = [engine.process for engine in self.engines]
+            self.slower = Slower(processes, self.config["speed"], self.config["turn"])
+            self.slower.start()
         return {
             "pids": [engine.process.pid for engine in self.engines],
             "ports": ports,
@@ -207,17 +209,13 @@ class Keeper:
         if self.link is not None:
             self.link.close()
 
-    def obey(self, command: dict[str, Any]) -> None:
-        """Carry out one command on the link or the speed. Raises `EngineError`."""
-        if "speed" in command:
-            self._slow(command["speed"])
-        elif self.link is None:
+    def obey(self, command: str) -> None:
+        """Drop or restore the link. Raises `EngineError`."""
+        if self.link is None:
             raise EngineError("it has no link; give this provider one in the parameters")
-        elif "link" in command:
-            self.link.change(**command["link"])
-        elif "drop" in command:
+        if command == "drop":
             self.link.drop()
-        elif "restore" in command:
+        else:
             self.link.restore()
 
     def ended(self) -> Engine | None:
@@ -228,15 +226,6 @@ class Keeper:
         """What the engine that was started last, or ended by itself, wrote last."""
         engine = self.ended() or (self.engines[-1] if self.engines else None)
         return engine.last_words() if engine else "none"
-
-    def _slow(self, speed: float) -> None:
-        if self.slower is not None:
-            self.slower.end()
-            self.slower = None
-        if speed < 1 or self.config["turn"] is not None:
-            processes = [engine.process for engine in self.engines]
-            self.slower = Slower(processes, speed, self.config["turn"])
-            self.slower.start()
 
 
 class Slower(threading.Thread):
@@ -336,7 +325,7 @@ def main() -> None:
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         # Only the end of stdin ends a keeper. Not SIG_IGN, which the engine would inherit.
         signal.signal(ignored, lambda *_: None)
-    events: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    events: queue.Queue[str | None] = queue.Queue()
     keeper = Keeper(json.loads(sys.stdin.readline()))
 
     def listen() -> None:
@@ -359,7 +348,7 @@ def main() -> None:
         keeper.end()
 
 
-def _next(events: queue.Queue[dict[str, Any] | None], keeper: Keeper) -> dict[str, Any] | None:
+def _next(events: queue.Queue[str | None], keeper: Keeper) -> str | None:
     """The next command; None where stdin or the engine ended."""
     while True:
         with contextlib.suppress(queue.Empty):

@@ -65,7 +65,8 @@ class EmulatedLink:
         self._random = random.Random(0)  # jitter comes in the same sequence each time
         self._idle_from_s = [0.0, 0.0]  # when each direction's line is free again
         self._connections: list[_Connection] = []
-        self._set(round_trip_ms, jitter_ms, bandwidth_mbit_s)
+        self._round_trip_s, self._jitter_s = round_trip_ms / 1000, jitter_ms / 1000
+        self._byte_s = 0.0 if bandwidth_mbit_s is None else 8e-6 / bandwidth_mbit_s
         self._targets = {_bound(0): target for target in targets}
         self.ports = [listener.getsockname()[1] for listener in self._targets]
         self._closed = False
@@ -75,15 +76,6 @@ class EmulatedLink:
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._carry, daemon=True)
         self._thread.start()
-
-    def change(
-        self,
-        round_trip_ms: float = 0.0,
-        jitter_ms: float = 0.0,
-        bandwidth_mbit_s: float | None = None,
-    ) -> None:
-        """Change all three for bytes that enter the link from now on."""
-        self._do(lambda: self._set(round_trip_ms, jitter_ms, bandwidth_mbit_s))
 
     def drop(self) -> None:
         """Cut every connection with a reset and refuse new ones until `restore`."""
@@ -107,11 +99,6 @@ class EmulatedLink:
         self._orders.put((work, done))
         self._wake.send(b"x")
         done.result(_STOP_S)
-
-    def _set(self, round_trip_ms: float, jitter_ms: float, bandwidth_mbit_s: float | None) -> None:
-        self._round_trip_s = round_trip_ms / 1000
-        self._jitter_s = jitter_ms / 1000
-        self._byte_s = 0.0 if bandwidth_mbit_s is None else 8e-6 / bandwidth_mbit_s
 
     def _listen(self) -> None:
         self._listens = True

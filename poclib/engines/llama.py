@@ -95,13 +95,9 @@ def find_model() -> Path:
     )
 
 
+@functools.cache
 def model_digest(model: Path) -> str:
     """The model file's SHA-256 in hexadecimal; computed once in a process."""
-    return _digest(model, model.stat().st_mtime_ns)
-
-
-@functools.cache
-def _digest(model: Path, _changed_ns: int) -> str:
     with model.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

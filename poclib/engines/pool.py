@@ -136,21 +136,13 @@ class RunningEngine:
         self.ports = Ports(urls, self.slots, self.settings.refuses)
         self.pids, self.pinned = tuple(event["ready"]["pids"]), event["ready"]["pinned"]
 
-    def set_speed(self, speed: float) -> None:
-        """Change the share of the time that it may run, above 0 to 1."""
-        self._tell({"speed": speed})
-
-    def set_link(self, link: Link) -> None:
-        """Change the link for bytes that enter it from now on."""
-        self._tell({"link": link.model_dump()})
-
     def drop_link(self) -> None:
         """Cut the link's connections and refuse new ones."""
-        self._tell({"drop": True})
+        self._tell("drop")
 
     def restore_link(self) -> None:
         """Let the link accept connections again."""
-        self._tell({"restore": True})
+        self._tell("restore")
 
     def check(self) -> None:
         """Raises `EngineError`, with the engine's last words, where it has ended by itself."""
@@ -177,7 +169,7 @@ class RunningEngine:
         if self._keeper.stdout is not None:
             self._keeper.stdout.close()
 
-    def _tell(self, command: dict[str, Any]) -> None:
+    def _tell(self, command: str) -> None:
         self.check()
         self._say(command)
         event = self._next(_ANSWER_S)
@@ -200,7 +192,7 @@ class RunningEngine:
         self._ended = self._ended or last
         self._heard.put(self._ended)
 
-    def _say(self, line: dict[str, Any]) -> None:
+    def _say(self, line: str | dict[str, Any]) -> None:
         assert self._keeper.stdin is not None
         with suppress(BrokenPipeError):  # it has ended; what it said last tells why
             self._keeper.stdin.write(json.dumps(line) + "\n")
