@@ -194,26 +194,27 @@ def points_table(points: Sequence[tuple[Mapping[str, str], Report | None]]) -> s
     Below it what could change the verdicts.
     """
     keys = list(dict.fromkeys(key for changed, _ in points for key in changed))
-    rows, reports, headlines, labels = [], [], [], []
-    for changed, report in points:
-        what = [inline(changed.get(key, "-"), 40) for key in keys]
-        if report is None:
-            rows.append([*what, "failed", "-", "-"])
-            continue
-        headline = tables.headline(report)
-        speedup = _number(headline.speedup) + words.per_token(headline)
-        rows.append([*what, words.ratio(headline), speedup, headline.verdict])
-        reports.append(report)
-        headlines.append(headline)
-        labels.append(", ".join(changed.values()))
+    headlines = [tables.headline(report) if report else None for _, report in points]
+    rows = []
+    for (changed, _), headline in zip(points, headlines, strict=True):
+        cells = ["failed", "-", "-"]
+        if headline:
+            speedup = _number(headline.speedup) + words.per_token(headline)
+            cells = [words.ratio(headline), speedup, headline.verdict]
+        rows.append([*(inline(changed.get(key, "-"), 40) for key in keys), *cells])
     listed = table([*keys, "ratio (95 % interval)", "speedup", "gate"], rows)
-    warned = words.beside(reports, headlines, labels)
+    warned = words.beside(
+        [report for _, report in points if report],
+        [headline for headline in headlines if headline],
+        [", ".join(changed.values()) for changed, report in points if report],
+    )
     return f"{listed}\n\nWhat could change these verdicts:\n{bullets(warned)}" if warned else listed
 
 
 def losses(reports: Sequence[Report]) -> str:
     """Whether the strategies' arms, in which machines were cut off, lost an answer."""
-    arms = [arm for r in reports for one in r.rounds for arm in one.arms if arm.arm == "strategy"]
+    rounds = [round_ for report in reports for round_ in report.rounds]
+    arms = [arm for round_ in rounds for arm in round_.arms if arm.arm == "strategy"]
     struck = sum(bool(arm.struck_ms) for arm in arms)
     asked = sum(len(report.prompt_sha256) * len(report.rounds) for report in reports)
     answered = sum(len({row.prompt for row in a.requests if row.outcome == "ok"}) for a in arms)
@@ -349,19 +350,16 @@ def times(ax: Axes, report: Report) -> None:
 
 def times_title(report: Report) -> str:
     """Whose requests grew most, for the requests in flight that were tried there."""
-    grown = {
-        name: (ratio, provider.levels[-1].in_flight)
+    grown = [
+        (ratio, provider.levels[-1].in_flight, name)
         for name, provider in capacities(report).items()
         if (ratio := _over(provider.levels[-1].request_ms, provider.levels[0].request_ms))
-    }
+    ]
     if not grown:
         return "No request was timed"
-    worst = max(grown, key=lambda name: grown[name][0] / grown[name][1])
-    ratio, count = grown[worst]
-    return (
-        f"With {count} in flight a request to {worst} takes {number(ratio, 1)} times as "
-        "long as one alone"
-    )
+    ratio, count, worst = max(grown, key=lambda growth: growth[0] / growth[1])
+    took = f"{number(ratio, 1)} times as long as one alone"
+    return f"With {count} in flight a request to {worst} takes {took}"
 
 
 def _draw_levels(ax: Axes, report: Report, finding: str, fields: Mapping[str, str]) -> None:
