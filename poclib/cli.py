@@ -26,7 +26,7 @@ from .measure.strategies import STRATEGIES
 from .reading import compare as agreement
 from .reading import tables
 from .records import Parameters, Report
-from .showing import accuracy, catalogue, comparisons, concurrency, curves, documents, words
+from .showing import accuracy, catalogue, comparisons, curves, documents, words
 from .showing import charts as plots
 from .showing import format as notation
 from .showing import notebooks as publish
@@ -106,7 +106,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     click.echo(expected)
     if found:
         saved = recording.save(run.as_report().model_copy(update={"strategy": "capacity"}))
-        click.echo(concurrency.capacity_text(report.load(saved.stem)))
+        click.echo(curves.capacity_text(report.load(saved.stem)))
         copy = params.with_suffix(f".capacity{params.suffix}")
         wanted = {name: one.capacity for name, one in found.items()}
         copy.write_text(parameterfile.with_capacities(params.read_text("utf-8"), wanted), "utf-8")

@@ -52,13 +52,9 @@ def measured(
 ) -> Report:
     """A first machine of 100 ms a request; the second one's follows its speed and distance."""
     second = {"name": "second", "speed": speed, "link": {"round_trip_ms": round_trip_ms}}
-    few = {
-        "prompts": 8,
-        "rounds": 2,
-        "warm_up_prompts": 0,
-        "providers": [{"name": "first"}, second],
-    }
-    parameters = Parameters.read({**few, "strategy": strategy, **values})
+    few = {"prompts": 8, "rounds": 2, "warm_up_prompts": 0}
+    pair = {"providers": [{"name": "first"}, second], "strategy": strategy}
+    parameters = Parameters.read({**few, **pair, **values})
     other = Cuttable("second", 100 / speed + round_trip_ms)
     pool = [(fake.Provider("first", 100), {}), (other, {"running": other})]
     run = experiment.Run(parameters, pool)
@@ -144,9 +140,8 @@ def test_the_chart_draws_each_strategy_the_ideal_and_where_it_stops(
     (stop,) = [line for line in ax.lines if line.get_linestyle() == ":"]
     assert stop.get_xdata()[0] == pytest.approx(0.52, abs=0.005)
     drawn = "\n".join(text.get_text() for text in ax.texts)
-    assert all(
-        name in drawn for name in ("serial-per-provider", "earliest-finish", "ideal", "0.52")
-    )
+    named = ("serial-per-provider", "earliest-finish", "ideal", "0.52")
+    assert all(name in drawn for name in named)
     assert ax.get_xlim()[0] > ax.get_xlim()[1], "the most helpful value on the left"
     table = curves.ratios(speeds)
     assert table.count("\n") == 5 and "0.63" in table  # the ideal at speed 0.6

@@ -22,7 +22,7 @@ from poclib.measure import experiment, finder
 from poclib.parameterfile import with_capacities
 from poclib.providers import fake
 from poclib.records import Exchange, Parameters, Prompt, Report
-from poclib.showing import concurrency
+from poclib.showing import curves
 
 
 class Crowded(fake.Provider):
@@ -83,7 +83,7 @@ def test_a_machine_that_was_busy_in_the_beginning_does_not_seem_to_batch() -> No
     assert (seen["p"].behaviour, seen["p"].capacity) == ("queues", 1)
     first = [arm for arm in made.preparation if (arm.limits or {}).get("p") == 1]
     assert len([arm for arm in first if arm.arm == "capacity"]) == 2
-    assert concurrency.found(made)["p"].levels == seen["p"].levels
+    assert curves.capacities(made)["p"].levels == seen["p"].levels
 
 
 def test_a_loss_that_does_not_come_again_is_another_programs() -> None:
@@ -107,16 +107,16 @@ def test_where_it_thrashes_the_next_level_is_not_tried() -> None:
 def test_the_levels_are_a_report_that_tells_the_same(tmp_path: Path) -> None:
     seen, made = found(fake.Provider("p", 100, slots=4), fake.Provider("q", 100, slots=1))
     loaded = report.load(str(recording.save(made, tmp_path)))
-    again = concurrency.found(loaded)
+    again = curves.capacities(loaded)
     assert {n: (f.behaviour, f.capacity) for n, f in again.items()} == {
         n: (f.behaviour, f.capacity) for n, f in seen.items()
     }
-    text = concurrency.capacity_text(loaded, markdown=True)
+    text = curves.capacity_text(loaded, markdown=True)
     assert "recommended capacity: 4" in text and "q queues" in text
     # 4 tokens in 100 ms alone, four times that with four at once
     assert "4.00 times" in text
     figure, ax = plt.subplots()
-    concurrency.curve(ax, loaded)
+    curves.throughput(ax, loaded)
     assert {t.get_text() for t in ax.texts} >= {"p", "q"}
     assert ax.get_ylim()[0] == 0
     plt.close(figure)
@@ -150,8 +150,8 @@ def test_ten_times_asked_it_gives_the_same_answer(kind: str) -> None:
     for _ in range(10):
         seen, report_ = found(engine.Provider(made(), **how))
         assert seen["p"].behaviour == behaviour and seen["p"].capacity in capacity
-        assert concurrency.found(report_)["p"] == seen["p"]
-        told = "by its own word requests wait" in concurrency.capacity_text(report_)
+        assert curves.capacities(report_)["p"] == seen["p"]
+        told = "by its own word requests wait" in curves.capacity_text(report_)
         assert told == how.get("tells", False)
 
 

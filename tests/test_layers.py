@@ -85,8 +85,8 @@ showing.catalogue: .format .words errors reading.tables records report stats
 showing.causes: .format contention reading.belief records stats
 showing.charts: .format .style .timeline .titles .words reading.phases stats
 showing.comparisons: .format .words reading.compare records stats
-showing.concurrency: .causes .format .style .words contention records
-showing.curves: .format .style .words parameterfile reading.tables records stats
+showing.curves: .causes .charts .format .style .words contention parameterfile reading.tables
+    records stats
 showing.documents: .format .titles .warnings .words errors records report stats
 showing.exhibits: .format .titles .words reading.phases records stats
 showing.format: records

@@ -1,6 +1,8 @@
 """Charts are tested by what is drawn on them, not by their pixels."""
 
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -40,19 +42,28 @@ def bars(ax: Axes, colour: str) -> list[Rectangle]:
     return [bar for bar in found if to_hex(bar.get_facecolor()) == colour]
 
 
+def title(ax: Axes) -> str:
+    return ax.get_title(loc="left").replace("\n", " ")
+
+
 def texts(ax: Axes) -> str:
-    return "\n".join([ax.get_title(loc="left"), *(text.get_text() for text in ax.texts)])
+    return "\n".join([title(ax), *(text.get_text() for text in ax.texts)])
+
+
+def rows(ax: Axes) -> list[str]:
+    return [label.get_text() for label in ax.get_yticklabels()]
+
+
+def test_matplotlib_is_loaded_only_when_something_is_drawn() -> None:
+    code = "import sys, poclib.showing.curves; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_the_palette_is_the_fixed_one() -> None:
     assert phases.WAITING == "#bdbdbd"
-    assert [phase.colour for phase in phases.SEGMENTS[:4]] == [
-        "#56b4e9",
-        "#0072b2",
-        "#e69f00",
-        "#000000",
-    ]
-    assert len({phase.colour for phase in phases.SEGMENTS}) == len(phases.SEGMENTS)
+    colours = [phase.colour for phase in phases.SEGMENTS]
+    assert colours[:4] == ["#56b4e9", "#0072b2", "#e69f00", "#000000"]
+    assert len(set(colours)) == len(colours)
 
 
 def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:
@@ -66,27 +77,28 @@ def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:
     # for 200 - 42 - 0.5 ms.
     second = generating[1]
     assert (second.get_x(), second.get_width()) == pytest.approx((242, 157.5))
-    labels = [label.get_text() for label in ax.get_yticklabels()]
-    assert labels == [f"#{i}" for i in (0, 2, 4, 6, 1, 3, 5, 7)]
+    assert rows(ax) == [f"#{i}" for i in (0, 2, 4, 6, 1, 3, 5, 7)]
     assert "local: no limit\n" in texts(ax) and "remote: no limit\n" in texts(ax)
     assert max(b.get_x() + b.get_width() for b in bars(ax, "#000000")) == pytest.approx(1200)
     waits = bars(ax, phases.WAITING)
     assert [bar.get_width() for bar in waits] == pytest.approx([20] * 6)  # the first two had none
     assert "8 of 8 requests drawn" in texts(ax) and ax.get_xlim()[0] == 0
-    assert ax.get_title(loc="left").replace("\n", " ") == titles.timeline(HEADLINE)
+    assert title(ax) == titles.timeline(HEADLINE)
 
 
 def test_the_timeline_says_how_many_it_leaves_out_and_what_failed(
     ax: Axes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(timelines, "MOST_ROWS", 5)
-    plots.timeline(ax, REQUESTS, HEADLINE, round=1)
-    assert "round 2: 5 of 8 requests drawn" in texts(ax) and len(bars(ax, "#e69f00")) == 5
-    other = Figure().subplots()
-    monkeypatch.undo()
+    """The first ones by time are drawn, so that no provider is left out for its name."""
     report = changed(REPORT, "strategy", outcome="failed")
-    plots.timeline(other, tables.requests(report), tables.headline(report), round=0)
-    assert " failed" in texts(other)
+    frame, headline = tables.requests(report), tables.headline(report)
+    plots.timeline(ax, frame, headline, round=0)
+    assert " failed" in texts(ax)
+    monkeypatch.setattr(timelines, "MOST_ROWS", 4)
+    few = Figure().subplots()
+    plots.timeline(few, frame, headline, round=0)
+    assert rows(few) == ["#0", "#2", "#1", "#3"]
+    assert "round 1: 4 of 8 requests drawn" in texts(few)
 
 
 def test_the_timeline_shows_the_round_that_its_title_speaks_of_and_its_capacity(ax: Axes) -> None:
@@ -104,37 +116,22 @@ def test_the_timeline_shows_the_round_that_its_title_speaks_of_and_its_capacity(
     assert "remote: up to 3 (4 slots in its server)" in texts(ax)
 
 
-def test_many_requests_take_rows_from_every_provider(
-    ax: Axes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first ones by time are drawn, so that no provider is left out for its name."""
-    monkeypatch.setattr(timelines, "MOST_ROWS", 4)
-    plots.timeline(ax, REQUESTS, HEADLINE, round=0)
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["#0", "#2", "#1", "#3"]
-
-
 def test_the_breakdown_draws_the_tables_own_numbers(ax: Axes) -> None:
     plots.breakdown(ax, HEADLINE)
     frame = tables.breakdown(REPORT).set_index("role")
     for column, colour in [(p.key, p.colour) for p in phases.SEGMENTS]:
         widths = [bar.get_width() for bar in bars(ax, colour)]
         assert widths == pytest.approx(frame[column].tolist() if column in frame else [])
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["remote request", "local request"]
+    assert rows(ax) == ["remote request", "local request"]
     assert "344 ms" in texts(ax) and ax.get_xlim()[0] == 0
 
 
 def test_breakdowns_of_several_strategies_stand_in_one_chart(ax: Axes) -> None:
     other = replace(HEADLINE, strategy="other", segments_ms={"local": {"answering_ms": 99.0}})
     plots.breakdown(ax, HEADLINE, other)
-    labels = [t.get_text() for t in ax.get_yticklabels()]
-    assert labels == [
-        "serial-per-provider, remote",
-        "serial-per-provider, local",
-        "other, local",
-    ]
+    assert rows(ax) == ["serial-per-provider, remote", "serial-per-provider, local", "other, local"]
     assert [bar.get_width() for bar in bars(ax, phases.COLOURS["answering_ms"])] == [99.0]
-    title = ax.get_title(loc="left").replace("\n", " ")
-    assert "from 99.0 ms with other (a local one) to 344 ms with serial-per-provider" in title
+    assert "from 99.0 ms with other (a local one) to 344 ms with serial-per-provider" in title(ax)
 
 
 def overheads() -> pd.DataFrame:
@@ -153,32 +150,27 @@ def overheads() -> pd.DataFrame:
 
 def test_the_overhead_shows_every_request_in_each_of_its_parts(ax: Axes) -> None:
     plots.overhead(ax, overheads(), HEADLINE)
-    labels = [t.get_text() for t in ax.get_yticklabels()]
-    assert labels == [
-        *(f"local: {part}" for part in ("all outside its server", "the network", "our own work",
-                                        "not explained")),
-        *(f"remote: {part.label}" for part in phases.OVERHEAD),
-    ]  # fmt: skip
+    known = ("all outside its server", "the network", "our own work", "not explained")
+    remote = [f"remote: {part.label}" for part in phases.OVERHEAD]
+    assert rows(ax) == [*(f"local: {part}" for part in known), *remote]
     assert [len(points.get_offsets()) for points in ax.collections] == [1, 1, 1, 1, 3, 2, 2, 2, 2]
     network = ax.collections[5]
-    assert to_hex(network.get_facecolor()[0]) == phases.COLOURS["connect_send_ms"]  # type: ignore[index]
-    assert [x for x, _ in network.get_offsets()] == [20.0, 20.0]  # type: ignore[union-attr]
+    assert to_hex(network.get_facecolor()[0]) == phases.COLOURS["connect_send_ms"]
+    assert [x for x, _ in network.get_offsets()] == [20.0, 20.0]
     assert "30.0 ms" in texts(ax) and "6.0 ms" in texts(ax) and "999" not in texts(ax)
     assert ax.get_xlim()[0] == 0 and ax.get_xlim()[1] > 36
     # 40 of the 90 ms outside are known to be the network's.
-    title = ax.get_title(loc="left").replace("\n", " ")
-    assert title == (
+    assert title(ax) == (
         "A remote request spends 30.0 ms outside its server; 44 % of it is the network"
     )
 
 
 def test_without_server_times_the_overhead_is_said_to_be_unknown(ax: Axes) -> None:
-    unknown = overheads().assign(over_ms=float("nan"))
     parts = ["network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
-    plots.overhead(ax, unknown.assign(**dict.fromkeys(parts, float("nan"))), HEADLINE)
+    unsplit = overheads().assign(**dict.fromkeys(parts, float("nan")))
+    plots.overhead(ax, unsplit.assign(over_ms=float("nan")), HEADLINE)
     assert not ax.axison and "unknown" in texts(ax)
-    rows = overheads().assign(**dict.fromkeys(parts, float("nan"))).to_dict("records")
-    assert titles.overhead(rows).endswith("no source splits it")  # type: ignore[arg-type]
+    assert titles.overhead(unsplit.to_dict("records")).endswith("no source splits it")
 
 
 def test_shares_stand_against_speeds_and_the_binding_leg_is_filled(ax: Axes) -> None:
@@ -194,8 +186,7 @@ def test_shares_stand_against_speeds_and_the_binding_leg_is_filled(ax: Axes) -> 
     assert points[0.6, 0.5].get_markerfacecolor() == "white"
     assert "local:\n50 % of the prompts,\nbusy 67 % of the time" in texts(ax)
     assert ax.get_xlim() == (0, 1) and ax.get_ylim()[0] == 0
-    title = ax.get_title(loc="left").replace("\n", " ")
-    assert title == (
+    assert title(ax) == (
         "remote was the binding leg: busy 100 % of the time with 50 % of the prompts "
         "and 40 % of the speed"
     )
@@ -211,50 +202,40 @@ def test_shares_of_many_like_providers_do_not_pile_up(ax: Axes) -> None:
         busy=dict.fromkeys(names, 0.95),
     )
     plots.shares(ax, many)
-    assert "No binding leg: every provider was busy 95 %" in texts(ax).replace("\n", " ")
+    assert "No binding leg: every provider was busy 95 %" in title(ax)
     heights = sorted(t.get_position()[1] for t in ax.texts if "of the prompts" in t.get_text())
     assert len(heights) == 9 and min(b - a for a, b in pairwise(heights)) > 0.01  # in a column
     assert ax.get_xlim()[1] < 0.5  # else nine points of 11 % would lie in one corner
-
-
-def test_shares_need_every_speed(ax: Axes) -> None:
-    plots.shares(ax, replace(HEADLINE, alone_ms={"local": 200.0}))
-    assert not ax.axison and "speed is unknown" in texts(ax)
+    unknown = Figure().subplots()
+    plots.shares(unknown, replace(HEADLINE, alone_ms={"local": 200.0}))
+    assert not unknown.axison and "speed is unknown" in texts(unknown)
 
 
 def test_lengths_draw_the_points_and_the_line_through_them(ax: Axes) -> None:
     data = REPORT.model_dump()
-    for one in data["rounds"]:
-        for arm in one["arms"]:
+    for round_ in data["rounds"]:
+        for arm in round_["arms"]:
             for place, row in enumerate(arm["requests"]):
                 if row["provider"] == "remote":  # 100 ms and 5 ms a token
-                    row["output_tokens"] = 10 + place
-                    row["wall_ms"] = 100 + 5.0 * (10 + place)
+                    row |= {"output_tokens": 10 + place, "wall_ms": 100 + 5.0 * (10 + place)}
     report = Report.model_validate(data)
-    lines = tables.lengths(report)
-    plots.lengths(ax, tables.requests(report), lines, HEADLINE)
-    by_provider = lines.set_index("provider")
-    assert by_provider.loc["remote", "each_ms"] == pytest.approx(5)
-    assert by_provider.loc["remote", "besides_ms"] == pytest.approx(100)
-    assert by_provider.loc["local", ["each_ms", "besides_ms"]].isna().all()  # all of 40 tokens
+    plots.lengths(ax, tables.requests(report), tables.lengths(report), HEADLINE)
     points = [line for line in ax.lines if line.get_linestyle() == "None"]
     assert [len(line.get_xdata()) for line in points] == [20, 20]
-    (fitted,) = [line for line in ax.lines if line.get_linestyle() != "None"]
+    (fitted,) = [line for line in ax.lines if line.get_linestyle() != "None"]  # local: all of 40
     assert list(fitted.get_ydata()) == pytest.approx([150, 180])  # from 10 to 16 tokens
     assert ax.get_xlim()[0] == ax.get_ylim()[0] == 0 and "remote\n(n = 20)" in texts(ax)
-    assert ax.get_title(loc="left") == "One token more took 5.0 ms on remote"
+    assert title(ax) == "One token more took 5.0 ms on remote"
     alike = tables.lengths(REPORT).to_dict("records")
-    assert titles.lengths(alike).startswith("Every answer has 40 tokens")  # type: ignore[arg-type]
+    assert titles.lengths(alike).startswith("Every answer has 40 tokens")
     assert titles.lengths([]) == "No answer's length is known"
 
 
 def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
     row = cases.typical(REPORT)
-    assert row["role"] == "remote"
     plots.anatomy(ax, row | {"token_ms": [42.0, 100.0, 150.0]}, HEADLINE)
-    labels = [t.get_text() for t in ax.get_yticklabels()]
     names = ["waiting for a slot", "connecting", "sending", "to first byte", "to first token"]
-    assert labels == [*names, "generating", "our own overhead", "wall time"]
+    assert rows(ax) == [*names, "generating", "our own overhead", "wall time"]
     # Sent after 1 ms, first byte at 40, first token at 42; from there to the last byte.
     (generating,) = bars(ax, phases.COLOURS["generating_ms"])
     assert generating.get_x() == pytest.approx(42)
@@ -266,15 +247,14 @@ def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
     assert len(tokens.get_paths()) == 3
     (waited,) = bars(ax, phases.WAITING)
     assert (waited.get_x(), waited.get_width()) == pytest.approx((-20, 20))
-    assert "22.0 ms outside" in ax.get_title(loc="left").replace("\n", " ")
+    assert row["role"] == "remote" and "22.0 ms outside" in title(ax)
 
 
 def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
     row = cases.typical(REPORT)
     told = {"wall_ms": 342.0, "prompt_ms": 20.0, "generation_ms": 300.0, "over_ms": 22.0}
     plots.anatomy(ax, row | told | {"queued_ms": 5000.0}, HEADLINE)
-    labels = [t.get_text() for t in ax.get_yticklabels()]
-    assert labels[-3:] == ["server: prompt", "server: generation", "over"]
+    assert rows(ax)[-3:] == ["server: prompt", "server: generation", "over"]
     outside = bars(ax, phases.COLOURS["outside_ms"])
     assert [bar.get_width() for bar in outside] == pytest.approx([11, 11])
     assert bars(ax, phases.COLOURS["first_token_ms"])[-1].get_x() == pytest.approx(11)
@@ -289,7 +269,7 @@ def test_ratios_are_drawn_evenly_around_one(ax: Axes) -> None:
     assert ax.get_xscale() == "log"
     low, high = ax.get_xlim()
     assert low * high == pytest.approx(1) and high > 7.2
-    assert [t.get_text() for t in ax.get_yticklabels()][-1] == "all-parallel"
+    assert rows(ax)[-1] == "all-parallel"
     intervals = [tuple(line.get_xdata()) for line in ax.lines if len(line.get_xdata()) == 2]
     assert (6.0, 7.2) in intervals and (1, 1) in intervals
     assert len(intervals) == 3  # two strategies with one, and the line at 1
@@ -305,6 +285,9 @@ def test_what_was_predicted_stands_beside_what_was_measured(ax: Axes) -> None:
     (triangle,) = [line for line in ax.lines if line.get_marker() == "^"]
     assert list(triangle.get_xdata()) == [3.1] and ax.get_xlim()[1] > 3.1
     assert "predicted" in ax.get_xlabel()
+    empty = Figure().subplots()
+    plots.ratios(empty, [])
+    assert "No report has a complete round" in texts(empty) and not empty.axison
 
 
 def test_the_ecdf_rises_to_all_for_both_arms(ax: Axes) -> None:
@@ -328,33 +311,30 @@ def test_every_round_is_a_point_beside_the_interval(ax: Axes) -> None:
     assert ax.get_ylim()[0] == 0 and "median 0.78" in texts(ax)
 
 
-def test_every_chart_has_units_a_finding_and_its_provenance_and_returns_none() -> None:
-    for report in (REPORT, reports.load(PUBLISHED), pool_report(rounds=0)):
-        headline, rows = tables.headline(report), tables.requests(report)
-        figure = Figure(figsize=(4.5, 3))
-        with matplotlib.rc_context():
-            plots.use_style()
-            charts = figure.subplots(7)
-            drawn: list[object] = [
-                plots.timeline(charts[0], rows, headline),  # type: ignore[func-returns-value]
-                plots.breakdown(charts[1], headline),  # type: ignore[func-returns-value]
-                plots.ratios(charts[2], [headline]),  # type: ignore[func-returns-value]
-                plots.ecdf(charts[3], rows, headline),  # type: ignore[func-returns-value]
-                plots.round_ratios(charts[4], tables.rounds(report), headline),  # type: ignore[func-returns-value]
-                plots.shares(charts[5], headline),  # type: ignore[func-returns-value]
-                plots.lengths(charts[6], rows, tables.lengths(report), headline),  # type: ignore[func-returns-value]
-            ]
-            figure.canvas.draw()
-        assert drawn == [None] * 7
-        for chart in charts:
-            assert chart.get_title(loc="left")
-            assert notation.day(report.created) in texts(chart)
-            assert not chart.axison or "(" in chart.get_xlabel()
-
-
-def test_no_reports_at_all_is_said_not_drawn(ax: Axes) -> None:
-    plots.ratios(ax, [])
-    assert "No report has a complete round" in texts(ax) and not ax.axison
+@pytest.mark.parametrize("report", [REPORT, reports.load(PUBLISHED), pool_report(rounds=0)])
+def test_every_chart_has_units_a_finding_and_its_provenance_and_returns_none(
+    ax: Axes, report: Report
+) -> None:
+    headline, frame = tables.headline(report), tables.requests(report)
+    charts: list[Callable[[Axes], object]] = [
+        lambda ax: plots.timeline(ax, frame, headline),
+        lambda ax: plots.breakdown(ax, headline),
+        lambda ax: plots.ratios(ax, [headline]),
+        lambda ax: plots.ecdf(ax, frame, headline),
+        lambda ax: plots.round_ratios(ax, tables.rounds(report), headline),
+        lambda ax: plots.shares(ax, headline),
+        lambda ax: plots.overhead(ax, tables.overhead(report), headline),
+        lambda ax: plots.lengths(ax, frame, tables.lengths(report), headline),
+        lambda ax: plots.drift(ax, frame, words.title_drift(report), headline),
+    ]
+    for draw in charts:
+        ax = Figure(figsize=(4.5, 3)).subplots()
+        assert draw(ax) is None
+        ax.figure.canvas.draw()
+        assert title(ax) and notation.day(report.created) in texts(ax)
+        assert not ax.axison or "(" in ax.get_xlabel()
+        said = canvas.finding(ax.figure)
+        assert said.startswith(f"{title(ax)}. ") and notation.day(report.created) in said
 
 
 def test_strange_text_cannot_break_a_chart(ax: Axes) -> None:
@@ -371,13 +351,13 @@ def test_drift_and_the_rulers_error_are_drawn_or_said_to_be_unknown() -> None:
         assert ("one request alone (ms)" in chart.get_ylabel()) == known
         assert ("drift is unknown" in texts(chart)) != known
     row = {"in_flight": 1, "delay_ms": 5, "round_trip_ms": 0, "keep_alive": False, "n": 80}
-    rows = [RulerRow(quantity="over_ms", bias_ms=0.4, p95_ms=p95, **row) for p95 in (1.5, None)]
-    for found in (Ruler(created="2026-11-24", rows=rows), Ruler(created="2026-11-24")):
+    checked = [RulerRow(quantity="over_ms", bias_ms=0.4, p95_ms=p95, **row) for p95 in (1.5, None)]
+    for ruler in (Ruler(created="2026-11-24", rows=checked), Ruler(created="2026-11-24")):
         chart = Figure().subplots()
-        cases = accuracy.ruler_cases(found)
-        plots.ruler(chart, tables.ruler(found), cases, accuracy.ruler_finding(found), "today")
-        assert ("0.40 ms" in texts(chart)) == bool(found.rows)
-        assert "new connections" in accuracy.ruler_table(found) or not found.rows
+        cases = accuracy.ruler_cases(ruler)
+        plots.ruler(chart, tables.ruler(ruler), cases, accuracy.ruler_finding(ruler), "today")
+        assert ("0.40 ms" in texts(chart)) == bool(ruler.rows)
+        assert "new connections" in accuracy.ruler_table(ruler) or not ruler.rows
 
 
 @pytest.mark.parametrize(
@@ -395,14 +375,6 @@ def test_a_title_in_several_lines_has_none_much_shorter(text: str, width: int, l
     assert max(map(len, found)) <= width
     assert min(map(len, found)) > 0.5 * max(map(len, found)) or not text
     assert not any(line.endswith(tuple("0123456789")) for line in found[:-1]), "with its word"
-
-
-def test_a_figure_says_what_its_charts_say(ax: Axes) -> None:
-    plots.round_ratios(ax, tables.rounds(REPORT), HEADLINE)
-    said = canvas.finding(ax.figure)  # type: ignore[arg-type]
-    assert said.startswith(ax.get_title(loc="left").replace("\n", " ") + ". ")
-    assert notation.day(HEADLINE.created) in said
-    assert canvas.finding(Figure()) == ""
 
 
 def test_names_move_only_where_they_would_collide() -> None:

@@ -1,52 +1,65 @@
 """One function a chart: it draws on `ax` and returns None. Knows no report and computes nothing.
 
 Frames come from `tables`, sentences from `words` and `titles`, so a picture cannot say another
-thing than the text beside it. Charts along time lie in `timelines`, the look in `canvas`.
+thing than the text beside it. Charts along time lie in `timeline`, those along a setting in
+`curves`, the look in `style`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import matplotlib.pyplot as plt
-import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from typing import TYPE_CHECKING
 
 from ..reading.phases import OVERHEAD, SEGMENTS
 from ..stats import Headline
 from ..stats import shares as provider_shares
 from . import titles, words
 from .format import day, many, milliseconds, number, percent
-from .style import BAND, FAINT, INK, apart, ink_on, instead, key, label
+from .style import FAINT, INK, clear, even_around_one, ink_on, instead, key, label, line_at_one
+from .style import names as put_names
 from .style import titles as put_titles
 from .style import use_style as use_style
 from .timeline import anatomy as anatomy
+from .timeline import drift as drift
 from .timeline import timeline as timeline
 
-STRATEGY, BASELINE = INK, FAINT
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+_MARKS = "osD^vP*X"
+
+
+def several(headlines: Sequence[Headline]) -> str:
+    """What stands under the title of a chart of several reports: rounds, providers, days."""
+    days = sorted({day(headline.created) for headline in headlines}) or ["no date"]
+    providers = sorted({name for headline in headlines for name in headline.providers})
+    counts = [headline.overhead_ratio.rounds for headline in headlines] or [0]
+    low, high = min(counts), max(counts)
+    rounds = many(low, "round") if low == high else f"{low} to {high} rounds"
+    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    return f"{rounds} each · {', '.join(providers)} · {span}"
 
 
 def breakdown(ax: Axes, *headlines: Headline) -> None:
     """Mean parts of one request, stacked, a bar per role and strategy, labelled where it fits."""
-    under = words.subtitle(headlines[0]) if len(headlines) == 1 else _dates(headlines)
-    put_titles(ax, titles.breakdown(headlines), f"means · {under}")
     alone = len(headlines) == 1
+    under = words.subtitle(headlines[0]) if alone else several(headlines)
+    put_titles(ax, titles.breakdown(headlines), f"means · {under}")
     bars = [
-        (f"{role} request" if alone else f"{one.strategy}, {role}", found)
-        for one in headlines
-        for role, found in one.segments_ms.items()
+        (f"{role} request" if alone else f"{headline.strategy}, {role}", means)
+        for headline in headlines
+        for role, means in headline.segments_ms.items()
     ]
     if not bars:
         instead(ax, "No request was answered, so there is nothing to divide.")
         return
-    whole = max(sum(found.values()) for _, found in bars)
-    for y, (_, found) in enumerate(bars):
+    whole = max(sum(means.values()) for _, means in bars)
+    for y, (_, means) in enumerate(bars):
         left = 0.0
-        for part in (part for part in SEGMENTS if part.key in found):
-            width, colour = found[part.key], part.colour
+        for part in (part for part in SEGMENTS if part.key in means):
+            width, colour = means[part.key], part.colour
             ax.barh(y, width, left=left, height=0.7, color=colour, edgecolor="white")
             if width > (0.08 if alone else 0.12) * whole:
                 text = number(width, 1 if width < 100 else 0)
@@ -54,10 +67,9 @@ def breakdown(ax: Axes, *headlines: Headline) -> None:
             left += width
         ax.text(left, y, f" {milliseconds(left)}", va="center")
     ax.set_yticks(range(len(bars)), [name for name, _ in bars])
-    ax.set_ylim(len(bars) - 0.5, -0.5)
-    ax.set_xlim(0, whole * 1.18)
+    ax.set(ylim=(len(bars) - 0.5, -0.5), xlim=(0, whole * 1.18))
     ax.set_xlabel("mean time of one request (ms)")
-    key(ax, {part for _, found in bars for part in found})
+    key(ax, {part for _, means in bars for part in means})
 
 
 def overhead(ax: Axes, overheads: pd.DataFrame, headline: Headline) -> None:
@@ -68,36 +80,31 @@ def overhead(ax: Axes, overheads: pd.DataFrame, headline: Headline) -> None:
     """
     mine = overheads[overheads["arm"].eq("strategy")]
     put_titles(ax, titles.overhead(mine.to_dict("records")), words.subtitle(headline))  # type: ignore[arg-type]
-    ticks, y, low, high = dict[float, str](), 0.0, 0.0, 0.0
+    right = ax.get_yaxis_transform()
+    ticks, y, ends = dict[float, str](), 0.0, [0.0]
     for provider, group in mine.groupby("provider"):
         for part in OVERHEAD:
-            values = group[part.key].dropna().astype(float).to_numpy()
-            if not len(values):
+            values = group[part.key].dropna().astype(float).tolist()
+            if not values:
                 continue
             ticks[y] = f"{provider}: {part.label}"
             # Points of one row are spread over its height in the order they came.
-            beside = y + 0.5 * (np.arange(len(values)) % 7 / 6 - 0.5)
+            beside = [y + 0.5 * (place % 7 / 6 - 0.5) for place in range(len(values))]
             ax.scatter(values, beside, s=34, color=part.colour, edgecolors=INK, linewidths=0.5)
-            mean = float(values.mean())
+            mean = sum(values) / len(values)
             ax.plot([mean, mean], [y - 0.42, y + 0.42], color=INK, linewidth=2.5)
-            ax.annotate(
-                milliseconds(mean),
-                (1.01, y),
-                xycoords=ax.get_yaxis_transform(),
-                va="center",
-                annotation_clip=False,
-            )
-            low, high, y = min(low, values.min()), max(high, values.max()), y + 1
+            ax.text(1.01, y, milliseconds(mean), va="center", transform=right)
+            ends += values
+            y += 1
         y += 0.5
     if not ticks:
         instead(ax, "No server reported its own time,\nso what lies outside it is unknown.")
         return
-    ax.annotate("mean", (1.01, -0.8), xycoords=ax.get_yaxis_transform(), annotation_clip=False)
-    if low < 0:
+    ax.text(1.01, -0.8, "mean", transform=right)
+    if min(ends) < 0:
         ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(list(ticks), list(ticks.values()))
-    ax.set_ylim(y - 0.8, -0.7)
-    ax.set_xlim(low * 1.05, high * 1.05 or 1.0)
+    ax.set(ylim=(y - 0.8, -0.7), xlim=(min(ends) * 1.05, max(ends) * 1.05 or 1.0))
     ax.set_xlabel("time outside the server, per request (ms)")
 
 
@@ -109,40 +116,29 @@ def ratios(
     The band of no practical difference is the widest of the reports'. `predicted` ratios, by
     strategy, are drawn as open triangles.
     """
-    drawn = sorted((one for one in headlines if one.round_ratios), key=_middle)
-    under = f"median and 95 % interval · {_dates(headlines)}"
+    drawn = sorted((h for h in headlines if h.round_ratios), key=_median)
+    under = f"median and 95 % interval · {several(headlines)}"
     put_titles(ax, titles.ratios(headlines), under)
     if not drawn:
         instead(ax, "No report has a complete round.")
         return
-    band = max(one.band for one in drawn)
-    ax.axvspan(1 - band, 1 + band, color=BAND, zorder=0)
-    ax.axvline(1, color=INK, linewidth=1)
-    reach = 1.2
-    for y, one in enumerate(drawn):
-        found = one.overhead_ratio
-        ends = [end for end in (found.low, found.median, found.high) if end]
-        middle = _middle(one)
-        if found.low is not None and found.high is not None:
-            ax.plot([found.low, found.high], [y, y], color=INK, linewidth=2.5)
-        ax.plot([middle], [y], "o" if len(ends) == 3 else "D", color=INK, markersize=8)
-        text = words.ratio(one) if len(ends) < 3 else number(middle, 2) + words.per_token(one)
-        foretold = (predicted or {}).get(one.strategy)
-        if foretold:
+    band = max(headline.band for headline in drawn)
+    line_at_one(ax, "x", band)
+    reached = list[float]()
+    for y, headline in enumerate(drawn):
+        middle, interval = _median(headline), _interval(headline)
+        ends = [middle, *interval]
+        if interval:
+            ax.plot(interval, [y, y], color=INK, linewidth=2.5)
+        ax.plot([middle], [y], "o" if interval else "D", color=INK, markersize=8)
+        text = number(middle, 2) + words.per_token(headline) if interval else words.ratio(headline)
+        if foretold := (predicted or {}).get(headline.strategy):
             ax.plot([foretold], [y + 0.27], "^", color=INK, mfc="white", markersize=9)
             ends.append(foretold)
         label(ax, text, (max(ends), y), (9, 0))
-        reach = max([reach, *(max(end, 1 / end) for end in ends)])
-    ax.set_xscale("log")
-    reach *= 1.25
-    ax.set_xlim(1 / reach, reach)
-    steps = [step for step in (1.25, 1.5, 2, 3, 5, 10, 20, 50, 100) if step <= reach]
-    steps = steps[-1:] if len(steps) < 2 else [steps[(len(steps) - 1) // 2], steps[-1]]
-    ticks = [*(1 / step for step in reversed(steps)), 1.0, *steps]
-    ax.set_xticks(ticks)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}×"))  # noqa: RUF001
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_yticks(range(len(drawn)), [one.strategy for one in drawn])
+        reached += ends
+    even_around_one(ax, "x", reached)
+    ax.set_yticks(range(len(drawn)), [headline.strategy for headline in drawn])
     ax.set_ylim(len(drawn) - 0.4, -0.8)
     ax.set_xlabel(
         "total time / baseline's total time (ratio; left of 1 is faster)\n"
@@ -153,6 +149,8 @@ def ratios(
 
 def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
     """`ratios` as a PNG file that is the same for the same headlines: the README's picture."""
+    import matplotlib.pyplot as plt
+
     use_style()
     figure, ax = plt.subplots(figsize=(8, 4.6))
     ratios(ax, headlines)
@@ -160,37 +158,45 @@ def save_ratios(headlines: Sequence[Headline], path: Path) -> None:
     plt.close(figure)
 
 
+def _median(headline: Headline) -> float:
+    return headline.overhead_ratio.median or 0.0
+
+
+def _interval(headline: Headline) -> list[float]:
+    """Both ends of the ratio's interval; empty where there is none."""
+    ends = [headline.overhead_ratio.low, headline.overhead_ratio.high]
+    known = [end for end in ends if end is not None]
+    return known if len(known) == 2 else []
+
+
 def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
     """Share of answered requests within a wall time, strategy against baseline."""
     put_titles(ax, titles.ecdf(headline), words.subtitle(headline))
     good = requests[requests["round"].notna() & requests["outcome"].eq("ok")]
-    styles = {"strategy": (STRATEGY, "-"), "baseline": (BASELINE, "--")}
-    found = {
-        arm: np.sort(good.loc[good["arm"] == arm, "wall_ms"].dropna().to_numpy()) for arm in styles
+    walls = {
+        arm: sorted(values)
+        for arm in ("strategy", "baseline")
+        if (values := good.loc[good["arm"].eq(arm), "wall_ms"].dropna().tolist())
     }
-    found = {arm: walls for arm, walls in found.items() if len(walls)}
-    longest = max((float(walls[-1]) for walls in found.values()), default=0.0)
-    if not longest:
+    if not walls:
         instead(ax, "No request was answered.")
         return
-    # The curve on the right is named on its right, the other one on its left where there is room.
-    order = sorted(found, key=lambda arm: float(found[arm].mean()), reverse=True)
-    for arm, walls in found.items():
-        colour, dashes = styles[arm]
-        x = np.concatenate([[0.0], walls])
-        ax.step(x, np.arange(len(x)) / len(walls), where="post", color=colour, ls=dashes, lw=2.5)
-        at = (len(walls) - 1) // 2
-        right = arm == order[0] or float(walls[at]) < 0.3 * longest
-        high = 0.5 if arm == order[0] else 0.9
-        at = min(int(high * len(walls)), len(walls) - 1) if right else at + 1
+    longest = max(times[-1] for times in walls.values())
+    slower = max(walls, key=lambda arm: sum(walls[arm]) / len(walls[arm]))
+    for arm, times in walls.items():
+        colour, dashes = (INK, "-") if arm == "strategy" else (FAINT, "--")
+        shares = [count / len(times) for count in range(len(times) + 1)]
+        ax.step([0.0, *times], shares, where="post", color=colour, ls=dashes, lw=2.5)
+        # The slower arm's name stands right of its curve, the other's left where there is room.
+        middle = len(times) // 2
+        right = arm == slower or times[middle] < 0.3 * longest
+        place = min(int(0.9 * len(times)), len(times) - 1) if arm != slower and right else middle
         name = headline.strategy if arm == "strategy" else arm
-        point = (float(walls[min(at, len(walls) - 1)]), at / len(walls))
-        label(ax, f"{name}\n(n = {len(walls)})", point, (9, -4) if right else (-9, 4))
-    ax.set_xlim(0, longest * 1.3)
-    ax.set_ylim(0, 1.02)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-    ax.set_xlabel("wall time of one request (ms)")
-    ax.set_ylabel("share of requests (%)")
+        text, away = f"{name}\n(n = {len(times)})", (9, -4) if right else (-9, 4)
+        label(ax, text, (times[place], shares[place]), away)
+    ax.set(xlim=(0, longest * 1.3), ylim=(0, 1.02))
+    ax.yaxis.set_major_formatter(lambda value, _: percent(value))
+    ax.set(xlabel="wall time of one request (ms)", ylabel="share of requests (%)")
 
 
 def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
@@ -200,25 +206,19 @@ def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
     if done.empty:
         instead(ax, "No round is complete.")
         return
-    found = headline.overhead_ratio
-    ax.axhspan(1 - headline.band, 1 + headline.band, color=BAND, zorder=0)
-    ax.axhline(1, color=INK, linewidth=1)
-    x = done["round"].astype(int).to_numpy() + 1
-    ax.plot(x, done["ratio"], "o", color=INK, markersize=8)
+    line_at_one(ax, "y", headline.band)
+    ax.plot((done["round"] + 1).tolist(), done["ratio"].tolist(), "o", color=INK, markersize=8)
     last = int(rounds["round"].max()) + 1
-    beside = last + 0.8
-    if found.low is not None and found.high is not None:
-        ax.plot([beside, beside], [found.low, found.high], color=INK, linewidth=2.5)
-        middle = _middle(headline)
+    if interval := _interval(headline):
+        beside, middle = last + 0.8, _median(headline)
+        ax.plot([beside, beside], interval, color=INK, linewidth=2.5)
         ax.plot([beside], [middle], "D", color=INK, markersize=8)
-        text = f"median {number(middle, 2)}\n95 % interval"
-        label(ax, text, (beside, middle), (8, 0))
+        label(ax, f"median {number(middle, 2)}\n95 % interval", (beside, middle), (8, 0))
     ax.set_xlim(0.5, last * 1.25 + 1)
     ax.set_ylim(0, max(1.2, float(done["ratio"].max()) * 1.15))
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.locator_params("x", integer=True)
     ax.set_xticks([tick for tick in ax.get_xticks() if 1 <= tick <= last])
-    ax.set_xlabel("round (in the order measured)")
-    ax.set_ylabel("total time / baseline's (ratio)")
+    ax.set(xlabel="round (in the order measured)", ylabel="total time / baseline's (ratio)")
 
 
 def shares(ax: Axes, headline: Headline) -> None:
@@ -228,46 +228,30 @@ def shares(ax: Axes, headline: Headline) -> None:
     below it stood idle. The busiest one, the binding leg, is filled.
     """
     put_titles(ax, titles.share(headline), words.subtitle(headline))
-    found = [one for one in provider_shares(headline) if one.speed is not None]
-    if not found:
+    points = [(share, share.speed) for share in provider_shares(headline) if share.speed]
+    if not points:
         instead(ax, "Some provider's speed is unknown, so shares of it cannot be drawn.")
         return
-    most = max(max(one.speed or 0.0, one.done) for one in found)
+    most = max(max(speed, share.done) for share, speed in points)
     reach = 1.0 if most > 0.5 else min(1.0, 1.5 * most)
     ax.plot([0, reach], [0, reach], color=FAINT, linewidth=1, linestyle="--")
     ax.text(0.95 * reach, reach, "share = speed", ha="right", va="center")
-    busiest = max(one.busy or 0.0 for one in found)
-    column = apart([one.done for one in found], 0.07 * reach)
-    for one, height in zip(found, column, strict=True):
-        face = INK if one.busy == busiest else "white"
-        x, y = one.speed or 0.0, one.done
-        busy = "never busy" if not y else f"busy {percent(one.busy)} of the time"
-        text = f"{one.provider}: {percent(y)} of the prompts,"
-        if len(found) <= 2:  # beside its point, on the side away from the diagonal
-            label(
-                ax, text.replace(": ", ":\n") + f"\n{busy}", (x, y), _beside(x / reach, y / reach)
-            )
-        else:  # in a column beside the chart, so that many do not collide
-            ax.plot([x, 1.02 * reach], [y, height], color=FAINT, lw=0.6, clip_on=False)
-            ax.text(1.03 * reach, height, f"{text} {busy}", va="center", fontsize=11)
-        ax.plot([x], [y], "o", color=INK, mfc=face, markersize=11, clip_on=False, zorder=5)
-    ax.set_xlim(0, reach)
-    ax.set_ylim(0, reach * 1.04)
+    busiest = max(share.busy or 0.0 for share, _ in points)
+    # Their names stand in a column beside the chart, so that many do not collide.
+    new_line, gap = ("\n", 0.24) if len(points) <= 4 else (" ", 0.07)
+    column = clear([share.done for share, _ in points], gap * reach)
+    for (share, speed), height in zip(points, column, strict=True):
+        busy = f"busy {percent(share.busy)} of the time" if share.done else "never busy"
+        lines = [f"{share.provider}:", f"{percent(share.done)} of the prompts,", busy]
+        ax.plot([speed, 1.02 * reach], [share.done, height], color=FAINT, lw=0.6, clip_on=False)
+        ax.text(1.03 * reach, height, new_line.join(lines), va="center", fontsize=11)
+        face = INK if share.busy == busiest else "white"
+        (point,) = ax.plot([speed], [share.done], "o", color=INK, mfc=face, markersize=11)
+        point.set(clip_on=False, zorder=5)
+    ax.set(xlim=(0, reach), ylim=(0, reach * 1.04))
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-    ax.set_xlabel("share of the pool's speed (%)")
-    ax.set_ylabel("share of the prompts (%)")
-
-
-def _beside(x: float, y: float) -> tuple[float, float]:
-    """Where a label of a third of the chart's width clears its point, the diagonal, the edges."""
-    up = 9.0 if y < 0.12 else -9.0 if y > 0.88 else 0.0
-    if y >= x:
-        return (-12, up) if x >= 0.33 else (12, up or (0 if y - x > 0.36 else 9))
-    return (12, up) if x <= 0.66 else (-12, up or (9 if y < 0.25 else -9))
-
-
-_MARKS = "osD^vP*X"
+        axis.set_major_formatter(lambda value, _: percent(value))
+    ax.set(xlabel="share of the pool's speed (%)", ylabel="share of the prompts (%)")
 
 
 def lengths(ax: Axes, requests: pd.DataFrame, lines: pd.DataFrame, headline: Headline) -> None:
@@ -276,95 +260,48 @@ def lengths(ax: Axes, requests: pd.DataFrame, lines: pd.DataFrame, headline: Hea
     `requests` is `tables.requests(report)`, `lines` is `tables.lengths(report)`; the strategy's
     answered requests are drawn, a mark per provider.
     """
-    put_titles(ax, titles.lengths(lines.to_dict("records")), words.subtitle(headline))  # type: ignore[arg-type]
+    rows = lines.to_dict("records")
+    put_titles(ax, titles.lengths(rows), words.subtitle(headline))  # type: ignore[arg-type]
     good = requests[requests["arm"].eq("strategy") & requests["outcome"].eq("ok")]
     good = good.dropna(subset=["output_tokens", "wall_ms"])
     if good.empty:
         instead(ax, "No server counted its answers' tokens.")
         return
-    longest, slowest = float(good["output_tokens"].max()), float(good["wall_ms"].max())
-    rows = lines.to_dict("records")
-    tips = []
+    ends = dict[str, tuple[float, float]]()
     for place, row in enumerate(rows):
         mine = good[good["provider"].eq(row["provider"])]
         x, y = mine["output_tokens"].astype(float), mine["wall_ms"].astype(float)
-        face = "white" if place % 2 else INK
-        ax.plot(x, y, _MARKS[place % len(_MARKS)], color=INK, mfc=face, markersize=8, ls="none")
-        tip = (float(x.max()), float(y.mean()))
-        if not np.isnan(row["each_ms"]):
-            reach = np.array([x.min(), x.max()])
-            heights = row["besides_ms"] + row["each_ms"] * reach
-            ax.plot(reach, heights, color=FAINT, linewidth=1.5, ls="--" if place % 2 else "-")
-            tip = (tip[0], float(heights[-1]))
-        tips.append(tip)
-    beside = apart([height for _, height in tips], 0.14 * slowest)
-    for row, (x_end, _), height in zip(rows, tips, beside, strict=True):
-        text = f"{row['provider']}\n(n = {row['n']})"
-        ax.text(x_end + 0.03 * longest, height, text, va="center")
-    ax.set_xlim(0, longest * 1.25)
-    ax.set_ylim(0, max(slowest, *(height for _, height in tips)) * 1.1)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("length of the answer (tokens)")
-    ax.set_ylabel("wall time of one request (ms)")
-
-
-def _middle(headline: Headline) -> float:
-    return headline.overhead_ratio.median or 0.0
-
-
-def _dates(headlines: Sequence[Headline]) -> str:
-    days = sorted({day(one.created) for one in headlines}) or ["no date"]
-    providers = sorted({name for one in headlines for name in one.providers})
-    span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    counts = [one.overhead_ratio.rounds for one in headlines] or [0]
-    n = (
-        many(counts[0], "round")
-        if min(counts) == max(counts)
-        else f"{min(counts)} to {max(counts)} rounds"
-    )
-    return f"{n} each · {', '.join(providers)} · {span}"
-
-
-def drift(ax: Axes, requests: pd.DataFrame, title: str, headline: Headline) -> None:
-    """One request alone on each machine over the run: calibration, from start to end.
-
-    `requests` is `tables.requests(report)`, `title` is `words.title_drift(report)`.
-    """
-    put_titles(ax, title, words.subtitle(headline))
-    timed = requests[requests["arm"].eq("calibration") & requests["outcome"].eq("ok")]
-    timed = timed.dropna(subset=["start_ms", "wall_ms"])
-    if timed.empty:
-        instead(ax, "No calibration has times, so drift is unknown.")
-        return
-    dashes = ["-", "--", ":", "-."]
-    for place, (provider, rows) in enumerate(timed.groupby("provider", sort=False)):
-        rows = rows.sort_values("start_ms")
-        x, y = rows["start_ms"].to_numpy() / 1000, rows["wall_ms"].to_numpy()
-        ax.plot(x, y, "o", ls=dashes[place % 4], color=INK, markersize=6, lw=1.2)
-        ax.annotate(str(provider), (x[-1], y[-1]), (8, 0), textcoords="offset points", va="center")
-    ax.set_xlim(0, float(timed["start_ms"].max()) / 1000 * 1.15)
-    ax.set_ylim(0, float(timed["wall_ms"].max()) * 1.15)
-    ax.set_xlabel("time since the run began (s)")
-    ax.set_ylabel("one request alone (ms)")
+        mark, face = _MARKS[place % len(_MARKS)], "white" if place % 2 else INK
+        ax.plot(x, y, mark, color=INK, mfc=face, markersize=8, ls="none")
+        end = float(x.max()), float(y.mean())
+        if row["each_ms"] == row["each_ms"]:  # not NaN: their lengths differ
+            heights = [row["besides_ms"] + row["each_ms"] * tokens for tokens in (x.min(), x.max())]
+            dashes = "--" if place % 2 else "-"
+            ax.plot([x.min(), x.max()], heights, color=FAINT, linewidth=1.5, ls=dashes)
+            end = end[0], float(heights[1])
+        ends[f"{row['provider']}\n(n = {row['n']})"] = end
+    ax.set_xlim(0, float(good["output_tokens"].max()) * 1.25)
+    ax.set_ylim(0, max(float(good["wall_ms"].max()), *(y for _, y in ends.values())) * 1.1)
+    ax.locator_params("x", integer=True)
+    ax.set(xlabel="length of the answer (tokens)", ylabel="wall time of one request (ms)")
+    put_names(ax, ends)
 
 
 def ruler(ax: Axes, rows: pd.DataFrame, cases: Sequence[str], title: str, under: str) -> None:
     """The instrument's bias for each known behaviour, and the range that 95 % stay within.
 
-    `rows` is `tables.ruler(found)`, `cases` its `accuracy.ruler_cases`, `title` its finding.
+    `rows` is `tables.ruler(ruler)`, `cases` its `accuracy.ruler_cases`, `title` its finding.
     """
     put_titles(ax, title, under)
     if rows.empty:
         instead(ax, "Nothing was checked.")
         return
     for y, row in enumerate(rows.to_dict("records")):
-        if row["p95_ms"] == row["p95_ms"]:  # not NaN
-            ax.plot([0, row["p95_ms"]], [y, y], color=FAINT, linewidth=2.5)
+        ax.plot([0, row["p95_ms"]], [y, y], color=FAINT, linewidth=2.5)  # NaN draws nothing
         ax.plot([row["bias_ms"]], [y], "D", color=INK, markersize=7)
         text = f"{number(row['bias_ms'], 2)} ms"
         ax.annotate(text, (row["bias_ms"], y), (0, 9), textcoords="offset points", ha="left")
     ax.axvline(0, color=INK, linewidth=1)
     ax.set_yticks(range(len(rows)), list(cases), fontsize=10)
-    ax.set_ylim(-0.8, len(rows) - 0.3)
-    ax.invert_yaxis()
+    ax.set_ylim(len(rows) - 0.3, -0.8)
     ax.set_xlabel("measured minus true (ms)")

@@ -1,7 +1,7 @@
-"""Ratio against one setting: what a swept parameter does to each strategy, told and drawn.
+"""What a setting does: the ratio along a swept parameter, throughput along requests in flight.
 
-Everything comes from ordinary reports: `along` picks those that differ in one parameter only.
-Draws on `ax`, measures nothing.
+Told and drawn, from ordinary reports: `along` picks those that differ in one parameter only,
+`capacities` reads the levels that `poc doctor --capacity` drove each provider at.
 """
 
 from __future__ import annotations
@@ -9,23 +9,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import cycle, pairwise
 from statistics import median
-
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
+from typing import TYPE_CHECKING
 
 from .. import parameterfile
+from ..contention import Found, conclude, levels
 from ..reading import tables
 from ..records import Report
 from ..stats import Headline
 from . import words
-from .format import bullets, inline, many, number, table
-from .style import BAND, FAINT, INK, instead, label, names
+from .causes import MEANING
+from .charts import several
+from .format import bullets, day, inline, many, milliseconds, number, table
+from .style import FAINT, INK, even_around_one, instead, label, line_at_one, names
 from .style import titles as put_titles
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 SIGNS = {"o": "○", "s": "□", "D": "◇", "^": "△", "v": "▽", "<": "◁", ">": "▷"}
-STEPS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+# ---- The ratio along a swept parameter --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -51,11 +57,25 @@ class Curves:
     points: list[Point]
 
     def of(self, strategy: str) -> list[Point]:
-        return [one for one in self.points if one.strategy == strategy]
+        return [point for point in self.points if point.strategy == strategy]
 
     @property
     def strategies(self) -> list[str]:
-        return list(dict.fromkeys(one.strategy for one in self.points))
+        return list(dict.fromkeys(point.strategy for point in self.points))
+
+    @property
+    def ideals(self) -> dict[float, float | None]:
+        """The ideal at each value of the setting: the median of the strategies' reports."""
+        known = {point.x: list[float]() for point in self.points}
+        for point in self.points:
+            known[point.x] += [] if point.ideal is None else [point.ideal]
+        return {x: median(values) if values else None for x, values in known.items()}
+
+    @property
+    def first_stop(self) -> tuple[str, float] | None:
+        """The strategy that stops helping first, and where."""
+        ends = [(name, x) for name in self.strategies if (x := stops(self.of(name))) is not None]
+        return min(ends, key=lambda end: abs(end[1] - self.points[0].x), default=None)
 
     def shown(self, x: float) -> str:
         return f"{_rounded(x)} {self.unit}".strip()
@@ -70,20 +90,21 @@ def along(
     newer one. A report without a complete round has no ratio, so it is no point.
     """
     sets: dict[str, dict[tuple[str, float], Report]] = {}
-    for report in sorted(reports, key=lambda one: one.created):
+    for report in sorted(reports, key=lambda report: report.created):
         values = report.parameters.model_dump() if report.parameters else {}
         x = parameterfile.get(values, key)
         if isinstance(x, int | float):
             parameterfile.put(values, key, None)
             rest = json.dumps(values | {"experiment": None, "strategy": None}, sort_keys=True)
             sets.setdefault(rest, {})[report.strategy, float(x)] = report
-    most = max(sets.values(), key=lambda found: len({x for _, x in found}), default={})
+    most = max(sets.values(), key=lambda alike: len({x for _, x in alike}), default={})
     points = []
     for (strategy, x), report in most.items():
         headline = tables.headline(report)
         if headline.overhead_ratio.median is not None:
             points.append(Point(strategy, x, headline, ideal(report, headline)))
-    return Curves(what, unit, sorted(points, key=lambda one: -one.x if more_is_better else one.x))
+    points.sort(key=lambda point: point.x, reverse=more_is_better)
+    return Curves(what, unit, points)
 
 
 def ideal(report: Report, headline: Headline) -> float | None:
@@ -115,26 +136,19 @@ def stops(points: Sequence[Point]) -> float | None:
     return points[0].x
 
 
-def _first_stop(curves: Curves) -> tuple[str, float] | None:
-    """The strategy that stops helping first, and where."""
-    found = [(name, x) for name in curves.strategies if (x := stops(curves.of(name))) is not None]
-    start = curves.points[0].x if curves.points else 0.0
-    return min(found, key=lambda pair: abs(pair[1] - start), default=None)
-
-
 def title(curves: Curves) -> str:
     """Where the first strategy stops helping, and how many never do."""
     if not curves.points:
         return "Nothing was measured"
-    if (first := _first_stop(curves)) is None:
+    if (first := curves.first_stop) is None:
         return f"Every strategy stays below 1 at every {curves.what} measured"
     below = sum(stops(curves.of(name)) is None for name in curves.strategies)
     rest = f"; {below} of {len(curves.strategies)} strategies stay below 1" if below else ""
-    return f"{first[0]} stops helping {_where(curves, first[1])}{rest}"
+    return f"{first[0]} {_stopping(curves, first[1])}{rest}"
 
 
-def _where(curves: Curves, x: float) -> str:
-    return f"where the {curves.what} is {curves.shown(x)}"
+def _stopping(curves: Curves, x: float) -> str:
+    return f"stops helping where the {curves.what} is {curves.shown(x)}"
 
 
 def told(curves: Curves) -> str:
@@ -143,40 +157,35 @@ def told(curves: Curves) -> str:
     for name in curves.strategies:
         points = curves.of(name)
         x = stops(points)
-        end = "stays below 1 at every value" if x is None else f"stops helping {_where(curves, x)}"
-        effects = {one.x: words.effect(one.headline) for one in points}
+        end = "stays below 1 at every value" if x is None else _stopping(curves, x)
+        effects = {point.x: words.effect(point.headline) for point in points}
         sure = [
             f"{effect} at {', '.join(map(curves.shown, where))}"
             for effect in ("faster", "slower")
-            if (where := [x for x, found in effects.items() if found == effect])
+            if (where := [x for x, known in effects.items() if known == effect])
         ]
         known = " and ".join(sure) or "at no value distinguishable from 1"
-        unit = " per token" if any(one.headline.per_token for one in points) else ""
+        unit = " per token" if any(point.headline.per_token for point in points) else ""
         lines.append(f"{name} {end}, by medians{unit}; by its intervals it is {known}.")
     return f"**{title(curves)}.**\n\n{bullets(lines)}"
 
 
 def ratios(curves: Curves) -> str:
     """Every point's ratio, a column a strategy, as a Markdown table."""
-    rows = []
-    for x in dict.fromkeys(one.x for one in curves.points):
-        here = {one.strategy: one for one in curves.points if one.x == x}
-        cells = [words.ratio(here[n].headline) if n in here else "-" for n in curves.strategies]
-        rows.append([curves.shown(x), _number(_ideal(curves, x)), *cells])
+    cells = {(point.strategy, point.x): words.ratio(point.headline) for point in curves.points}
+    rows = [
+        [curves.shown(x), _number(best), *(cells.get((name, x), "-") for name in curves.strategies)]
+        for x, best in curves.ideals.items()
+    ]
     return table([curves.what, "ideal", *curves.strategies], rows, markdown=True)
-
-
-def _ideal(curves: Curves, x: float) -> float | None:
-    known = [one.ideal for one in curves.points if one.x == x and one.ideal is not None]
-    return median(known) if known else None
 
 
 def _rounded(x: float) -> str:
     return f"{round(x, 2 if abs(x) < 10 else 0):,g}"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else number(value, 2)
+def _number(value: float | None, decimals: int = 2) -> str:
+    return "-" if value is None else number(value, decimals)
 
 
 def points_table(points: Sequence[tuple[Mapping[str, str], Report | None]]) -> str:
@@ -185,29 +194,29 @@ def points_table(points: Sequence[tuple[Mapping[str, str], Report | None]]) -> s
     Below it what could change the verdicts.
     """
     keys = list(dict.fromkeys(key for changed, _ in points for key in changed))
-    rows, judged = [], []
-    for changed, report in points:
-        what = [inline(changed.get(key, "-"), 40) for key in keys]
-        if report is None:
-            rows.append([*what, "failed", "-", "-"])
-        else:
-            headline = tables.headline(report)
-            judged.append((report, headline, ", ".join(changed.values())))
+    headlines = [tables.headline(report) if report else None for _, report in points]
+    rows = []
+    for (changed, _), headline in zip(points, headlines, strict=True):
+        cells = ["failed", "-", "-"]
+        if headline:
             speedup = _number(headline.speedup) + words.per_token(headline)
-            rows.append([*what, words.ratio(headline), speedup, headline.verdict])
+            cells = [words.ratio(headline), speedup, headline.verdict]
+        rows.append([*(inline(changed.get(key, "-"), 40) for key in keys), *cells])
     listed = table([*keys, "ratio (95 % interval)", "speedup", "gate"], rows)
-    pairs = [(r, h) for r, h, _ in judged]
-    named = [name for *_, name in judged]
-    found = words.beside([r for r, _ in pairs], [h for _, h in pairs], named)
-    warned = f"\n\nWhat could change these verdicts:\n{bullets(found)}" if found else ""
-    return listed + warned
+    warned = words.beside(
+        [report for _, report in points if report],
+        [headline for headline in headlines if headline],
+        [", ".join(changed.values()) for changed, report in points if report],
+    )
+    return f"{listed}\n\nWhat could change these verdicts:\n{bullets(warned)}" if warned else listed
 
 
 def losses(reports: Sequence[Report]) -> str:
     """Whether the strategies' arms, in which machines were cut off, lost an answer."""
-    arms = [arm for r in reports for one in r.rounds for arm in one.arms if arm.arm == "strategy"]
+    rounds = [round_ for report in reports for round_ in report.rounds]
+    arms = [arm for round_ in rounds for arm in round_.arms if arm.arm == "strategy"]
     struck = sum(bool(arm.struck_ms) for arm in arms)
-    asked = sum(len(r.prompt_sha256) for r in reports for one in r.rounds)
+    asked = sum(len(report.prompt_sha256) * len(report.rounds) for report in reports)
     answered = sum(len({row.prompt for row in a.requests if row.outcome == "ok"}) for a in arms)
     again = sum(row.role == "retry" for arm in arms for row in arm.requests)
     lost = "none was lost" if answered == asked else f"{asked - answered:,} were lost"
@@ -219,44 +228,158 @@ def losses(reports: Sequence[Report]) -> str:
 
 def draw(ax: Axes, curves: Curves) -> None:
     """Ratio against the setting, a line a strategy with its intervals, the ideal, and 1."""
-    rounds = sorted({one.headline.overhead_ratio.rounds for one in curves.points}) or [0]
-    span = many(rounds[0], "round") if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]} rounds"
-    where = [words.where_and_when(curves.points[-1].headline)] if curves.points else []
-    put_titles(ax, title(curves), " · ".join(["median and 95 % interval", f"{span} each", *where]))
+    headlines = [point.headline for point in curves.points]
+    put_titles(ax, title(curves), f"median and 95 % interval · {several(headlines)}")
     if not curves.points:
         instead(ax, "No report has a ratio for this setting.")
         return
-    band = max(one.headline.band for one in curves.points)
-    ax.axhspan(1 - band, 1 + band, color=BAND, zorder=0)
-    ax.axhline(1, color=INK, linewidth=1)
-    ends, ys = dict[str, tuple[float, float]](), [2.2]
-    for (mark, sign), name in zip(SIGNS.items(), curves.strategies, strict=False):
+    line_at_one(ax, "y", max(headline.band for headline in headlines))
+    ends, reached = dict[str, tuple[float, float]](), [1.9]
+    for (mark, sign), name in zip(cycle(SIGNS.items()), curves.strategies, strict=False):
         points = curves.of(name)
-        for one in points:
-            found = one.headline.overhead_ratio
-            low, high = found.low or one.ratio, found.high or one.ratio
-            ax.plot([one.x, one.x], [low, high], color=FAINT)
-            ys += [high, 1 / low]
-        line = [one.x for one in points], [one.ratio for one in points]
+        for point in points:
+            interval = point.headline.overhead_ratio
+            low, high = interval.low or point.ratio, interval.high or point.ratio
+            ax.plot([point.x, point.x], [low, high], color=FAINT)
+            reached += [low, high]
+        line = [point.x for point in points], [point.ratio for point in points]
         ax.plot(*line, f"{mark}-", color=INK, mfc="white", linewidth=1.2, markersize=7)
         ends[f"{name} {sign}"] = (points[-1].x, points[-1].ratio)
-    order = list(dict.fromkeys(one.x for one in curves.points))
-    best = {x: y for x in order if (y := _ideal(curves, x)) is not None}
-    if best:
+    order = list(curves.ideals)
+    if best := {x: y for x, y in curves.ideals.items() if y is not None}:
         ax.plot(list(best), list(best.values()), "--", color=INK, linewidth=1.5)
         ends["ideal - -"] = list(best.items())[-1]
-    reach = max(ys) * 1.1
-    ax.set_yscale("log")
-    ax.set_ylim(1 / reach, reach)
-    ax.set_yticks([step for step in STEPS if 1 / reach <= step <= reach])
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))  # noqa: RUF001
-    ax.yaxis.set_minor_locator(NullLocator())
+    reach = even_around_one(ax, "y", reached)
     ax.set_ylabel("total time / fastest machine's alone")
     width = order[-1] - order[0] or 1.0
     ax.set_xlim(order[0] - 0.05 * width, order[-1] + 0.45 * width)  # room for the names
     ax.set_xticks(order, [_rounded(x) for x in order])
     ax.set_xlabel(f"{curves.what} ({curves.unit})" if curves.unit else curves.what)
-    if first := _first_stop(curves):
+    if first := curves.first_stop:
         ax.axvline(first[1], color=INK, linewidth=1.2, linestyle=":")
         label(ax, f"stops helping: {curves.shown(first[1])}", (first[1], reach), (-6, -14))
+    names(ax, ends)
+
+
+# ---- Throughput along requests in flight -------------------------------------------------------
+
+
+def capacities(report: Report) -> dict[str, Found]:
+    """What each provider did at the levels that it was driven at; empty where there are none."""
+    driven = {p.name: levels(report.preparation, p.name) for p in report.providers}
+    return {name: conclude(mine) for name, mine in driven.items() if mine}
+
+
+def capacity_text(report: Report, markdown: bool = False) -> str:
+    """Every level of every provider as a table, then what each does and should hold."""
+    rows, lines = [], []
+    for name, provider in capacities(report).items():
+        for level in provider.levels:
+            gain = _over(level.tokens_per_s, provider.levels[0].tokens_per_s)
+            times = map(milliseconds, (level.ttft_ms, level.request_ms, level.server_ms))
+            rate, gained = _number(level.tokens_per_s, 1), "-" if gain is None else _times(gain)
+            rows.append([name, str(level.in_flight), rate, gained, *times, str(level.refused)])
+        lines.append(f"{_sentence(name, provider)}; recommended capacity: {provider.capacity}.")
+    header = ["provider", "in flight", "tokens per s", "of one alone", "to first token"]
+    header += ["request", "server's own", "refused"]
+    listing = bullets(lines) if markdown else "\n".join(lines)
+    return f"{table(header, rows, markdown)}\n\n{listing}"
+
+
+def capacity_finding(report: Report) -> str:
+    """What each provider does with several requests at once, and how many it should hold."""
+    lines = []
+    for name, provider in capacities(report).items():
+        held = next(x for x in provider.levels if x.in_flight == provider.capacity)
+        gain = _over(held.tokens_per_s, provider.levels[0].tokens_per_s)
+        gained = "" if gain is None else f" ({_times(gain)} one alone's throughput)"
+        lines.append(f"**{_sentence(name, provider)}**: at most {held.in_flight} at once{gained}.")
+    return bullets(lines) if lines else "**No level was measured.**"
+
+
+def capacity_provenance(report: Report) -> str:
+    """One line on where the levels come from."""
+    models = sorted({provider.model for provider in report.providers if provider.model})
+    engines = sorted({provider.engine for provider in report.providers if provider.engine})
+    return f"*{' · '.join([_levels_of(report), *models, *engines])}*"
+
+
+def _sentence(name: str, provider: Found) -> str:
+    """`local` batches (batching: …), without its full stop."""
+    kind = provider.behaviour
+    if kind == "undisturbed":
+        return f"{name} showed no limit with up to {provider.levels[-1].in_flight} requests at once"
+    full = next((level.in_flight for level in provider.levels if level.full), None)
+    waits = f", by its own word requests wait there from {full} at once on" if full else ""
+    return f"{name} {kind} ({MEANING[kind]}){waits}"
+
+
+def _over(value: float | None, base: float | None) -> float | None:
+    return None if value is None or not base else value / base
+
+
+def _times(gain: float) -> str:
+    return f"{number(gain, 2)} times"
+
+
+def _levels_of(report: Report) -> str:
+    count = sum(level.answered for p in capacities(report).values() for level in p.levels)
+    return f"{many(count, 'answer')} · {words.pool(report)} · {day(report.created)}"
+
+
+def throughput(ax: Axes, report: Report) -> None:
+    """Tokens per second against requests in flight, a line a provider; the capacity is filled."""
+    found = capacities(report)
+    behaviours = [f"{name} {provider.behaviour}" for name, provider in found.items()]
+    finding = ", ".join(behaviours) or "No level was measured"
+    _draw_levels(ax, report, finding, {"tokens_per_s": "-"})
+    ax.set_ylabel("tokens per second")
+    ax.set_xlabel("requests in flight at the provider (filled: the recommended capacity)")
+    for mark, provider in zip(cycle(SIGNS), found.values(), strict=False):
+        for level in provider.levels:
+            if level.in_flight == provider.capacity and level.tokens_per_s is not None:
+                ax.plot([level.in_flight], [level.tokens_per_s], mark, color=INK, markersize=9)
+
+
+def times(ax: Axes, report: Report) -> None:
+    """A request's time (solid) and its time to first token (dotted) against requests in flight."""
+    _draw_levels(ax, report, times_title(report), {"request_ms": "-", "ttft_ms": ":"})
+    ax.set_ylabel("mean time (ms)")
+    ax.set_xlabel("requests in flight (solid: the whole request; dotted: to its first token)")
+
+
+def times_title(report: Report) -> str:
+    """Whose requests grew most, for the requests in flight that were tried there."""
+    grown = [
+        (ratio, provider.levels[-1].in_flight, name)
+        for name, provider in capacities(report).items()
+        if (ratio := _over(provider.levels[-1].request_ms, provider.levels[0].request_ms))
+    ]
+    if not grown:
+        return "No request was timed"
+    ratio, count, worst = max(grown, key=lambda growth: growth[0] / growth[1])
+    took = f"{number(ratio, 1)} times as long as one alone"
+    return f"With {count} in flight a request to {worst} takes {took}"
+
+
+def _draw_levels(ax: Axes, report: Report, finding: str, fields: Mapping[str, str]) -> None:
+    """Fields of the levels, each with its dashes, against requests in flight."""
+    found = capacities(report)
+    put_titles(ax, finding, _levels_of(report))
+    if not found:
+        instead(ax, "This report has no levels: run poc doctor --capacity.")
+        return
+    ends = dict[str, tuple[float, float]]()
+    for mark, (name, provider) in zip(cycle(SIGNS), found.items(), strict=False):
+        for field, dashes in fields.items():
+            known = [(x.in_flight, getattr(x, field)) for x in provider.levels]
+            if points := [(x, y) for x, y in known if y is not None]:
+                ax.plot(*zip(*points, strict=True), f"{mark}{dashes}", color=INK, mfc="white")
+                ends.setdefault(name, points[-1])
+    ticks = sorted({level.in_flight for p in found.values() for level in p.levels})
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(0.9, max(ticks) * 1.8)
+    ax.set_ylim(bottom=0)
     names(ax, ends)

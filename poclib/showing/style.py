@@ -1,36 +1,39 @@
-"""How every chart looks: palette, type, title, key, labels that do not collide. Draws no data.
+"""How every chart looks: type, title, key, labels that do not collide. Draws no data.
 
-With `timelines` and `plots` the only modules that import matplotlib.
+matplotlib is loaded when something is drawn, so that a command that draws nothing starts fast.
 """
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.transforms import ScaledTranslation, Transform, blended_transform_factory
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..reading.phases import CLIENT, FIRST, OWN, SEGMENTS, UNSPLIT
 
-INK = "#222222"
-FAINT, BAND = "#8a8a8a", "#e8e8e8"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Transform
+
+INK, FAINT, BAND = "#222222", "#8a8a8a", "#e8e8e8"
 DARK = {FIRST, OWN, UNSPLIT}
+STEPS = (1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)  # the ratios that may be ticks, and 1 over them
 
 
 def use_style() -> None:
     """Set type, lines and sizes for every chart after this call; half width stays legible."""
+    import matplotlib
+
     _keep_both_formats()
-    plt.rcParams.update(
-        {
+    inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+    ink: dict[Any, Any] = dict.fromkeys(inked, INK)
+    matplotlib.rcParams.update(
+        ink
+        | {
             "figure.figsize": (8, 4.2),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
@@ -40,11 +43,7 @@ def use_style() -> None:
             "axes.titlelocation": "left",
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.edgecolor": INK,
-            "axes.labelcolor": INK,
-            "text.color": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
+            "text.parse_math": False,  # names come from servers: no text is read as a formula
             "svg.hashsalt": "poclib",
             "svg.fonttype": "none",  # text stays text: to be searched, read aloud, scrubbed
         }
@@ -57,6 +56,9 @@ def _keep_both_formats() -> None:
     shell = ipython.get_ipython() if ipython else None
     if shell is None or not getattr(shell, "kernel", None):
         return
+    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
+
     plt.switch_backend(plt.get_backend())  # the notebook's backend sets its own formats first
     for kind, mime in (("png", "image/png"), ("svg", "image/svg+xml")):
         shell.display_formatter.formatters[mime].for_type(Figure, partial(_picture, kind))
@@ -66,14 +68,15 @@ def _picture(kind: str, figure: Figure) -> tuple[Any, dict[str, str]]:
     """A figure's bytes or text, the same for the same figure, and its metadata."""
     from IPython.core.pylabtools import print_figure
 
-    unsaid = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {}
-    made = print_figure(figure, kind, metadata=unsaid)  # type: ignore[no-untyped-call]
+    absent = dict.fromkeys(("Date", "Creator", "Format", "Type")) if kind == "svg" else {}
+    made = print_figure(figure, kind, metadata=absent)  # type: ignore[no-untyped-call]
     return made, {"alt": finding(figure)}
 
 
 def finding(figure: Figure) -> str:
     """What the charts in `figure` say, title and subtitle, for those who cannot see them."""
-    return " ".join(said for ax in figure.axes if (said := str(ax.get_label())).endswith("."))
+    labels = (str(ax.get_label()) for ax in figure.axes)
+    return " ".join(label for label in labels if label.endswith("."))
 
 
 def ink_on(colour: str) -> str:
@@ -82,13 +85,13 @@ def ink_on(colour: str) -> str:
 
 
 def titles(ax: Axes, title: str, under: str) -> None:
-    """The finding in bold, and n, providers and date below it; no text is read as formula.
+    """The finding in bold; below it n, providers and date.
 
     They begin at the figure's edge, not the axis', so that long labels take no room from them.
     """
-    grid = ax.get_subplotspec()
-    columns = grid.get_gridspec().ncols if grid else 1
-    inches = ax.figure.bbox.width / ax.figure.dpi / columns
+    from matplotlib.transforms import ScaledTranslation
+
+    inches = ax.figure.bbox.width / ax.figure.dpi
     lines = textwrap.wrap(under, max(20, round(inches * 10.5))) or [""]
     pad = 10 + 15 * len(lines)
     shown = ax.set_title(balanced(title, max(20, round(inches * 8))), pad=pad)
@@ -96,11 +99,9 @@ def titles(ax: Axes, title: str, under: str) -> None:
     place = _edge(ax)
     shown.set_transform(place + ScaledTranslation(0, pad / 72, ax.figure.dpi_scale_trans))
     shown.set_x(0.01)
-    shown.set_parse_math(False)
     below = "\n".join(lines)
     line = ax.annotate(below, (0.01, 1), (0, 8), place, "offset points", fontsize=11)
     line.set_in_layout(False)  # the title's distance holds its room
-    line.set_parse_math(False)
 
 
 def balanced(text: str, width: int) -> str:
@@ -116,10 +117,10 @@ def balanced(text: str, width: int) -> str:
 
 
 def _edge(ax: Axes) -> Transform:
-    """From the left of the figure (of the axes where several stand side by side) and of `ax`."""
-    grid = ax.get_subplotspec()
-    wide = grid is None or grid.get_gridspec().ncols == 1
-    return blended_transform_factory(ax.figure.transFigure if wide else ax.transAxes, ax.transAxes)
+    """Across from the left of the figure, up from the bottom of `ax`; both as shares."""
+    from matplotlib.transforms import blended_transform_factory
+
+    return blended_transform_factory(ax.figure.transFigure, ax.transAxes)
 
 
 def label(ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float]) -> None:
@@ -127,7 +128,6 @@ def label(ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float
     across = "left" if away[0] > 0 else "right" if away[0] < 0 else "center"
     up = "bottom" if away[1] > 0 else "top" if away[1] < 0 else "center"
     shown = ax.annotate(text, at, away, textcoords="offset points", ha=across, va=up, fontsize=12)
-    shown.set_parse_math(False)
     shown.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
 
 
@@ -139,55 +139,61 @@ def instead(ax: Axes, sentence: str) -> None:
 
 def key(ax: Axes, seen: set[str]) -> None:
     """The colours in the order they pass, below the axis, for parts too thin to be labelled."""
+    from matplotlib.patches import Patch
+    from matplotlib.transforms import ScaledTranslation
+
     order = (CLIENT[0], *SEGMENTS)
     patches = [Patch(color=phase.colour, label=phase.label) for phase in order if phase.key in seen]
     # A fixed distance below the axis, whatever the figure's height: clear of the axis' label.
     below = _edge(ax) + ScaledTranslation(0, -0.65, ax.figure.dpi_scale_trans)
-    ax.legend(
-        handles=patches,
-        loc="upper center",
-        bbox_to_anchor=(0.5, 0),
-        bbox_transform=below,
-        ncols=3,
-        frameon=False,
-        fontsize=12,
-    )
+    place: dict[str, Any] = {"bbox_to_anchor": (0.5, 0), "bbox_transform": below}
+    ax.legend(handles=patches, loc="upper center", ncols=3, frameon=False, fontsize=12, **place)
+
+
+def line_at_one(ax: Axes, along: Literal["x", "y"], band: float) -> None:
+    """Where a ratio of 1 lies on the axis `along`, and the band of no practical difference."""
+    span, line = (ax.axvspan, ax.axvline) if along == "x" else (ax.axhspan, ax.axhline)
+    span(1 - band, 1 + band, color=BAND, zorder=0)
+    line(1, color=INK, linewidth=1)
+
+
+def even_around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float]) -> float:
+    """Make `along` a log axis on which every ratio and 1 over it fit; returns its upper end."""
+    reach = 1.25 * max(1.2, *(max(ratio, 1 / ratio) for ratio in ratios))
+    steps = [step for step in STEPS if step <= reach]
+    steps = steps[-1:] if len(steps) < 2 else [steps[(len(steps) - 1) // 2], steps[-1]]
+    ax.set(**{f"{along}scale": "log", f"{along}lim": (1 / reach, reach)})
+    axis = ax.xaxis if along == "x" else ax.yaxis
+    axis.set_ticks([*(1 / step for step in reversed(steps)), 1.0, *steps])
+    axis.set_ticks([], minor=True)
+    axis.set_major_formatter(lambda value, _: f"{value:.2g}×")  # noqa: RUF001
+    return reach
 
 
 def names(ax: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
-    """Each line's name beside its right end; those that end at the same x do not collide."""
-    gap = ax.figure.bbox.height * 0.055
-    for x in {at[0] for at in ends.values()}:
-        mine = {name: at for name, at in ends.items() if at[0] == x}
-        shown = [ax.transData.transform(at)[1] for at in mine.values()]
-        for (name, at), old, new in zip(mine.items(), shown, clear(shown, gap), strict=True):
-            label(ax, name, at, (9, (new - old) * 72 / ax.figure.dpi))
+    """Each line's name beside its end, moved up or down where two near one x would collide.
+
+    Call it when the limits of both axes are set.
+    """
+    pixels = {name: ax.transData.transform(at) for name, at in ends.items()}
+    columns = {name: round(x / 100) for name, (x, _) in pixels.items()}
+    for column in set(columns.values()):
+        mine = [name for name in ends if columns[name] == column]
+        gap = ax.figure.bbox.height * 0.055 * max(name.count("\n") + 1 for name in mine)
+        for name, y in zip(mine, clear([pixels[name][1] for name in mine], gap), strict=True):
+            label(ax, name, ends[name], (9, (y - pixels[name][1]) * 72 / ax.figure.dpi))
 
 
 def clear(wanted: Sequence[float], gap: float) -> list[float]:
     """Positions at least `gap` apart; those that must move do so evenly about their middle."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     groups: list[list[int]] = []
 
-    def first(group: Sequence[int]) -> float:
+    def lowest(group: Sequence[int]) -> float:
         return sum(wanted[i] for i in group) / len(group) - gap * (len(group) - 1) / 2
 
-    for one in order:
-        groups.append([one])
-        while len(groups) > 1 and first(groups[-2]) + gap * len(groups[-2]) > first(groups[-1]):
+    for place in sorted(range(len(wanted)), key=lambda i: wanted[i]):
+        groups.append([place])
+        while len(groups) > 1 and lowest(groups[-2]) + gap * len(groups[-2]) > lowest(groups[-1]):
             groups[-2:] = [groups[-2] + groups[-1]]
-    places = {i: first(group) + gap * n for group in groups for n, i in enumerate(group)}
+    places = {i: lowest(group) + gap * n for group in groups for n, i in enumerate(group)}
     return [places[i] for i in range(len(wanted))]
-
-
-def apart(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, in the same order, as near to `wanted` as one pass gives.
-
-    For labels at the end of lines; the whole moves down by half of what it had to grow.
-    """
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    found = list(wanted)
-    for before, after in itertools.pairwise(order):
-        found[after] = max(found[after], found[before] + gap)
-    moved = (sum(found) - sum(wanted)) / len(wanted) if wanted else 0.0
-    return [one - moved for one in found]

@@ -1,22 +1,20 @@
-"""Charts along time: one request in its phases, one arm request by request. Computes nothing.
-
-`plots` hands these on; a notebook knows only that module.
-"""
+"""Charts along time: one request in its phases, one arm request by request, the whole run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import pandas as pd
-from matplotlib.axes import Axes
+from typing import TYPE_CHECKING, Any
 
 from ..reading.phases import CLIENT, COLOURS, LABELS, OUTSIDE, SERVER, WAITING, segments
 from ..stats import Headline
 from . import titles, words
 from .format import milliseconds
-from .style import BAND, FAINT, INK, ink_on, instead, key
+from .style import BAND, FAINT, INK, ink_on, instead, key, names
 from .style import titles as put_titles
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
 
 MOST_ROWS = 60
 _LABELLED = 24  # rows that get a prompt's number each
@@ -43,11 +41,11 @@ def timeline(
     if shown.empty:
         instead(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
         return
-    zero = float(timed["start_ms"].min())
-    ticks, seen, end, y = dict[int, str](), set[str](), 0.0, 0
+    zero, end, y = float(timed["start_ms"].min()), 0.0, 0
+    ticks, seen = dict[int, str](), set[str]()
     for provider, group in shown.groupby("provider"):
         ax.axhspan(y - 0.5, y + 0.5, color=BAND, zorder=0)
-        limit, slots = ((None if pd.isna(v) else int(v)) for v in group.iloc[0][["limit", "slots"]])
+        limit, slots = (next(map(int, group[name].dropna()), None) for name in ("limit", "slots"))
         ax.text(0.008, y, f"{provider}: {words.in_flight(limit, slots)}", va="center",
                 fontweight="bold", fontsize=12, transform=ax.get_yaxis_transform())  # fmt: skip
         for row in group.to_dict("records"):
@@ -55,20 +53,17 @@ def timeline(
             end = max(end, _request(ax, y, {str(k): v for k, v in row.items()}, zero, seen))
             ticks[y] = f"#{row['prompt']}"
         y += 1
-    if headline.ideal_ms is not None and headline.ideal_ms < 3 * end:
-        ax.axvline(headline.ideal_ms, color=INK, linewidth=1, linestyle="--")
-        right = headline.ideal_ms > 0.5 * end
-        text = f" ideal {milliseconds(headline.ideal_ms)} "
-        ax.text(headline.ideal_ms, y, text, va="center", ha="right" if right else "left")
-        end, y = max(end, headline.ideal_ms), y + 1
-    if len(ticks) <= _LABELLED:
-        ax.set_yticks(list(ticks), list(ticks.values()), fontsize=12 if len(ticks) <= 12 else 9)
-    else:
-        ax.set_yticks([])
-    ax.set_ylim(y - 0.5, -0.5)
-    ax.set_xlim(0, end * 1.02)
-    ax.set_xlabel("time since the first dispatch (ms)")
-    ax.set_ylabel("prompt")
+    ideal = headline.ideal_ms
+    if ideal is not None and ideal < 3 * end:
+        ax.axvline(ideal, color=INK, linewidth=1, linestyle="--")
+        side = "right" if ideal > 0.5 * end else "left"
+        ax.text(ideal, y, f" ideal {milliseconds(ideal)} ", va="center", ha=side)
+        end, y = max(end, ideal), y + 1
+    many = len(ticks) > _LABELLED
+    ax.set_yticks([] if many else list(ticks), [] if many else list(ticks.values()),
+                  fontsize=12 if len(ticks) <= 12 else 9)  # fmt: skip
+    ax.set(ylim=(y - 0.5, -0.5), xlim=(0, end * 1.02))
+    ax.set(xlabel="time since the first dispatch (ms)", ylabel="prompt")
     key(ax, seen)
 
 
@@ -101,60 +96,68 @@ def _request(ax: Axes, y: int, row: Mapping[str, Any], zero: float, seen: set[st
 def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
     """Every phase of one request, each on a line of its own with its name and its length.
 
-    `row` is `tables.typical(report)`. First what the coordinator saw, with a tick for each
+    `row` is `cases.typical(report)`. First what the coordinator saw, with a tick for each
     token; then what the server says it worked, which are lengths and no moments: they are
     drawn in the middle of the time that the server can have had.
     """
     put_titles(ax, titles.anatomy(row), f"prompt #{row['prompt']} · {words.subtitle(headline)}")
     seen = {phase.key: float(row[phase.key]) for phase in CLIENT if row[phase.key] is not None}
     told = {phase.key: float(row[phase.key]) for phase in SERVER if row[phase.key] is not None}
-    queued = seen.get("queued_ms", 0.0)
     if row["wall_ms"] is None or not seen:
         instead(ax, "This request has no marks, so its phases cannot be drawn.")
         return
     wall = float(row["wall_ms"])
-    before = min(queued, 0.25 * wall)  # a long wait is drawn cut, or it would fill the chart
-    left, y = -before, 0
-    whole = wall + before
-    for part, width in seen.items():
-        if part == "queued_ms" and before < queued:
-            _phase(ax, y, left, before, WAITING, whole, f"… {milliseconds(queued)}")
-            left, y = 0.0, y + 1
-            continue
-        _phase(ax, y, left, width, COLOURS[part], whole)
-        if part == "generating_ms":
-            ticks = row.get("token_ms") or []
-            ax.vlines(ticks, y - 0.55, y - 0.4, color=INK, linewidth=1.2)
-        left, y = left + width, y + 1
-    _phase(ax, y, 0.0, wall, FAINT, whole)
-    y += 1
-    names = [*seen, "wall_ms", *told]
+    waited = min(seen.get("queued_ms", 0.0), 0.25 * wall)  # a long wait is cut, else it fills all
+    bars, left = list[tuple[str, float, float, str, str]](), -waited
+    for part, true in seen.items():
+        width = waited if part == "queued_ms" else true
+        text = ("… " if width < true else "") + milliseconds(true)
+        bars.append((part, left, width, COLOURS[part], text))
+        left += width
+    bars.append(("wall_ms", 0.0, wall, FAINT, milliseconds(wall)))
     if told:
-        ax.axhline(y - 0.5, color=INK, linewidth=0.8)
+        ax.axhline(len(bars) - 0.5, color=INK, linewidth=0.8)
         begin = left = (wall - sum(told.values())) / 2
         for part, width in told.items():
-            _phase(ax, y, left, width, COLOURS[part], whole)
-            left, y = left + width, y + 1
-        if row["over_ms"] is not None:
-            colour = OUTSIDE
-            ax.barh(y, begin, height=0.75, color=colour)
-            _phase(ax, y, left, wall - left, colour, whole, milliseconds(row["over_ms"]))
-            names, y = [*names, "over_ms"], y + 1
+            bars.append((part, left, width, COLOURS[part], milliseconds(width)))
+            left += width
+        if row["over_ms"] is not None:  # half of it before the server's time, half after it
+            ax.barh(len(bars), begin, height=0.75, color=OUTSIDE)
+            bars.append(("over_ms", left, wall - left, OUTSIDE, milliseconds(row["over_ms"])))
+    for y, (part, left, width, colour, text) in enumerate(bars):
+        ax.barh(y, width, left=left, height=0.75, color=colour, edgecolor="white", lw=0.4)
+        if width < 0.004 * (wall + waited):  # else it would not be seen at all
+            ax.plot([left], [y], "|", color=colour, markersize=12, markeredgewidth=1.5)
+        if width > 0.16 * (wall + waited):
+            ax.text(left + width / 2, y, text, ha="center", va="center", color=ink_on(colour))
+        else:
+            ax.text(left + width, y, f" {text}", va="center")
+        if part == "generating_ms":
+            ax.vlines(row.get("token_ms") or [], y - 0.55, y - 0.4, color=INK, linewidth=1.2)
     ax.axvline(0, color=INK, linewidth=0.8)
-    ax.set_yticks(range(y), [LABELS[one] for one in names])
-    ax.set_ylim(y - 0.4, -0.7)
-    ax.set_xlim(-1.02 * before, wall * 1.14)
+    ax.set_yticks(range(len(bars)), [LABELS[part] for part, *_ in bars])
+    ax.set(ylim=(len(bars) - 0.4, -0.7), xlim=(-1.02 * waited, wall * 1.14))
     ax.set_xlabel("time since the request was handed to the transport (ms)")
 
 
-def _phase(
-    ax: Axes, y: int, left: float, width: float, colour: str, whole: float, text: str = ""
-) -> None:
-    ax.barh(y, width, left=left, height=0.75, color=colour, edgecolor="white", lw=0.4)
-    if width < 0.004 * whole:  # else it would not be seen at all
-        ax.plot([left], [y], "|", color=colour, markersize=12, markeredgewidth=1.5)
-    text = text or milliseconds(width)
-    if width > 0.16 * whole:
-        ax.text(left + width / 2, y, text, ha="center", va="center", color=ink_on(colour))
-    else:
-        ax.text(left + width, y, f" {text}", va="center")
+def drift(ax: Axes, requests: pd.DataFrame, title: str, headline: Headline) -> None:
+    """One request alone on each machine over the run: calibration, from start to end.
+
+    `requests` is `tables.requests(report)`, `title` is `words.title_drift(report)`.
+    """
+    put_titles(ax, title, words.subtitle(headline))
+    timed = requests[requests["arm"].eq("calibration") & requests["outcome"].eq("ok")]
+    timed = timed.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
+    if timed.empty:
+        instead(ax, "No calibration has times, so drift is unknown.")
+        return
+    ends = dict[str, tuple[float, float]]()
+    for place, (provider, rows) in enumerate(timed.groupby("provider", sort=False)):
+        x, y = (rows["start_ms"] / 1000).tolist(), rows["wall_ms"].tolist()
+        dashes = ["-", "--", ":", "-."][place % 4]
+        ax.plot(x, y, "o", ls=dashes, color=INK, markersize=6, lw=1.2)
+        ends[str(provider)] = x[-1], y[-1]
+    ax.set_xlim(0, float(timed["start_ms"].max()) / 1000 * 1.15)
+    ax.set_ylim(0, float(timed["wall_ms"].max()) * 1.15)
+    ax.set(xlabel="time since the run began (s)", ylabel="one request alone (ms)")
+    names(ax, ends)
