@@ -18,7 +18,7 @@ from replay import Answer, Replay, ask, clock, provider, replay
 
 from poclib.errors import BadAnswer, ProviderError, Rejected
 from poclib.measure.attempt import Rules, attempt
-from poclib.providers import servers as providers
+from poclib.providers import provider as providers
 from poclib.records import Exchange, Prompt, Request
 
 Way = tuple[str, str, bool]  # kind, api, whether it is streamed

@@ -6,51 +6,51 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from replay import Answer, Replay, ask, clock, provider, recorded, replay, rules
+from replay import (
+    LLAMA,
+    OLLAMA,
+    Answer,
+    Replay,
+    ask,
+    clock,
+    facts_of,
+    provider,
+    recorded,
+    replay,
+    rules,
+)
 
 from poclib.errors import Rejected
 from poclib.records import Exchange, Prompt, ProviderSettings
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 # Kind, api, and whether streamed: the real server's rules, and its own answer.
+PATHS = {  # by kind: the folder of samples, and what each api goes by there and in them
+    "openai": ("vllm", {"chat": (CHAT, "chat"), "completion": (COMPLETION, "completion")}),
+    "llama-server": (
+        "llama-server",
+        {"chat": (CHAT, "chat"), "completion": ("/completion", "completion")},
+    ),
+    "ollama": (
+        "ollama",
+        {"chat": ("/api/chat", "chat"), "completion": ("/api/generate", "generate")},
+    ),
+}
+ENDS = {"vllm": ("", "_stream_usage"), "llama-server": ("", "_stream")}
+ENDS |= {"ollama": ("_nostream", "_stream")}
 CASES: dict[str, tuple[str, str, bool, str, dict[str, Answer]]] = {
-    f"{server} {api} {'stream' if stream else 'whole'}": (kind, api, stream, server, answers)
-    for stream in (True, False)
-    for server, kind, api, answers in (
-        *(
-            ("vllm", "openai", api, {path: recorded(f"vllm/{api}{'_stream_usage' * stream}")})
-            for api, path in (("chat", CHAT), ("completion", COMPLETION))
-        ),
-        *(
-            (
-                "llama-server",
-                "llama-server",
-                api,
-                {path: recorded(f"llama-server/{api}{'_stream' * stream}")},
-            )
-            for api, path in (("chat", CHAT), ("completion", "/completion"))
-        ),
-        *(
-            (
-                "ollama",
-                "ollama",
-                api,
-                {f"/api/{path}": recorded(f"ollama/{path}_{'' if stream else 'no'}stream")},
-            )
-            for api, path in (("chat", "chat"), ("completion", "generate"))
-        ),
+    f"{server} {api} {'stream' if stream else 'whole'}": (
+        *(kind, api, stream, server),
+        {path: recorded(f"{server}/{name}{ENDS[server][stream]}")},
     )
+    for stream in (True, False)
+    for kind, (server, apis) in PATHS.items()
+    for api, (path, name) in apis.items()
 }
 FACTS = {
-    "vllm": {
-        f"/{name}": recorded(f"vllm/{name.rpartition('/')[2]}")
-        for name in ("v1/models", "version", "health")
-    },
-    "llama-server": {
-        f"/{name}": recorded(f"llama-server/{name.rpartition('/')[2]}")
-        for name in ("v1/models", "props", "health")
-    },
-    "ollama": {f"/api/{name}": recorded(f"ollama/{name}") for name in ("version", "tags", "show")},
+    "vllm": facts_of("vllm", "v1/models", "version", "health"),
+    "llama-server": LLAMA,
+    "ollama": OLLAMA,
 }
 MODELS = {"vllm": "smollm2-135m", "llama-server": "smollm2", "ollama": "smollm2"}
 
