@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ from replay import (
     ask,
     clock,
     describe,
+    facts_of,
     provider,
     recorded,
     replay,
@@ -407,71 +407,7 @@ def test_marks_of_a_failure_stay() -> None:
 # --- what is asked ---------------------------------------------------------------------------
 
 
-def asked(kind: str, answer: Answer, **changes: Any) -> Any:
-    async def talk(server: Replay) -> Any:
-        await ask(provider(kind, server.url, **changes), "Why?", "s/strategy/3")
-        return server.asked[-1]
-
-    return replay(answer, talk)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("api", ["chat", "completion"])
-def test_ollama_is_asked_for_equal_work(api: str, stream: bool) -> None:
-    path = {"chat": "chat", "completion": "generate"}[api]
-    answer = recorded(f"ollama/{path}_{'' if stream else 'no'}stream")
-    sizes = {"max_tokens": 33, "context_tokens": 512, "seed": 11}
-    request = asked("ollama", answer, api=api, stream=stream, **sizes)
-    chat = {"messages": [{"role": "user", "content": "Why?"}]}
-    assert request.path == f"/api/{path}"
-    assert request.body == {
-        "model": "smollm2",
-        "stream": stream,
-        "keep_alive": "15m",
-        "options": {"num_predict": 33, "num_ctx": 512, "temperature": 0, "seed": 11},
-        **(chat if api == "chat" else {"prompt": "Why?", "raw": True}),
-    }
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("api", ["chat", "completion"])
-def test_llama_server_is_asked_for_equal_work(api: str, stream: bool) -> None:
-    answer = recorded(f"llama-server/{api}{'_stream' * stream}")
-    sizes = {"max_tokens": 33, "seed": 11, "model": None}
-    request = asked("llama-server", answer, api=api, stream=stream, **sizes)
-    assert request.path == {"chat": "/v1/chat/completions", "completion": "/completion"}[api]
-    equal = {"temperature": 0, "seed": 11, "ignore_eos": True, "cache_prompt": False}
-    equal |= {"stream": stream, "max_tokens" if api == "chat" else "n_predict": 33}
-    assert equal.items() <= request.body.items()
-    assert ("stream_options" in request.body) is stream and "model" not in request.body
-
-
-VLLM = {
-    "/v1/models": recorded("vllm/models"),
-    "/version": recorded("vllm/version"),
-    "/health": recorded("vllm/health"),
-    "/v1/chat/completions": recorded("vllm/chat_stream_usage"),
-}
-
-
-def test_vllm_is_asked_for_equal_work() -> None:
-    async def talk(server: Replay) -> list[dict[str, Any]]:
-        sender = provider("openai", server.url, model="smollm2-135m", seed=11)
-        await sender.describe()
-        for salt in ("s/baseline/0", "s/strategy/0", "", "@" * 300, "a\\b\0"):
-            await sender.send(Prompt(0, "Why?", salt), Exchange(clock))
-        await sender.aclose()
-        return [request.body for request in server.asked if request.method == "POST"]
-
-    bodies = replay(VLLM, talk)
-    first, second, *_ = bodies
-    salts = [body["cache_salt"] for body in bodies]
-    assert first == second | {"cache_salt": salts[0]}
-    assert len(set(salts)) == len(salts)  # unlike for unlike salts
-    # The real server answers 400 to any other.
-    assert all(re.fullmatch(r"[^@/\\\0]{1,128}", salt) for salt in salts)
-    assert first["ignore_eos"] is True and first["stream_options"] == {"include_usage": True}
-    assert (first["temperature"], first["seed"], first["max_tokens"]) == (0, 11, 40)
+VLLM = facts_of("vllm", "version", "health") | {"/v1/models": recorded("vllm/models")}
 
 
 def test_unknown_servers_get_no_foreign_options() -> None:

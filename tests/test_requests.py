@@ -25,27 +25,24 @@ from poclib.records import Exchange, Prompt, ProviderSettings
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 # Kind, api, and whether streamed: the real server's rules, and its own answer.
-PATHS = {  # by kind: the folder of samples, and what each api goes by there and in them
-    "openai": ("vllm", {"chat": (CHAT, "chat"), "completion": (COMPLETION, "completion")}),
-    "llama-server": (
-        "llama-server",
-        {"chat": (CHAT, "chat"), "completion": ("/completion", "completion")},
-    ),
-    "ollama": (
-        "ollama",
-        {"chat": ("/api/chat", "chat"), "completion": ("/api/generate", "generate")},
-    ),
-}
+PATHS = [  # kind, folder of samples, api, its path
+    *(("openai", "vllm", *way) for way in (("chat", CHAT), ("completion", COMPLETION))),
+    *(("llama-server",) * 2 + way for way in (("chat", CHAT), ("completion", "/completion"))),
+    *(("ollama",) * 2 + way for way in (("chat", "/api/chat"), ("completion", "/api/generate"))),
+]
 ENDS = {"vllm": ("", "_stream_usage"), "llama-server": ("", "_stream")}
 ENDS |= {"ollama": ("_nostream", "_stream")}
 CASES: dict[str, tuple[str, str, bool, str, dict[str, Answer]]] = {
     f"{server} {api} {'stream' if stream else 'whole'}": (
         *(kind, api, stream, server),
-        {path: recorded(f"{server}/{name}{ENDS[server][stream]}")},
+        {
+            path: recorded(
+                f"{server}/{'generate' if 'generate' in path else api}{ENDS[server][stream]}"
+            )
+        },
     )
     for stream in (True, False)
-    for kind, (server, apis) in PATHS.items()
-    for api, (path, name) in apis.items()
+    for kind, server, api, path in PATHS
 }
 FACTS = {
     "vllm": facts_of("vllm", "v1/models", "version", "health"),
@@ -79,6 +76,33 @@ def test_the_real_server_would_take_what_is_sent(case: str) -> None:
     if "llama" in case:
         odd["seed"] = 2**32 - 1
     sent(case, salt="run/é@\\\0/" * 40, text='"\\ \0 \u2028 \U0001f600', **odd)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_work_is_asked_for(case: str) -> None:
+    _, api, stream, server, _ = CASES[case]
+    body = sent(case, max_tokens=33, context_tokens=512, seed=11)
+    work: dict[str, Any] = {"temperature": 0, "seed": 11}
+    expected = {"model": MODELS[server], "stream": stream, "prompt": "Why?"}
+    if api == "chat":
+        expected["messages"] = [{"role": "user", "content": expected.pop("prompt")}]
+    if server == "ollama":
+        work |= {"num_predict": 33, "num_ctx": 512}
+        expected |= {"keep_alive": "15m", "options": work}
+        expected |= {"raw": True} if api == "completion" else {}
+    else:
+        own = server == "llama-server"
+        work |= {"n_predict" if own and api == "completion" else "max_tokens": 33}
+        expected |= work | {"ignore_eos": True}
+        expected |= {"cache_prompt": False} if own else {"cache_salt": body["cache_salt"]}
+        expected |= {"stream_options": {"include_usage": True}} if stream else {}
+    assert body == expected
+
+
+def test_what_is_not_named_is_not_sent_and_unlike_salts_stay_unlike() -> None:
+    assert "model" not in sent("llama-server chat stream", model=None)
+    salts = ["s/baseline/0", "s/strategy/0", "", "@" * 300, "a\\b\0"]
+    assert len({sent("vllm chat stream", salt)["cache_salt"] for salt in salts}) == len(salts)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "chat" in case])

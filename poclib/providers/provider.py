@@ -63,15 +63,9 @@ class Provider:
                 f"provider {self.name}: its url ends in {own}, which is added to it; leave that "
                 "out, as in http://192.168.1.20:11434"
             )
-        self.client = TimedClient(
-            settings.name,
-            base,
-            key,
-            parameters.connect_timeout_s,
-            parameters.request_timeout_s,
-            parameters.may_be_public(settings.name),
-            settings.ca_file,
-        )
+        limits_s = parameters.connect_timeout_s, parameters.request_timeout_s
+        public = parameters.may_be_public(self.name)
+        self.client = TimedClient(self.name, base, key, *limits_s, public, settings.ca_file)
         self.role: Literal["local", "remote"] = settings.role or _role(url)
 
     async def describe(self) -> ProviderFacts:
@@ -315,9 +309,8 @@ class Provider:
 
     def _missing(self, there: list[str]) -> ModelMissing:
         names = ", ".join(short(name) for name in sorted(there)[:8]) or "none"
-        if self.settings.model or not there:
-            what = f"no model {self.settings.model or 'is there'}; it has: {names}."
-        else:
+        what = f"no model {self.settings.model or 'is there'}; it has: {names}."
+        if there and not self.settings.model:
             what = f"it has several models; name one of them as its model: {names}."
         return ModelMissing(f"provider {self.name}: {what}", self.name)
 
