@@ -391,7 +391,8 @@ def _secrets(provider: str, url: str, key: str | None) -> list[str]:
         wrong = "its url holds a name or password; put the key into an environment variable and "
         wrong += "name that in api_key_env."
     elif key and not (key.isascii() and key.isprintable()):
-        wrong = "its key holds a character that no HTTP header can carry; has it a line break?"
+        wrong = "its key holds a character that no HTTP header can carry; "
+        wrong += "is there a line break in it?"
     else:
         # A host of one plain word may be any word of a message, so only with its port.
         named = [f"{host}:{port}", parts.netloc, host if set(host) & set(".:") else "", key or ""]
