@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 
 import jsonschema
 
-from poclib.providers.servers import KINDS, Provider
-from poclib.records import Exchange, Parameters, Prompt, ProviderSettings
+from poclib.providers import KINDS, Provider
+from poclib.records import Exchange, Parameters, Prompt, ProviderFacts, ProviderSettings
 
 T = TypeVar("T")
 SAMPLES = Path(__file__).parent / "samples"
@@ -218,3 +218,29 @@ def replay(
             return await talk(server)
 
     return asyncio.run(run())
+
+
+def body(value: Any) -> Answer:
+    return Answer(json.dumps(value).encode())
+
+
+def facts_of(server: str, *names: str) -> dict[str, Answer]:
+    """What the recorded `server` says of itself, by path; `names` are the ends of its paths."""
+    return {f"/{name}": recorded(f"{server}/{name.rpartition('/')[2]}") for name in names}
+
+
+OLLAMA = facts_of("ollama", "api/version", "api/tags", "api/show")
+LLAMA = facts_of("llama-server", "health", "props") | {
+    "/v1/models": recorded("llama-server/models")
+}
+
+
+def describe(kind: str, answers: dict[str, Answer], **changes: Any) -> ProviderFacts:
+    async def talk(server: Replay) -> ProviderFacts:
+        sender = provider(kind, server.url, **changes)
+        try:
+            return await sender.describe()
+        finally:
+            await sender.aclose()
+
+    return replay(answers, talk)

@@ -28,7 +28,7 @@ from poclib.engines import keeper, llama, pool
 from poclib.engines.pool import Ports, RunningEngine, engine_pool
 from poclib.errors import EngineError, Rejected
 from poclib.measure.pool import open_pool
-from poclib.providers.servers import Embedded
+from poclib.providers import Embedded
 from poclib.records import Exchange, Link, Parameters, Prompt, ProviderSettings
 
 LIMIT_S = 30.0

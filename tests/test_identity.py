@@ -6,35 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from replay import Answer, Replay, ask, provider, recorded, replay
+from replay import LLAMA, OLLAMA, Answer, Replay, ask, body, describe, provider, recorded, replay
 
 from poclib.errors import Forbidden, ModelMissing, ParameterError, ProviderError, UnlikeProviders
 from poclib.measure.identity import check_alike
 from poclib.records import ProviderFacts
 
 WEIGHTS = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-OLLAMA = {f"/api/{name}": recorded(f"ollama/{name}") for name in ("version", "tags", "show")}
-LLAMA = {
-    "/health": recorded("llama-server/health"),
-    "/v1/models": recorded("llama-server/models"),
-    "/props": recorded("llama-server/props"),
-}
-
-
-def body(value: Any) -> Answer:
-    return Answer(json.dumps(value).encode())
-
-
-def describe(kind: str, answers: dict[str, Answer], **changes: Any) -> ProviderFacts:
-    async def talk(server: Replay) -> ProviderFacts:
-        sender = provider(kind, server.url, **changes)
-        try:
-            return await sender.describe()
-        finally:
-            await sender.aclose()
-
-    return replay(answers, talk)
-
 
 # --- Ollama: which weights -------------------------------------------------------------------
 

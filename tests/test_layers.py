@@ -51,10 +51,15 @@ engines.keeper: .link errors
 engines.link: errors
 engines.llama: errors records
 engines.pool: .llama errors records
-providers.arrivals:
+providers: .llama_server .ollama .openai .provider
+providers.events: records
 providers.fake: errors records
-providers.servers: .transport errors records
-providers.transport: .arrivals errors records
+providers.llama_server: .events .openai .provider errors records
+providers.ollama: .events .provider records
+providers.openai: .events .provider errors records
+providers.provider: .events .transport errors records
+providers.sockets:
+providers.transport: .sockets errors records
 measure.adaptive: .policy records
 measure.attempt: .policy errors records
 measure.dispatch: .adaptive .attempt .lanes .policy .strategies errors records
@@ -66,11 +71,11 @@ measure.identity: .pool errors records
 measure.lanes: .adaptive .attempt .policy .strategies records
 measure.machine: records
 measure.policy:
-measure.pool: engines.pool errors providers.servers records
+measure.pool: engines.pool errors providers records
 measure.repeat: .strategies errors parameterfile records report workload
-measure.ruler: .attempt .dispatch .machine .strategies errors providers.servers records
+measure.ruler: .attempt .dispatch .machine .strategies errors providers records
 measure.run: .adaptive .attempt .dispatch .forecast .identity .machine .policy .pool .ruler
-    .strategies errors pacing progress providers.servers recording records report workload
+    .strategies errors pacing progress providers recording records report workload
 measure.strategies: errors
 measure.stub:
 measure.sweep: .experiment errors parameterfile records report workload

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from replay import SAMPLES, Answer, Asked, Replay, ask, clock, provider, recorded, replay
+from replay import (
+    LLAMA,
+    OLLAMA,
+    SAMPLES,
+    Answer,
+    Asked,
+    Replay,
+    ask,
+    clock,
+    describe,
+    facts_of,
+    provider,
+    recorded,
+    replay,
+)
 
 from poclib.errors import BadAnswer, ModelMissing, ProviderError, Rejected, TimedOut
-from poclib.providers.servers import KINDS
-from poclib.records import Exchange, Probe, Prompt, ProviderFacts, Request, RequestMarks
+from poclib.providers import KINDS
+from poclib.records import Exchange, Probe, Prompt, ProviderFacts, RequestMarks
 
 ORDER = ("start", "connect_start", "connected", "ready", "sent", "first_byte", "first_token")
 ORDER += ("last_byte",)
@@ -278,93 +290,6 @@ def test_stream_without_its_end(name: str) -> None:
         send(name, recorded(name, body=b"".join(kept)))
 
 
-@pytest.mark.parametrize("name", STREAMS)
-def test_error_inside_a_stream(name: str) -> None:
-    first, *_ = recorded(name).body.split(b"\n")
-    line = {"error": {"message": "out of memory"} if b"data" in first else "out of memory"}
-    mark = b"data: " if b"data" in first else b""
-    body = first + b"\n" + mark + json.dumps(line).encode() + b"\n"
-    with pytest.raises(Rejected, match="out of memory") as caught:
-        send(name, recorded(name, body=body))
-    assert caught.value.status is None and caught.value.temporary
-
-
-JUNK = [b"", b"junk", b"<html>", b'{"a":', b"[1]", b"5", b'"x"', b"\xff\xfe", b"[" * 100_000]
-
-
-@pytest.mark.parametrize("body", JUNK, ids=lambda body: repr(body[:8]))
-@pytest.mark.parametrize("name", ["ollama/chat_stream", "llama-server/completion", "vllm/chat"])
-@pytest.mark.parametrize("stream", [True, False])
-def test_junk(body: bytes, name: str, stream: bool) -> None:
-    with pytest.raises(BadAnswer):
-        send(name, Answer(body), stream=stream)
-    with pytest.raises(BadAnswer):
-        send(name, Answer(b"data: " + body + b"\n\ndata: [DONE]\n"), stream=True)
-    with pytest.raises(Rejected, match="HTTP 500"):
-        send(name, Answer(body, 500), stream=stream)
-
-
-WRONG = [5, -1, "x", True, float("nan"), float("inf"), 10**400, [], [1], {"a": 1}]
-
-
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    found: list[tuple[Any, ...]] = []
-    for key, inner in items:
-        found.append((*path, key))
-        if isinstance(inner, dict | list) and key not in ("generation_settings", "context"):
-            found += leaves(inner, (*path, key))
-    return found
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("ollama/chat_nostream", "ollama/generate_nostream", "ollama/v1_chat"),
-        *("llama-server/chat", "llama-server/completion", "vllm/chat", "vllm/completion"),
-    ],
-)
-def test_wrong_types_anywhere(name: str) -> None:
-    """One field at a time is another type: an answer that a report can hold, or a BadAnswer."""
-    original = json.loads(recorded(name).body)
-    bad = 0
-
-    async def run() -> None:
-        nonlocal bad
-        answer = Answer()
-        async with Replay(answer) as server:
-            sender = provider(url=server.url, **settings_for(name))
-            for path in leaves(original):
-                for wrong in WRONG:
-                    body = json.loads(json.dumps(original))
-                    inner = body
-                    for key in path[:-1]:
-                        inner = inner[key]
-                    inner[path[-1]] = wrong
-                    answer.body = json.dumps(body).encode()
-                    exchange = Exchange(clock)
-                    try:
-                        await sender.send(Prompt(0, "x"), exchange)
-                    except (BadAnswer, Rejected):  # a message that is a text is an error's
-                        bad += 1
-                        continue
-                    row = Request(
-                        prompt=0,
-                        provider="there",
-                        server=exchange.server,
-                        prompt_tokens=exchange.prompt_tokens,
-                        cached_tokens=exchange.cached_tokens,
-                        output_tokens=exchange.output_tokens,
-                        finish_reason=exchange.finish_reason,
-                        answer="".join(exchange.pieces),
-                    )
-                    assert Request.model_validate_json(row.model_dump_json()) == row
-            await sender.aclose()
-
-    asyncio.run(run())
-    assert bad >= 10
-
-
 def test_key_goes_out_as_bearer_and_comes_back_in_no_message() -> None:
     key = "k-5f3a9c"
     echo = Answer(json.dumps({"error": f"bad key {key} at 127.0.0.1"}).encode(), 401)
@@ -402,15 +327,6 @@ def test_retry_after(header: str, seconds: float | None) -> None:
     with pytest.raises(Rejected) as caught:
         send("ollama/chat_stream", answer)
     assert caught.value.retry_after_s == seconds
-
-
-def test_a_redirect_is_not_followed() -> None:
-    async def talk(server: Replay) -> int:
-        with pytest.raises(Rejected, match="HTTP 307, a redirect to another page"):
-            await ask(provider("ollama", server.url))
-        return len(server.asked)
-
-    assert replay(Answer(b"", 307, {"location": "/elsewhere"}), talk) == 1
 
 
 # --- marks -----------------------------------------------------------------------------------
@@ -455,22 +371,19 @@ def test_no_connection_of_llama_server_is_used_after_a_stream(
     assert replay(LLAMA | {"/v1/chat/completions": chat}, talk) == connections
 
 
-def test_pings_and_empty_chunks_are_no_tokens() -> None:
-    """The token's time is that of the first text: a scripted clock shows which event it was."""
-    role, word = ({"choices": [{"delta": d}]} for d in ({"role": "assistant"}, {"content": "Hi"}))
-    empty = {"choices": [{"delta": {"content": ""}}]}
-    end = {"choices": [{"delta": {}, "finish_reason": "stop"}]}
-    chunks = [f"data: {json.dumps(chunk)}\n\n" for chunk in (role, empty, word, end)]
-    body = (
-        ": ping\n\n" + "event: message\nid: 4\n: ping\n".join(chunks) + ": ping\n\ndata: [DONE]\n\n"
+def test_empty_chunks_are_no_tokens() -> None:
+    role, empty, word = (
+        {"choices": [{"delta": d}]}
+        for d in ({"role": "assistant"}, {"content": ""}, {"content": "Hi"})
     )
-    exchange = send("vllm/chat_stream", Answer(body.encode()))
-    assert exchange.pieces == ["Hi"] and len(exchange.token_ms) == 1
-    in_order(exchange.marks)
-    usage = f"data: {json.dumps({'usage': {'completion_tokens': 1}})}\n\n"
-    only_role = "".join([chunks[0], chunks[1], chunks[3], usage])
-    silent = send("vllm/chat_stream", Answer(only_role.encode()))
-    assert silent.finished and silent.token_ms == [] and "first_token_ms" not in silent.marks
+    end = {"choices": [{"delta": {}, "finish_reason": "stop"}], "usage": {"completion_tokens": 1}}
+    for chunks in ([role, empty, word, end], [role, empty, end]):
+        text = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+        exchange = send("vllm/chat_stream", Answer(text.encode()))
+        words = ["Hi"] if word in chunks else []
+        assert (exchange.pieces, len(exchange.token_ms)) == (words, len(words))
+        assert exchange.finished and ("first_token_ms" in exchange.marks) == bool(words)
+        in_order(exchange.marks)
 
 
 def test_marks_of_a_failure_stay() -> None:
@@ -494,76 +407,7 @@ def test_marks_of_a_failure_stay() -> None:
 # --- what is asked ---------------------------------------------------------------------------
 
 
-def asked(kind: str, answer: Answer, **changes: Any) -> Any:
-    async def talk(server: Replay) -> Any:
-        await ask(provider(kind, server.url, **changes), "Why?", "s/strategy/3")
-        return server.asked[-1]
-
-    return replay(answer, talk)
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("api", ["chat", "completion"])
-def test_ollama_is_asked_for_equal_work(api: str, stream: bool) -> None:
-    name = {"chat": "chat", "completion": "generate"}[api] + ("_stream" if stream else "_nostream")
-    sizes = {"max_tokens": 33, "context_tokens": 512, "seed": 11}
-    request = asked("ollama", recorded(f"ollama/{name}"), api=api, stream=stream, **sizes)
-    options = {"num_predict": 33, "num_ctx": 512, "temperature": 0, "seed": 11}
-    common: dict[str, Any] = {
-        "model": "smollm2",
-        "stream": stream,
-        "keep_alive": "15m",
-        "options": options,
-    }
-    if api == "chat":
-        assert request.path == "/api/chat"
-        assert request.body == common | {"messages": [{"role": "user", "content": "Why?"}]}
-    else:
-        assert request.path == "/api/generate"
-        assert request.body == common | {"prompt": "Why?", "raw": True}
-
-
-@pytest.mark.parametrize("stream", [True, False])
-@pytest.mark.parametrize("api", ["chat", "completion"])
-def test_llama_server_is_asked_for_equal_work(api: str, stream: bool) -> None:
-    name = f"llama-server/{api}" + ("_stream" if stream else "")
-    sizes = {"max_tokens": 33, "seed": 11, "model": None}
-    request = asked("llama-server", recorded(name), api=api, stream=stream, **sizes)
-    body = request.body
-    assert request.path == {"chat": "/v1/chat/completions", "completion": "/completion"}[api]
-    assert body["max_tokens" if api == "chat" else "n_predict"] == 33
-    assert (body["temperature"], body["seed"], body["stream"]) == (0, 11, stream)
-    assert body["ignore_eos"] is True and body["cache_prompt"] is False
-    assert ("stream_options" in body) is stream
-    assert "model" not in body
-
-
-VLLM = {
-    "/v1/models": recorded("vllm/models"),
-    "/version": recorded("vllm/version"),
-    "/health": recorded("vllm/health"),
-    "/v1/chat/completions": recorded("vllm/chat_stream_usage"),
-}
-
-
-def test_vllm_is_asked_for_equal_work() -> None:
-    async def talk(server: Replay) -> list[dict[str, Any]]:
-        sender = provider("openai", server.url, model="smollm2-135m", seed=11)
-        await sender.describe()
-        for salt in ("s/baseline/0", "s/strategy/0", "", "@" * 300, "a\\b\0"):
-            await sender.send(Prompt(0, "Why?", salt), Exchange(clock))
-        await sender.aclose()
-        return [request.body for request in server.asked if request.method == "POST"]
-
-    bodies = replay(VLLM, talk)
-    first, second, *_ = bodies
-    salts = [body["cache_salt"] for body in bodies]
-    assert first == second | {"cache_salt": salts[0]}
-    assert len(set(salts)) == len(salts)  # unlike for unlike salts
-    # The real server answers 400 to any other.
-    assert all(re.fullmatch(r"[^@/\\\0]{1,128}", salt) for salt in salts)
-    assert first["ignore_eos"] is True and first["stream_options"] == {"include_usage": True}
-    assert (first["temperature"], first["seed"], first["max_tokens"]) == (0, 11, 40)
+VLLM = facts_of("vllm", "version", "health") | {"/v1/models": recorded("vllm/models")}
 
 
 def test_unknown_servers_get_no_foreign_options() -> None:
@@ -585,60 +429,35 @@ def test_unknown_servers_get_no_foreign_options() -> None:
 # --- who it is -------------------------------------------------------------------------------
 
 
-def describe(kind: str, answers: dict[str, Answer], **changes: Any) -> ProviderFacts:
-    async def talk(server: Replay) -> ProviderFacts:
-        sender = provider(kind, server.url, **changes)
-        try:
-            return await sender.describe()
-        finally:
-            await sender.aclose()
-
-    return replay(answers, talk)
+# Without what tells of a model's file: then its manifest is its digest.
+BARE = {path: answer for path, answer in OLLAMA.items() if path != "/api/show"}
 
 
-OLLAMA = {"/api/version": recorded("ollama/version"), "/api/tags": recorded("ollama/tags")}
-LLAMA = {
-    "/health": recorded("llama-server/health"),
-    "/v1/models": recorded("llama-server/models"),
-    "/props": recorded("llama-server/props"),
-}
+DIGEST = "ollama:fd5f44c0b5aff6453726119fc560d73a8a995a55b4a49804bc24b1969ecf1794"
+LIKE_LLAMA = {"model": "smollm2", "digest": "llama:134515008/96576768/Q4_1", "slots": 2}
+LIKE_LLAMA |= {"server": "llama-server b1-7e4c0a9", "context_tokens": 1024, "reports_time": True}
+LIKE_LLAMA |= {"fixed_length": True, "cache_defeated": True, "keeps_streams": False}
+LIKE_OLLAMA = {"digest": DIGEST, "server": "Ollama 0.33.0-rc2", "context_tokens": 2048}
+LIKE_OLLAMA |= {"slots": 4, "capacity": 2, "reports_time": True, "keeps_streams": True}
+LIKE_VLLM = {"server": "vLLM 0.32.0", "context_tokens": 1024, "fixed_length": True}
+LIKE_VLLM |= {"cache_defeated": True, "keeps_streams": True}
 
 
-@pytest.mark.parametrize("model", ["smollm2", "smollm2:latest"])
-def test_describe_ollama(model: str) -> None:
-    facts = describe("ollama", OLLAMA, model=model, capacity=2, slots=4)
-    assert facts == ProviderFacts(
-        name="there",
-        kind="ollama",
-        role="local",
-        model=model,
-        digest="ollama:fd5f44c0b5aff6453726119fc560d73a8a995a55b4a49804bc24b1969ecf1794",
-        server="Ollama 0.33.0-rc2",
-        slots=4,
-        capacity=2,
-        context_tokens=2048,
-        reports_time=True,
-        keeps_streams=True,
-    )
-
-
-@pytest.mark.parametrize("model", ["smollm2", None])
-def test_describe_llama_server(model: str | None) -> None:
-    facts = describe("llama-server", LLAMA, model=model)
-    assert facts == ProviderFacts(
-        name="there",
-        kind="llama-server",
-        role="local",
-        model="smollm2",
-        digest="llama:134515008/96576768/Q4_1",
-        server="llama-server b1-7e4c0a9",
-        slots=2,
-        context_tokens=1024,
-        reports_time=True,
-        fixed_length=True,
-        cache_defeated=True,
-        keeps_streams=False,
-    )
+@pytest.mark.parametrize(
+    ("kind", "answers", "asked_for", "facts"),
+    [
+        ("ollama", BARE, {"model": "smollm2", "slots": 4, "capacity": 2}, LIKE_OLLAMA),
+        ("ollama", BARE, {"model": "smollm2:latest", "slots": 4, "capacity": 2}, LIKE_OLLAMA),
+        ("llama-server", LLAMA, {"model": "smollm2"}, LIKE_LLAMA),
+        ("llama-server", LLAMA, {"model": None}, LIKE_LLAMA),
+        ("openai", VLLM, {"model": "smollm2-135m"}, LIKE_VLLM),
+    ],
+)
+def test_describe(
+    kind: str, answers: dict[str, Answer], asked_for: dict[str, Any], facts: dict[str, Any]
+) -> None:
+    expected = {"name": "there", "kind": kind, "role": "local", **asked_for, **facts}
+    assert describe(kind, answers, **asked_for) == ProviderFacts(**expected)
 
 
 def test_a_model_named_by_its_file_keeps_its_folder_private() -> None:
@@ -655,28 +474,13 @@ def test_llama_server_may_hide_its_props(hidden: Answer) -> None:
     assert (facts.slots, facts.context_tokens, facts.server) == (3, None, "llama-server")
 
 
-def test_describe_vllm() -> None:
-    facts = describe("openai", VLLM, model="smollm2-135m")
-    assert facts == ProviderFacts(
-        name="there",
-        kind="openai",
-        role="local",
-        model="smollm2-135m",
-        server="vLLM 0.32.0",
-        context_tokens=1024,
-        fixed_length=True,
-        cache_defeated=True,
-        keeps_streams=True,
-    )
-
-
 @pytest.mark.parametrize(
     ("kind", "answers", "there"),
     [
-        ("ollama", OLLAMA, "smollm2-t1:latest, smollm2:latest"),
+        ("ollama", BARE, "smollm2-t1:latest, smollm2:latest"),
         ("llama-server", LLAMA, "smollm2"),
         ("openai", VLLM, "smollm2-135m"),
-        ("ollama", OLLAMA | {"/api/tags": Answer(b'{"models": null}')}, "none"),
+        ("ollama", BARE | {"/api/tags": Answer(b'{"models": null}')}, "none"),
     ],
 )
 def test_a_missing_model_is_told_with_what_is_there(
@@ -704,12 +508,12 @@ def test_a_server_of_another_kind(kind: str, body: bytes) -> None:
 @pytest.mark.parametrize("name", ["ollama/ps_loaded", "ollama/ps_np4", "ollama/ps_nothing_loaded"])
 def test_what_is_loaded_is_read_like_what_is_there(name: str) -> None:
     """`/api/ps` has the shape of `/api/tags`: the same digest proves the same weights."""
-    answers = OLLAMA | {"/api/tags": recorded(name)}
+    answers = BARE | {"/api/tags": recorded(name)}
     if "nothing" in name:
         with pytest.raises(ModelMissing):
             describe("ollama", answers)
     else:
-        assert describe("ollama", answers).digest == describe("ollama", OLLAMA).digest
+        assert describe("ollama", answers).digest == describe("ollama", BARE).digest
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
@@ -737,16 +541,9 @@ def test_probe_of_a_server_that_keeps_no_connection() -> None:
     assert replay(Answer(b"{}", headers={"connection": "close"}), talk) is None
 
 
-@pytest.mark.parametrize(
-    ("url", "role"),
-    [
-        ("http://localhost:1", "local"),
-        ("http://127.0.0.2:1", "local"),
-        ("http://[::1]:1", "local"),
-        ("http://192.168.1.2:1", "remote"),
-        ("http://box.lan:1", "remote"),
-    ],
-)
-def test_role_follows_the_address_unless_it_is_given(url: str, role: str) -> None:
-    assert provider("ollama", url).role == role
-    assert provider("ollama", url, role="remote").role == "remote"
+def test_role_follows_the_address_unless_it_is_given() -> None:
+    hosts = {"local": ("localhost", "127.0.0.2", "[::1]"), "remote": ("192.168.1.2", "box.lan")}
+    for role, names in hosts.items():
+        for url in (f"http://{name}:1" for name in names):
+            assert provider("ollama", url).role == role
+            assert provider("ollama", url, role="remote").role == "remote"

@@ -6,51 +6,48 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from replay import Answer, Replay, ask, clock, provider, recorded, replay, rules
+from replay import (
+    LLAMA,
+    OLLAMA,
+    Answer,
+    Replay,
+    ask,
+    clock,
+    facts_of,
+    provider,
+    recorded,
+    replay,
+    rules,
+)
 
 from poclib.errors import Rejected
 from poclib.records import Exchange, Prompt, ProviderSettings
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 # Kind, api, and whether streamed: the real server's rules, and its own answer.
+PATHS = [  # kind, folder of samples, api, its path
+    *(("openai", "vllm", *way) for way in (("chat", CHAT), ("completion", COMPLETION))),
+    *(("llama-server",) * 2 + way for way in (("chat", CHAT), ("completion", "/completion"))),
+    *(("ollama",) * 2 + way for way in (("chat", "/api/chat"), ("completion", "/api/generate"))),
+]
+ENDS = {"vllm": ("", "_stream_usage"), "llama-server": ("", "_stream")}
+ENDS |= {"ollama": ("_nostream", "_stream")}
 CASES: dict[str, tuple[str, str, bool, str, dict[str, Answer]]] = {
-    f"{server} {api} {'stream' if stream else 'whole'}": (kind, api, stream, server, answers)
-    for stream in (True, False)
-    for server, kind, api, answers in (
-        *(
-            ("vllm", "openai", api, {path: recorded(f"vllm/{api}{'_stream_usage' * stream}")})
-            for api, path in (("chat", CHAT), ("completion", COMPLETION))
-        ),
-        *(
-            (
-                "llama-server",
-                "llama-server",
-                api,
-                {path: recorded(f"llama-server/{api}{'_stream' * stream}")},
+    f"{server} {api} {'stream' if stream else 'whole'}": (
+        *(kind, api, stream, server),
+        {
+            path: recorded(
+                f"{server}/{'generate' if 'generate' in path else api}{ENDS[server][stream]}"
             )
-            for api, path in (("chat", CHAT), ("completion", "/completion"))
-        ),
-        *(
-            (
-                "ollama",
-                "ollama",
-                api,
-                {f"/api/{path}": recorded(f"ollama/{path}_{'' if stream else 'no'}stream")},
-            )
-            for api, path in (("chat", "chat"), ("completion", "generate"))
-        ),
+        },
     )
+    for stream in (True, False)
+    for kind, server, api, path in PATHS
 }
 FACTS = {
-    "vllm": {
-        f"/{name}": recorded(f"vllm/{name.rpartition('/')[2]}")
-        for name in ("v1/models", "version", "health")
-    },
-    "llama-server": {
-        f"/{name}": recorded(f"llama-server/{name.rpartition('/')[2]}")
-        for name in ("v1/models", "props", "health")
-    },
-    "ollama": {f"/api/{name}": recorded(f"ollama/{name}") for name in ("version", "tags", "show")},
+    "vllm": facts_of("vllm", "v1/models", "version", "health"),
+    "llama-server": LLAMA,
+    "ollama": OLLAMA,
 }
 MODELS = {"vllm": "smollm2-135m", "llama-server": "smollm2", "ollama": "smollm2"}
 
@@ -79,6 +76,33 @@ def test_the_real_server_would_take_what_is_sent(case: str) -> None:
     if "llama" in case:
         odd["seed"] = 2**32 - 1
     sent(case, salt="run/é@\\\0/" * 40, text='"\\ \0 \u2028 \U0001f600', **odd)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equal_work_is_asked_for(case: str) -> None:
+    _, api, stream, server, _ = CASES[case]
+    body = sent(case, max_tokens=33, context_tokens=512, seed=11)
+    work: dict[str, Any] = {"temperature": 0, "seed": 11}
+    expected = {"model": MODELS[server], "stream": stream, "prompt": "Why?"}
+    if api == "chat":
+        expected["messages"] = [{"role": "user", "content": expected.pop("prompt")}]
+    if server == "ollama":
+        work |= {"num_predict": 33, "num_ctx": 512}
+        expected |= {"keep_alive": "15m", "options": work}
+        expected |= {"raw": True} if api == "completion" else {}
+    else:
+        own = server == "llama-server"
+        work |= {"n_predict" if own and api == "completion" else "max_tokens": 33}
+        expected |= work | {"ignore_eos": True}
+        expected |= {"cache_prompt": False} if own else {"cache_salt": body["cache_salt"]}
+        expected |= {"stream_options": {"include_usage": True}} if stream else {}
+    assert body == expected
+
+
+def test_what_is_not_named_is_not_sent_and_unlike_salts_stay_unlike() -> None:
+    assert "model" not in sent("llama-server chat stream", model=None)
+    salts = ["s/baseline/0", "s/strategy/0", "", "@" * 300, "a\\b\0"]
+    assert len({sent("vllm chat stream", salt)["cache_salt"] for salt in salts}) == len(salts)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if "chat" in case])

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from ..engines.pool import RunningEngine, engine_pool
 from ..errors import EngineError, ParameterError
-from ..providers.servers import KINDS, Embedded
+from ..providers import KINDS, Embedded
 from ..records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
 
 Clock = Callable[[], float]

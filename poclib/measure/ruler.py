@@ -23,7 +23,7 @@ from statistics import median
 from pydantic import ValidationError
 
 from ..errors import EngineError, ReportError
-from ..providers.servers import KINDS
+from ..providers import KINDS
 from ..records import Arm, Parameters, Probe, Prompt, ProviderSettings, Request, Ruler, RulerRow
 from .attempt import Rules
 from .dispatch import run_arm

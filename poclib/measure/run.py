@@ -19,7 +19,7 @@ from typing import Any, Literal
 from .. import __version__, pacing, recording, report, workload
 from ..errors import PocError, ProviderError, RunFailed, UnlikeProviders
 from ..progress import Progress, quiet
-from ..providers.servers import Provider
+from ..providers import Provider
 from ..recording import ReportFile
 from ..records import Arm, ArmName, Parameters, Probe, Prompt, ProviderFacts, Report, Request, Ruler
 from ..report import NO_ROUND

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from ..errors import ProviderError
@@ -20,6 +21,7 @@ from ..records import Exchange, Probe, Prompt, ProviderFacts, ServerTimings
 T = TypeVar("T")
 
 
+@dataclass(eq=False)
 class Provider:
     """Answers after `service_ms`, `slots` at a time; the rest wait inside the server.
 
@@ -29,32 +31,23 @@ class Provider:
     does not cover is answered, `tokens` long. `most_in_flight` and `seen` tell what it was asked.
     """
 
-    def __init__(
-        self,
-        name: str,
-        service_ms: float | Callable[[Prompt], float] = 100.0,
-        slots: int = 1,
-        overhead_ms: float = 0.0,
-        role: Literal["local", "remote"] = "local",
-        digest: str | None = "fake:1",
-        cache_defeated: bool = False,
-        tokens: int = 4,
-        script: Sequence[ProviderError | Literal["hang"] | None] = (),
-    ) -> None:
-        self.name = name
-        self.role = role
-        self.digest = digest
-        self.slots = slots
-        self.tokens = tokens
-        self.cache_defeated = cache_defeated
-        self.overhead_ms = overhead_ms
-        self.most_in_flight = 0
-        self.seen: list[Prompt] = []
-        self._service_ms = service_ms
-        self._script = list(script)
-        self._in_flight = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._free = asyncio.Semaphore(slots)
+    name: str
+    service_ms: float | Callable[[Prompt], float] = 100.0
+    slots: int = 1
+    overhead_ms: float = 0.0
+    role: Literal["local", "remote"] = "local"
+    digest: str | None = "fake:1"
+    cache_defeated: bool = False
+    tokens: int = 4
+    script: Sequence[ProviderError | Literal["hang"] | None] = ()
+    most_in_flight: int = field(default=0, init=False)
+    seen: list[Prompt] = field(default_factory=list, init=False)
+    _in_flight: int = field(default=0, init=False)
+    _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
+    _free: asyncio.Semaphore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._steps = iter(self.script)
 
     async def describe(self) -> ProviderFacts:
         return ProviderFacts(
@@ -90,9 +83,8 @@ class Provider:
             exchange.mark("end")
 
     async def _serve(self, prompt: Prompt, exchange: Exchange) -> None:
-        step = self._script.pop(0) if self._script else None
-        fixed = self._service_ms
-        service_ms = fixed(prompt) if callable(fixed) else fixed
+        step = next(self._steps, None)
+        service_ms = self.service_ms(prompt) if callable(self.service_ms) else self.service_ms
         arrived_ms = exchange.clock()
         async with self._free:
             queue_ms = exchange.clock() - arrived_ms

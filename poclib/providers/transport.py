@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import socket
 import ssl
-import threading
 import time
 import weakref
 import zlib
@@ -28,47 +26,22 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
-from ..errors import (
-    BadAnswer,
-    Forbidden,
-    ParameterError,
-    ProviderError,
-    Rejected,
-    TimedOut,
-    Unreachable,
-)
+from .. import errors
+from ..errors import BadAnswer, ParameterError, ProviderError, Rejected
 from ..records import Exchange
-from .arrivals import Stamped
+from .sockets import Lookups, NotAllowed, Stamped, is_private
 
 MAX_BODY_BYTES = 64 * 2**20
 # None is asked for, yet some servers and proxies compress whatever they send.
 ENCODINGS = ("identity", "gzip", "deflate")
 # llama-server closes a connection idle for 5 s; a shorter life here avoids sending into that.
 KEEPALIVE_S = 4.0
-PRIVATE = [
-    ipaddress.ip_network(net)
-    for net in (
-        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
-        *("::1/128", "fc00::/7", "fe80::/10"),
-    )
-]
 # How long a request that is being sent keeps others waiting: enough for what is our own work,
 # not for a network's round trip.
 TURN_S = 0.001
-# What aiohttp's trace callbacks mark, and tell that it is sent; they run in the requesting task.
+# What aiohttp's trace callbacks mark, and call once all is sent; they run in the requesting task.
 _exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
 _sent: ContextVar[Callable[[], None] | None] = ContextVar("sent", default=None)
-
-
-def is_private(address: str) -> bool:
-    """Whether an IP address (no name) is loopback, link-local or private (RFC 1918, 4193)."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return any((mapped or ip) in net for net in PRIVATE)
-
-
-class _NotAllowed(OSError):
-    """A socket was asked for, to a public address."""
 
 
 class Response:
@@ -99,24 +72,20 @@ class Response:
         """The body as it arrives, decoded. Raises `BadAnswer` beyond `MAX_BODY_BYTES`."""
         encoding = self.headers.get("content-encoding", "identity").lower()
         if encoding not in ENCODINGS:
-            raise self._bad(f"is encoded ({encoding[:40]}), unasked; switch that off there")
+            coding = encoding[:40]
+            raise self._bad(f"its answer is encoded ({coding}), unasked; switch that off there.")
         plain = encoding == "identity"
-        pieces = self._response.aiter_raw() if plain else self._response.aiter_bytes()
         size = 0
-        async for chunk in pieces:
+        async for chunk in self._response.aiter_raw() if plain else self._response.aiter_bytes():
             self._hand()
             self._worked_s = 0.0
             if not size and self.status == 200 and chunk.lstrip().startswith(b"<"):
-                raise BadAnswer(
-                    f"provider {self._provider}: a web page answers there, such as one to log in, "
-                    f"and no model server; is its url right?{self._hint}",
-                    self._provider,
-                )
+                what = "a web page answers there, such as one to log in, and no model server"
+                raise self._bad(f"{what}; is its url right?{self._hint}")
             size += len(chunk)
             if size > MAX_BODY_BYTES:
-                raise self._bad(
-                    f"is longer than {MAX_BODY_BYTES // 2**20} MiB; set max_tokens lower"
-                )
+                longest = f"{MAX_BODY_BYTES // 2**20} MiB"
+                raise self._bad(f"its answer is longer than {longest}; set max_tokens lower.")
             yield chunk
             self._worked_s = time.perf_counter() - self._handed_s
         self._hand()
@@ -129,14 +98,13 @@ class Response:
             self.here_ms = self._exchange.arrival_ms()
 
     def _bad(self, what: str) -> BadAnswer:
-        return BadAnswer(f"provider {self._provider}: its answer {what}.", self._provider)
+        return BadAnswer(f"provider {self._provider}: {what}", self._provider)
 
     def mark_end(self, patience_s: float | None = None) -> None:
         """Mark the answer's end: when its last byte was here and the work on it was done.
 
-        That work is timed alone: what the event loop does for others in between is no part of
-        it. Where the body goes on it gets `patience_s` to end, so that its connection can be
-        kept; the request then ends with `TimedOut`, later than what is marked.
+        What the event loop does for others in between is no part of it. A body that goes on gets
+        `patience_s` to end, to keep its connection; then the request ends with `TimedOut`.
         """
         if self._exchange:
             work_s = self._worked_s + time.perf_counter() - self._handed_s
@@ -168,13 +136,25 @@ class Response:
         return b"".join([chunk async for chunk in self.chunks()])
 
 
+def _trusted(provider: str, ca_file: str | None) -> ssl.SSLContext | None:
+    """What checks certificates against a private authority's; None: what the system trusts."""
+    if ca_file is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=str(Path(ca_file).expanduser()))
+    except (OSError, ValueError):  # ssl's own error is an OSError
+        raise ParameterError(
+            f"provider {provider}: its ca_file cannot be read as certificates (PEM); "
+            "name the file of the authority that signed its certificate."
+        ) from None
+
+
 class TimedClient:
     """HTTP to one provider, over connections that are kept warm.
 
-    As many connections as requests in flight: dispatch bounds those. Certificates are checked
-    against those the system trusts, or against a private authority's in `ca_file`. Raises
-    `ParameterError` for an address or key that HTTP cannot carry; every other failure comes out
-    of `request` as a `ProviderError` that names the provider, never its address.
+    As many connections as requests in flight. Certificates are checked against those the system
+    trusts, or a private authority's in `ca_file`. Raises `ParameterError` for an address or key
+    that HTTP cannot carry; else `request` raises what names the provider, never its address.
     """
 
     def __init__(
@@ -194,8 +174,8 @@ class TimedClient:
         self._allow_public = allow_public
         self._secrets = _secrets(provider, url, key)
         # Told where what answers (or does not) may be another program.
-        port = urlsplit(url).port
-        self._hint = " Its url names no port, such as :11434 or :8000." if port is None else ""
+        hint = " Its url names no port, such as :11434 or :8000."
+        self._hint = hint if urlsplit(url).port is None else ""
         self._url = url.rstrip("/")
         self._headers = {"accept-encoding": "identity", "user-agent": "poclib"}
         if key:
@@ -204,8 +184,7 @@ class TimedClient:
         # never full, bounds looking up the name too.
         limits = httpx.Timeout(None, connect=connect_timeout_s, pool=connect_timeout_s)
         self._extensions = {"timeout": limits.as_dict()}
-        # Certificates are checked by aiohttp's connector: the context that `verify` would
-        # make is never used, only costly.
+        # aiohttp's connector checks certificates: a context made for `verify` would only cost.
         self._transport = AiohttpTransport(client=self._session, verify=False)
         self._turn = asyncio.Lock()
         self._sockets: weakref.WeakValueDictionary[int, Stamped] = weakref.WeakValueDictionary()
@@ -228,21 +207,19 @@ class TimedClient:
             limit=0,
             keepalive_timeout=KEEPALIVE_S,
             socket_factory=self._socket,
-            resolver=aiohttp.ThreadedResolver(_Lookups()),  # type: ignore[arg-type]
+            resolver=aiohttp.ThreadedResolver(Lookups()),  # type: ignore[arg-type]
             ssl=self._trusted or True,
         )
+        jar = aiohttp.DummyCookieJar()
         return aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trace_configs=[trace],
-            trust_env=False,
+            connector=connector, cookie_jar=jar, trace_configs=[trace], trust_env=False
         )
 
     def _socket(self, info: Any) -> socket.socket:
         """Make the socket for one resolved address, unless that address is forbidden."""
         family, kind, protocol, _, address = info
         if not self._allow_public and not is_private(address[0]):
-            raise _NotAllowed("address not allowed")
+            raise NotAllowed("address not allowed")
         made = Stamped(family, kind, protocol)
         made.stamp()
         self._sockets[made.fileno()] = made
@@ -270,22 +247,15 @@ class TimedClient:
         """Send one request and yield its response once the headers are here.
 
         `keep` is whether its connection may serve another request afterwards, `url` another
-        address of the same provider. Where `exchange` is given, `start` is marked once the request
-        is made, it is its turn to be sent, and the client that speaks to the network begins with
-        it.
+        address of the same provider. `exchange` is marked from its turn to be sent on.
 
         Raises `Unreachable`, `TimedOut`, `Forbidden`, `BadAnswer` (no HTTP, or a web page) or
         `Rejected` (a redirect), also while the body is read; body and all, it takes no longer
         than the client's `timeout_s`.
         """
         headers = self._headers if keep else self._headers | {"connection": "close"}
-        request = httpx.Request(
-            method,
-            (url or self._url) + path,
-            headers=headers,
-            json=json,
-            extensions=self._extensions,
-        )
+        where, more = (url or self._url) + path, self._extensions
+        request = httpx.Request(method, where, headers=headers, json=json, extensions=more)
         token = _exchange.set(exchange)
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
@@ -312,22 +282,15 @@ class TimedClient:
             yield
             return
         await self._turn.acquire()
-        left = False
-
-        def leave() -> None:
-            nonlocal left
-            if not left:
-                left = True
-                self._turn.release()
-
-        token = _sent.set(leave)
-        timer = asyncio.get_running_loop().call_later(TURN_S, leave)
-        try:
-            yield
-        finally:
-            _sent.reset(token)
-            timer.cancel()
-            leave()
+        with contextlib.ExitStack() as turn:  # closing it twice releases once
+            turn.callback(self._turn.release)
+            token = _sent.set(turn.close)
+            timer = asyncio.get_running_loop().call_later(TURN_S, turn.close)
+            try:
+                yield
+            finally:
+                _sent.reset(token)
+                timer.cancel()
 
     def redacted(self, text: str) -> str:
         """`text` without the provider's address and key, which a server may echo."""
@@ -344,9 +307,8 @@ class TimedClient:
         except (KeyError, ValueError):
             to, elsewhere = own, True
         if elsewhere:
-            what = (
-                "to another host, which is not followed; write the url of the server that is meant."
-            )
+            what = "to another host, which is not followed; write the url of the server "
+            what += "that is meant."
         elif to.scheme in ("http", "https") and to.scheme != own.scheme:
             what = f"to {to.scheme}; begin its url with {to.scheme}://"
         else:
@@ -358,20 +320,16 @@ class TimedClient:
         """A transport's error as one of ours, without the address it may mention."""
         # httpx's errors are raised from aiohttp's, which say more.
         cause = error.__cause__ if isinstance(error, httpx.HTTPError) else error
-        known: type[ProviderError] = Unreachable
-        hint = ""
+        known: type[ProviderError] = errors.Unreachable
         match cause:
-            case aiohttp.ClientConnectorError(os_error=_NotAllowed()):
-                known = Forbidden
-                what = (
-                    "its address is neither loopback nor private; "
-                    f"set allow_public: [{self.provider}] in the parameters if that is meant."
-                )
+            case aiohttp.ClientConnectorError(os_error=NotAllowed()):
+                known = errors.Forbidden
+                what = "its address is neither loopback nor private; set allow_public: "
+                what += f"[{self.provider}] in the parameters if that is meant."
             case aiohttp.ConnectionTimeoutError():
-                what = f"no connection within {self._connect_timeout_s:g} s; is it on?"
-                hint = self._hint
+                what = f"no connection within {self._connect_timeout_s:g} s; is it on?{self._hint}"
             case TimeoutError() | httpx.TimeoutException():
-                known = TimedOut
+                known = errors.TimedOut
                 what = f"not finished within {self._timeout_s:g} s; raise request_timeout_s?"
             case aiohttp.ClientConnectorDNSError():
                 what = "the host name in its url is not known here; check its spelling."
@@ -379,74 +337,26 @@ class TimedClient:
                 what = "no secure connection; is its certificate trusted, and its url https?"
             case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))):
                 # The system's words for the number: the error's own text names the address.
-                what = f"no connection ({os.strerror(number).lower()}); is it running?"
-                hint = self._hint
+                what = f"no connection ({os.strerror(number).lower()}); is it running?{self._hint}"
             case aiohttp.ClientConnectorError():
                 what = "no connection; is it running?"
             case aiohttp.ClientResponseError():
                 known = BadAnswer
-                what = "what answers there does not speak HTTP; is the port right?"
-                hint = self._hint
+                what = f"what answers there does not speak HTTP; is the port right?{self._hint}"
             case zlib.error():
                 known = BadAnswer
                 what = "its answer is not encoded as its content-encoding says; switch that off."
             case _:
                 what = "the connection broke off; did the server stop?"
-        return known(f"provider {self.provider}: {what}{hint}", self.provider)
+        return known(f"provider {self.provider}: {what}", self.provider)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
 
 
-class _Lookups:
-    """The system's resolver, in threads that nobody waits for.
-
-    The loop's own threads are waited for when it closes, so that a lookup which hangs would hold
-    up the end of a run by as long.
-    """
-
-    async def getaddrinfo(self, *what: Any, **how: Any) -> Any:
-        return await self._looked_up(lambda: socket.getaddrinfo(*what, **how))
-
-    async def getnameinfo(self, *what: Any) -> Any:
-        return await self._looked_up(lambda: socket.getnameinfo(*what))
-
-    async def _looked_up(self, look: Callable[[], Any]) -> Any:
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[Any] = loop.create_future()
-
-        def tell(settle: Callable[[Any], None], value: Any) -> None:
-            if not found.done():
-                settle(value)
-
-        def work() -> None:
-            try:
-                outcome: tuple[Any, Any] = (found.set_result, look())
-            except Exception as error:
-                outcome = (found.set_exception, error)
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(tell, *outcome)
-
-        threading.Thread(target=work, daemon=True, name="poclib-lookup").start()
-        return await found
-
-
-def _trusted(provider: str, ca_file: str | None) -> ssl.SSLContext | None:
-    """What checks certificates against a private authority's; None: what the system trusts."""
-    if ca_file is None:
-        return None
-    try:
-        return ssl.create_default_context(cafile=str(Path(ca_file).expanduser()))
-    except (OSError, ValueError):  # ssl's own error is an OSError
-        raise ParameterError(
-            f"provider {provider}: its ca_file cannot be read as certificates (PEM); "
-            "name the file of the authority that signed its certificate."
-        ) from None
-
-
 def _marker(event: str) -> Any:
-    async def mark(_session: object, _context: object, _params: object) -> None:
+    async def mark(*_: object) -> None:
         exchange = _exchange.get()
         # A server may answer before it has read the whole request: sent ends there at the latest.
         if exchange is not None and "first_byte_ms" not in exchange.marks:
@@ -455,7 +365,7 @@ def _marker(event: str) -> Any:
     return mark
 
 
-async def _leave(_session: object, _context: object, _params: object) -> None:
+async def _leave(*_: object) -> None:
     if leave := _sent.get():
         leave()
 
@@ -469,30 +379,22 @@ def _secrets(provider: str, url: str, key: str | None) -> list[str]:
     except (ValueError, httpx.InvalidURL):
         host, port = "", None
     if not host or parts.scheme not in ("http", "https"):
-        raise ParameterError(
-            f"provider {provider}: its url is not an http address; "
-            "write it like http://192.168.1.20:11434"
+        wrong = "its url is not an http address; write it like http://192.168.1.20:11434"
+    elif parts.query or parts.fragment:
+        wrong = "its url cannot be right: it has a part after ? or #; leave that out."
+    elif host.strip("0.:") == "":
+        wrong = (
+            f"its url cannot be right: {host} is where a server listens, on every address of its "
+            "machine; write 127.0.0.1, or that machine's own address."
         )
-    if host.strip("0.:") == "" or parts.query or parts.fragment:
-        raise ParameterError(
-            f"provider {provider}: its url cannot be right: "
-            + (
-                "it has a part after ? or #; leave that out."
-                if parts.query or parts.fragment
-                else f"{host} is where a server listens, on every address of its machine; write "
-                "127.0.0.1, or that machine's own address."
-            )
-        )
-    if parts.username or parts.password:
-        raise ParameterError(
-            f"provider {provider}: its url holds a name or password; "
-            "put the key into an environment variable and name that in api_key_env."
-        )
-    if key and not (key.isascii() and key.isprintable()):
-        raise ParameterError(
-            f"provider {provider}: its key holds a character that no HTTP header can carry; "
-            "is there a line break in it?"
-        )
-    # A host of one plain word may be any word of a message, so only with its port.
-    named = [f"{host}:{port}", parts.netloc, host if set(host) & set(".:") else "", key or ""]
-    return sorted(filter(None, named), key=len, reverse=True)
+    elif parts.username or parts.password:
+        wrong = "its url holds a name or password; put the key into an environment variable and "
+        wrong += "name that in api_key_env."
+    elif key and not (key.isascii() and key.isprintable()):
+        wrong = "its key holds a character that no HTTP header can carry; "
+        wrong += "is there a line break in it?"
+    else:
+        # A host of one plain word may be any word of a message, so only with its port.
+        named = [f"{host}:{port}", parts.netloc, host if set(host) & set(".:") else "", key or ""]
+        return sorted(filter(None, named), key=len, reverse=True)
+    raise ParameterError(f"provider {provider}: {wrong}")

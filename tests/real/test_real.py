@@ -27,7 +27,7 @@ import pytest
 
 from poclib.errors import ModelMissing
 from poclib.measure import experiment
-from poclib.providers.servers import KINDS, Provider
+from poclib.providers import KINDS, Provider
 from poclib.reading import tables
 from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report
 from poclib.showing import words
