@@ -34,6 +34,10 @@ from .report import (
     shown_path,
 )
 
+# Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
+# for itself, and another command must not slip in between two of them.
+COMMAND = ".command.lock"
+
 
 @contextlib.contextmanager
 def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:

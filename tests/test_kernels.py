@@ -25,8 +25,8 @@ PATIENCE_S = 300  # only ends a hung test
 EXECUTE = """
 import sys
 from pathlib import Path
-from poclib import publish
-publish.execute(Path(sys.argv[1]), Path(sys.argv[2]), {})
+from poclib.showing import notebooks
+notebooks.execute(Path(sys.argv[1]), Path(sys.argv[2]), {})
 """
 # Where this kernel's sockets lie, and all that the working folder holds.
 SHOW = """
@@ -147,7 +147,7 @@ def test_a_second_command_is_refused_before_it_asks_a_provider_or_a_kernel(
 ) -> None:
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     (home / "my.yaml").write_text(f"{RUN}{more}\nstrategy: shared-queue" if more else RUN)
-    with recording.only_one(home / "data" / "runs", cli.COMMAND):
+    with recording.only_one(home / "data" / "runs", recording.COMMAND):
         told = refused([word, str(home / "my.yaml")], capsys)
     assert told.startswith(f"poc: another run (process {os.getpid()}) is writing")
     assert told.count("\n") == 1 and not list(home.rglob("second*"))
