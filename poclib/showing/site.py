@@ -70,27 +70,26 @@ def site(
     Raises `ReportError` where it cannot be written.
     """
     sweeps = sweeps or {}
-    everything = [*rows, *(row for found in sweeps.values() for row in found)]
+    everything = [*rows, *(row for points in sweeps.values() for row in points)]
     data = {row.page: f"reports/{row.name}.jsonl" for row in everything if row.page}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".site-") as temporary:
             fresh = Path(temporary) / "site"
             fresh.mkdir()
-            for group, found in groups.items():
-                for notebook in found:
+            for group, notebooks in groups.items():
+                for notebook in notebooks:
                     place = f"{group}/{notebook.stem}.html"
                     _write_page(notebook, fresh / place, place, data.get(place))
-                if result := _result(found):
-                    told = publish.clean(result.read_text("utf-8"), publish.secrets({}))
-                    (fresh / group / report.RESULT).write_text(told, "utf-8")
+                if result := _result(notebooks):
+                    text = publish.clean(result.read_text("utf-8"), publish.secrets({}))
+                    (fresh / group / report.RESULT).write_text(text, "utf-8")
             reports = fresh / "reports"
             reports.mkdir()
             for row in everything:
                 # Written anew from validated records, never copied: nothing else can ride along.
-                loaded = report.load(row.source or row.name)
-                text = recording.text(loaded)
-                (reports / f"{row.name}.jsonl").write_bytes(text)
+                written = recording.text(report.load(row.source or row.name))
+                (reports / f"{row.name}.jsonl").write_bytes(written)
             (fresh / "index.html").write_text(_index(groups, rows, sweeps), encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
