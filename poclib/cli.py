@@ -1,5 +1,6 @@
 """The `poc` command: doctor, run, sweep, show, rerun and more. Thin: it calls and prints.
 
+A command imports what only it needs, so that `poc --help`, `show` and `gate` answer at once.
 Errors of ours come out as one line on standard error; exit codes: 0 done or PASS, 1 FAIL,
 2 INCONCLUSIVE, 3 an error that a person can mend, 130 interrupted.
 """
@@ -7,36 +8,28 @@ Errors of ours come out as one line on standard error; exit codes: 0 done or PAS
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, parameterfile, recording, report, suite
-from .contention import Found
+from . import __version__, parameterfile, recording, report
 from .errors import ParameterError, PocError, ReportError, RunFailed
-from .measure import experiment, finder, identity, pool, repeat, ruler
-from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES
-from .reading import compare as agreement
-from .reading import tables
 from .records import Parameters, Report
-from .showing import accuracy, catalogue, comparisons, curves, documents, words
-from .showing import charts as plots
 from .showing import format as notation
-from .showing import notebooks as publish
-from .showing import site as pages
-from .stats import Headline
+
+if TYPE_CHECKING:
+    from . import suite
+    from .contention import Found
+    from .measure import experiment
+    from .stats import Headline
 
 MAX_PARAMETER_BYTES = 1 << 20
-# Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
-# for itself, and another command must not slip in between two of them.
-COMMAND = ".command.lock"
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -90,6 +83,9 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
     its measurements as a report, and a copy of PARAMS with what was found.
     """
+    from .measure import experiment, pool
+    from .showing import words
+
     given = read_yaml(params, changes)
     given.pop("sweep", None)  # its points share the pool
     parameters = Parameters.read(given, params.name)
@@ -102,9 +98,10 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     )
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
-    expected = words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds())
-    click.echo(expected)
+    click.echo(words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds()))
     if found:
+        from .showing import curves
+
         saved = recording.save(run.as_report().model_copy(update={"strategy": "capacity"}))
         click.echo(curves.capacity_text(report.load(saved.stem)))
         copy = params.with_suffix(f".capacity{params.suffix}")
@@ -117,6 +114,8 @@ async def _examine(
     run: experiment.Run, capacities: dict[str, Found] | None = None
 ) -> dict[str, str]:
     """Describe every provider alone, so that one failure does not hide the others."""
+    from .measure import finder, identity
+
     names = list(run.senders)
     try:
         asked = await asyncio.gather(
@@ -154,9 +153,12 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
 
     A file with a section `sweep` is measured as by `poc sweep`.
     """
+    from . import suite
+    from .showing import notebooks as publish
+
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
     if "sweep" in given:
-        return _sweep(given, params.name, only)
+        return suite.sweep(given, params.name, only)
     pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
     notebooks = publish.notebooks(pattern=pattern)
     known = {key for notebook in notebooks for key in publish.declared(notebook)}
@@ -167,12 +169,15 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     name = "live" if parameters.experiment == "sample" else parameters.experiment
     values = {**given, "experiment": name, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / name
-    with recording.only_one(folder.parent, COMMAND):
-        _answering(parameters)
+    with recording.only_one(folder.parent, recording.COMMAND):
+        suite.check_answering(parameters)
         _run(tasks, values, folder, name)
 
 
 def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name: str) -> None:
+    from . import suite
+    from .showing import catalogue, words
+
     failures: list[str] = []
     (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
     for number, task in enumerate(tasks, start=1):
@@ -182,12 +187,12 @@ def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {notation.safe(str(error))}", err=True)
-    measured = _measured(name)
-    reports, headlines = [one for one, _ in measured], [one for _, one in measured]
-    page = _publish()
+    measured = catalogue.of_experiment(name, list(STRATEGIES), _pass_over)
+    reports, headlines = [e.report for e in measured], [e.headline for e in measured]
+    page = suite.write_site()
     click.echo(words.comparison_text(headlines))
     click.echo(words.verdict_text(reports, headlines))
-    click.echo(f"Open {page.relative_to(report.root())}")
+    click.echo(f"Open {page}")
     if failures:
         raise RunFailed(f"{len(failures)} of {len(tasks)} notebooks failed: {failures[0]}")
 
@@ -202,92 +207,9 @@ def sweep(file: Path, changes: tuple[str, ...]) -> None:
     point has its strategy's notebook too, unless the file names `notebooks` that read all points.
     Interrupted or run again, it goes on where it stopped and measures no finished point twice.
     """
-    _sweep(read_yaml(file, changes), file.name)
+    from . import suite
 
-
-def _sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
-    points = [one for one in sweeps.points(given, where) if not only or one.strategy in only]
-    if not points:
-        raise ParameterError(f"{where}: no point has the strategy {' or '.join(only)}.")
-    reading = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
-    for notebook in reading:
-        publish.check_keys(["folder"], publish.declared(notebook), notebook.name)
-    if not reading:
-        keys = {key for point in points for key in point.values}
-        publish.check_keys(sorted(keys), publish.declared(publish.strategy_notebook()), where)
-    folder = report.root() / "data" / "runs" / points[0].sweep
-    numbers = {one.name: f"[{n}/{len(points)}]" for n, one in enumerate(points, start=1)}
-
-    def execute(point: sweeps.Point, target: Path) -> None:
-        click.echo(f"{numbers[point.name]} {notation.inline(point.label, 200)}", err=True)
-        # A point that was stopped in the middle goes on from its own file.
-        if reading:
-            progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
-            experiment.measure(point.parameters, progress, resume=True, running=running)
-            return
-        values = {**point.values, "live": True, "resume": True}
-        suite.task(point.strategy).execute(target, values)
-
-    done: list[sweeps.Outcome] = []
-    with (
-        recording.only_one(folder.parent, COMMAND),
-        contextlib.closing(pool.Shared()) as shared,
-    ):
-        sweeps.write_summary(points, folder)
-        try:
-            for outcome in sweeps.run(points, folder, execute):
-                done.append(outcome)
-                _tell(outcome, numbers[outcome.point.name])
-        except KeyboardInterrupt:
-            left = notation.many(len(points) - len(done), "point")
-            click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
-            raise
-        shared.close()
-        failures = [notation.safe(one.problem) for one in done if one.problem]
-        failed = len(failures)
-        for notebook in reading:
-            try:
-                publish.execute(
-                    notebook, folder / notebook.name, {"folder": f"data/runs/{folder.name}"}
-                )
-            except RunFailed as error:
-                failures.append(str(error))
-    page = _publish()
-    click.echo(curves.points_table([(one.point.shown, one.report) for one in done]))
-    click.echo(f"Open {page.relative_to(report.root())}")
-    if failed:
-        raise RunFailed(
-            f"{failed} of {len(points)} points failed: {failures[0]} "
-            "The same command tries only those again."
-        )
-    if failures:
-        raise RunFailed(failures[0])
-
-
-def _tell(outcome: sweeps.Outcome, number: str) -> None:
-    if outcome.before:
-        click.echo(f"{number} {notation.inline(outcome.point.label, 200)}: done before", err=True)
-    elif outcome.problem:
-        click.echo(f"    failed: {notation.safe(outcome.problem)}", err=True)
-
-
-def _answering(parameters: Parameters) -> None:
-    """Before minutes are spent: does every provider answer, with the same model?"""
-    own = [p for p in parameters.providers if p.kind != "embedded"]
-    if not own:
-        return
-    checked = parameters.model_copy(update={"providers": own})
-    with pool.open_pool(checked) as providers:
-        trial = experiment.Run(checked, providers)
-
-        async def describe() -> None:
-            try:
-                await trial.describe()
-            finally:
-                for sender in trial.senders.values():
-                    await sender.aclose()
-
-        experiment.on_own_loop(describe)
+    suite.sweep(read_yaml(file, changes), file.name)
 
 
 @poc.command()
@@ -298,6 +220,9 @@ def show(name: str | None, as_json: bool) -> None:
 
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
+    from .reading import tables
+    from .showing import catalogue, words
+
     if name is None:
         click.echo(catalogue.text(catalogue.entries(passed_over=_pass_over)))
         return
@@ -313,6 +238,9 @@ def show(name: str | None, as_json: bool) -> None:
 @click.argument("name", metavar="REPORT")
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
+    from .reading import tables
+    from .showing import words
+
     loaded = report.load(name)
     headline = tables.headline(loaded)
     click.echo(words.failures([headline]) + words.verdict_text([loaded], [headline]))
@@ -330,6 +258,11 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     own need --params or --set. Saved beside REPORT under its name with "rerun-" before it. Exits
     with 0 where verdict and ratio agree, 1 where they do not.
     """
+    from .measure import experiment, repeat
+    from .reading import compare as agreement
+    from .reading import tables
+    from .showing import comparisons
+
     first = report.load(name)
     given = read_yaml(params) if params else {}
     parameters = repeat.parameters(first, given, parameterfile.changes(changes))
@@ -346,6 +279,10 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
 def compare(names: tuple[str, ...], anyway: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
+    from .reading import compare as agreement
+    from .reading import tables
+    from .showing import comparisons
+
     reports = [report.load(name) for name in names]
     unlike = agreement.unlike(reports)
     if unlike and not anyway:
@@ -363,6 +300,9 @@ def ruler_command() -> None:
 
     Takes about a minute on a machine that does nothing else; saved as data/ruler.json.
     """
+    from .measure import ruler
+    from .showing import accuracy
+
     found = ruler.run()
     ruler.save(found, report.root())
     click.echo(accuracy.ruler_table(found))
@@ -372,7 +312,9 @@ def ruler_command() -> None:
 @poc.command("publish")
 def publish_command() -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""
-    click.echo(f"Open {_publish().relative_to(report.root())}")
+    from . import suite
+
+    click.echo(f"Open {suite.write_site()}")
 
 
 @poc.command()
@@ -381,6 +323,12 @@ def refresh() -> None:
 
     With them go the Phase 0 result and the README's result and picture, which hold the same.
     """
+    from . import suite
+    from .reading import tables
+    from .showing import charts as plots
+    from .showing import documents
+    from .showing import notebooks as publish
+
     for notebook in publish.notebooks():
         click.echo(notebook.name)
         suite.Task(notebook, notebook.name).renew(notebook)
@@ -401,6 +349,8 @@ def keep(source: str, target: str) -> None:
     Of a sweep, the points' reports are kept in the folder data/reports/NEW-NAME, in place of those
     that were there.
     """
+    from .measure import sweep as sweeps
+
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", target, re.A):
         raise ParameterError(f"{target[:70]!r} is no name for reports: use letters and digits.")
     runs = report.root() / "data" / "runs" / source
@@ -418,73 +368,14 @@ def keep(source: str, target: str) -> None:
 
 
 def _warn(reports: Sequence[Report], headlines: Sequence[Headline], names: list[str]) -> None:
+    from .showing import words
+
     for one in words.beside(reports, headlines, names):
         click.echo(f"warning: {one}")
 
 
-def _publish() -> Path:
-    root = report.root()
-    runs = root / "data" / "runs"
-    folders = [*sorted(runs.glob("*/")), *sorted(runs.glob("*/*/"))]
-    groups = {
-        folder.relative_to(runs).as_posix(): found
-        for folder in folders
-        if (found := sorted(folder.glob("[0-9]*.ipynb")))
-    }
-    groups["sample"] = suite.sample_pages(lambda said: click.echo(notation.safe(said), err=True))
-    rows = [_row(one, groups) for one in catalogue.entries(passed_over=_pass_over)]
-    swept = {}
-    for folder in (one for one in folders if sweeps.summary(one)):
-        labels = sweeps.summary(folder)
-        swept[folder.name] = [
-            _row(one, groups, f"{folder.name}/{name}", label, path)
-            for name, label in labels.items()
-            for path in sorted((folder / name).glob("*.json*"))
-            for one in catalogue.entries([path], _pass_over)
-        ]
-    return pages.site(root / "site", groups, rows, swept)
-
-
-def _row(
-    one: catalogue.Entry,
-    groups: dict[str, list[Path]],
-    group: str = "",
-    what: str = "",
-    source: str | Path = "",
-) -> pages.Row:
-    name, date, pool, strategy, ratio, verdict = one.cells
-    page = pages.page_of(groups, group or one.report.experiment, strategy)
-    page = page or next((f"sample/{n.stem}.html" for n in groups["sample"] if _shows(n, name)), "")
-    return pages.Row(name, date, pool, verdict, ratio, what, page, source)
-
-
-def _shows(notebook: Path, name: str) -> bool:
-    """Whether `notebook` is about the one report of that name."""
-    return str(publish.declared(notebook).get("name", {}).get("default", "")).strip("'\"") == name
-
-
-def _saved() -> dict[str, tuple[Report, Headline]]:
-    """Every readable report with its headline; an unreadable one is named and passed over."""
-    found = {}
-    for name in report.names():
-        try:
-            loaded = report.load(name)
-            if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
-                found[name] = loaded, tables.headline(loaded)
-        except PocError as error:
-            _pass_over(notation.safe(str(error)))
-    return found
-
-
 def _pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
-
-
-def _measured(experiment_name: str) -> list[tuple[Report, Headline]]:
-    """The reports of one experiment and their headlines, in the strategies' order."""
-    order = list(STRATEGIES)
-    mine = [m for n, m in _saved().items() if n == f"{experiment_name}-{m[1].strategy}"]
-    return sorted(mine, key=lambda m: order.index(m[1].strategy) if m[1].strategy in order else 99)
 
 
 def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:

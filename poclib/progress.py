@@ -1,8 +1,8 @@
 """How far a run is, for whoever looks: a terminal, a notebook or a log file. Measures nothing.
 
-A terminal and a notebook get one line that moves; a file gets whole lines, so that a log can
-be read afterwards. A kernel that papermill started cannot see the person's terminal: the
-process that started it tells through the environment (`for_a_child`).
+A terminal and a notebook get a bar that moves; a file gets whole lines, so that a log can be
+read afterwards. A kernel that papermill started cannot see the person's terminal: the process
+that started it tells through the environment (`for_a_child`).
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from html import escape
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 # "terminal COLUMNS" or "log": where the standard error of a kernel ends up.
 VARIABLE = "POCLIB_PROGRESS"
-QUIET_S, STAGE_S = 10.0, 1.0
-BAR = "{desc} |{bar}| {n_fmt} of {total_fmt} requests, {remaining} left"
-Clock = Callable[[], float]
+QUIET_S, STAGE_S = 10.0, 1.0  # between two lines of a log: of one stage, of two
+FORMAT = "{n_fmt} of {total_fmt} requests, {remaining} left"
 
 
 class Progress(Protocol):
@@ -41,121 +38,59 @@ def for_a_child() -> dict[str, str]:
     return {VARIABLE: "log"}
 
 
+class Lines(tqdm):  # type: ignore[type-arg]
+    """A bar for a log: a line for each state that is shown, and none that is overwritten."""
+
+    shown = ""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        if msg is None:  # "" would clear the line
+            self.shown = self.desc
+            print(time.strftime("%H:%M:%S"), self, file=self.fp, flush=True)
+
+    def update(self, n: float | None = 1) -> bool | None:
+        self.mininterval = QUIET_S if self.desc == self.shown else STAGE_S
+        return super().update(n)
+
+
 def bar(title: str) -> Progress:
     """Progress on standard error, or under the cell: round, arm, requests done, time left."""
-    where, _, columns = os.environ.get(VARIABLE, "").partition(" ")
-    if where == "terminal":
-        return _in_terminal(title, int(columns) if columns.isdigit() else None)
-    if where != "log":
-        if shown := _displays():
-            return _in_notebook(title, shown, time.monotonic)
-        if sys.stderr.isatty():
-            return _in_terminal(title, None)
-    return _in_log(title, sys.stderr, time.monotonic)
-
-
-def _in_terminal(title: str, columns: int | None) -> Progress:
     bars: list[tqdm[Any]] = []
 
     def update(stage: str, done: int, total: int) -> None:
         text = f"{title}: {stage}"
         if not bars:  # only once there is something to show
-            bars.append(
-                tqdm(
-                    desc=text,
-                    initial=done,
-                    total=total,
-                    file=sys.stderr,
-                    leave=False,
-                    mininterval=0.2,
-                    smoothing=0,  # arms differ in speed: the mean over all of them is steadier
-                    ncols=columns,
-                    dynamic_ncols=columns is None,
-                    bar_format=BAR,
-                )
-            )
-        bars[0].total = total
-        bars[0].set_description_str(text, refresh=False)
-        bars[0].update(done - bars[0].n)
+            bars.append(_opened(text, done, total))
+        shown = bars[0]
+        shown.total = total
+        shown.set_description_str(text, refresh=False)
+        shown.update(done - shown.n)
         if done >= total:
-            bars[0].close()
+            if shown.last_print_n < done:
+                shown.refresh()
+            shown.close()
 
     return update
 
 
-def _in_notebook(title: str, display: Any, clock: Clock) -> Progress:
-    """One line under the cell, with a bar where HTML is shown; at the end what was done."""
-    left = _time_left(clock)
-    handles: list[Any] = []
-    last_s = float("-inf")
+def _opened(text: str, done: int, total: int) -> tqdm[Any]:
+    where, _, columns = os.environ.get(VARIABLE, "").partition(" ")
+    # Arms differ in speed: the mean over all of them (`smoothing`) is steadier.
+    given: dict[str, Any] = {"desc": text, "initial": done, "total": total, "smoothing": 0}
+    given |= {"bar_format": f"{{desc}} |{{bar}}| {FORMAT}", "mininterval": 0.2, "miniters": 0}
+    if not where and _in_a_notebook():
+        from tqdm.notebook import tqdm as under_the_cell
 
-    def update(stage: str, done: int, total: int) -> None:
-        nonlocal last_s
-        now_s = clock()
-        remaining = left(done, total)
-        finished = done >= total
-        if not finished and now_s - last_s < 0.2:
-            return
-        last_s = now_s
-        text = f"{title}: measured {total:,} requests." if finished else ""
-        text = text or _sentence(title, stage, done, total, remaining)
-        shown = f"<progress value='{done}' max='{total}'></progress> {escape(text)}"
-        data = {"text/plain": text, "text/html": escape(text) if finished else shown}
-        if handles:
-            handles[0].update(data, raw=True)
-        else:
-            handles.append(display(data, raw=True, display_id=True))
-
-    return update
+        return under_the_cell(**given)
+    given["file"] = sys.stderr
+    if where == "terminal" and columns.isdigit():
+        return tqdm(**given, leave=False, ncols=int(columns))
+    if where == "terminal" or (not where and sys.stderr.isatty()):
+        return tqdm(**given, leave=False, dynamic_ncols=True)
+    return Lines(**{**given, "bar_format": f"{{desc}}: {FORMAT}"}, leave=False)
 
 
-def _in_log(title: str, file: TextIO, clock: Clock) -> Progress:
-    """Whole lines: one where a stage begins, but not many a second, else one in ten seconds."""
-    left = _time_left(clock)
-    last_s, last_stage = float("-inf"), ""
-
-    def update(stage: str, done: int, total: int) -> None:
-        nonlocal last_s, last_stage
-        now_s = clock()
-        remaining = left(done, total)
-        waited_s = now_s - last_s
-        due = waited_s >= (STAGE_S if stage != last_stage else QUIET_S)
-        if due or done >= total:
-            last_s, last_stage = now_s, stage
-            time_of_day = time.strftime("%H:%M:%S")
-            said = _sentence(title, stage, done, total, remaining)
-            print(f"{time_of_day} {said}", file=file, flush=True)
-
-    return update
-
-
-def _sentence(title: str, stage: str, done: int, total: int, remaining_s: float | None) -> str:
-    said = f"{title}: {stage}: {done:,} of {total:,} requests"
-    if remaining_s is None:
-        return said
-    minutes, seconds = divmod(round(remaining_s), 60)
-    return f"{said}, about {f'{minutes} min ' if minutes else ''}{seconds} s left"
-
-
-def _time_left(clock: Clock) -> Callable[[int, int], float | None]:
-    """Seconds that the rest takes at the mean pace since the first call; None until known."""
-    first: list[tuple[float, int]] = []
-
-    def left(done: int, total: int) -> float | None:
-        if not first:
-            first.append((clock(), done))
-        since_s, before = first[0]
-        return (clock() - since_s) * (total - done) / (done - before) if done > before else None
-
-    return left
-
-
-def _displays() -> Any:
-    """IPython's `display` where this process is a notebook's kernel, else None."""
+def _in_a_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is None or not getattr(shell, "kernel", None):
-        return None
-    from IPython.display import display
-
-    return display
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None

@@ -16,7 +16,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from .errors import FolderHeld
@@ -33,6 +32,10 @@ from .report import (
     root,
     shown_path,
 )
+
+# Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
+# for itself, and another command must not slip in between two of them.
+COMMAND = ".command.lock"
 
 
 @contextlib.contextmanager
@@ -161,7 +164,7 @@ def lines(report: Report) -> Iterator[dict[str, Any]]:
     for kind, rounds in (("whole", report.rounds), ("cut", report.cut)):
         for round_ in rounds:
             for arm in round_.arms:
-                yield from _arm_lines(arm, round_.index, {"kind": kind})
+                yield from _arm_lines(arm, round_.index, kind=kind)
     yield from ({"resumed_ms": moment_ms} for moment_ms in report.resumed_ms)
     yield {"state": state(report)}
 
@@ -171,9 +174,7 @@ def state(report: Report) -> dict[str, Any]:
     return report.model_dump(mode="json", include=STATE)
 
 
-def _arm_lines(
-    arm: Arm, index: int, more: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[dict[str, Any]]:
+def _arm_lines(arm: Arm, index: int, **more: str) -> Iterator[dict[str, Any]]:
     fields = arm.model_dump(mode="json", exclude={"requests", "arm", "turn"}, exclude_defaults=True)
     begin = {key: fields.pop(key, None) for key in ("strategy", "limits")}
     yield {"arm": arm.arm, "round": index, "turn": arm.turn, "begin": begin, **more}
@@ -220,7 +221,12 @@ def keep(source: Path, target: Path) -> Path:
             partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
             shutil.copyfile(source, partial)
             partial.replace(target)
-        _sync_folder(target.parent)
+        with contextlib.suppress(OSError):  # not every system lets a folder be synced
+            handle = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     return target
 
 
@@ -271,13 +277,3 @@ def _rounded(value: Any, key: str = "") -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return round(value, 3) if isinstance(value, float) and key.endswith("_ms") else value
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name durable; not every system lets a folder be synced."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -82,19 +82,18 @@ def home(question: str, experiment: str) -> Path:
 def names(folder: Path | None = None) -> list[str]:
     """The names of the saved reports, sorted; empty where the folder does not exist."""
     folder = folder or root() / FOLDER
-    found = (path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}"))
-    return sorted({path.stem for path in found if not path.name.startswith(".")})
+    paths = (path for suffix in SUFFIXES for path in folder.glob(f"[!.]*{suffix}"))
+    return sorted({path.stem for path in paths})
 
 
 def experiments(experiment: str, folder: Path | None = None) -> list[Report]:
     """Every saved report of one experiment. Raises `ReportError` where there is none."""
-    wanted = [one for one in names(folder) if one.startswith(f"{experiment}-")]
-    found = [one for one in (load(name, folder) for name in wanted) if one.experiment == experiment]
-    if not found:
-        raise ReportError(
-            f"no report of experiment {experiment!r} is saved; {_listing(names(folder))}"
-        )
-    return found
+    here = names(folder)
+    loaded = [load(name, folder) for name in here if name.startswith(f"{experiment}-")]
+    reports = [report for report in loaded if report.experiment == experiment]
+    if not reports:
+        raise ReportError(f"no report of experiment {experiment!r} is saved; {_listing(here)}")
+    return reports
 
 
 def within(folder: str | Path) -> list[Report]:
@@ -103,10 +102,7 @@ def within(folder: str | Path) -> list[Report]:
     `folder` is relative to the project. Raises `ReportError` where it holds none.
     """
     place = root() / folder
-    folders = [
-        place,
-        *(one for one in sorted(place.glob("*")) if one.is_dir() and one.name != "older"),
-    ]
+    folders = [place, *(point for point in sorted(place.glob("*/")) if point.name != "older")]
     kept = [load(name, one) for one in folders for name in names(one) if name != "sweep"]
     if not kept:
         raise ReportError(
@@ -182,6 +178,7 @@ def _from_format_1(raw: bytes, shown: str) -> Report:
 
 
 def from_lines(file: Iterable[bytes], shown: str) -> Report:
+    """The report in the lines of `file`; `shown` names it. Raises `ReportError`."""
     fields: dict[str, Any] = {}
     arms: list[_Begun] = []
     number = 0
@@ -286,14 +283,11 @@ def _validated(data: dict[str, Any], shown: str) -> Report:
 
 
 def _parsed(raw: bytes) -> Any:
-    return json.loads(raw.decode("utf-8"), parse_constant=_no_constant, parse_int=_whole)
-
-
-def _no_constant(word: str) -> float:
-    raise ValueError(f"{word} is not JSON")
+    return json.loads(raw.decode("utf-8"), parse_constant=_whole, parse_int=_whole)
 
 
 def _whole(digits: str) -> int:
+    """A whole number; raises `ValueError` for Infinity and NaN, which are not JSON, too."""
     if len(digits) > 16:
         raise ValueError("no count or time of ours is that large")
     return int(digits)
@@ -330,6 +324,7 @@ def shown_path(path: Path) -> str:
 
 @contextlib.contextmanager
 def explained(shown: str, done: str) -> Iterator[None]:
+    """Turn an `OSError` into a `ReportError`: `shown` could not be `done`."""
     try:
         yield
     except OSError as error:

@@ -1,21 +1,29 @@
-"""Which notebooks are executed, for which strategies, into which files. Measures nothing itself.
+"""Which notebooks are executed, for which strategies, into which files; and the site of it all.
 
-A notebook that declares the parameter `strategy` is executed once for each strategy, and a page is
-made of each; every other notebook once.
+Between the `poc` command and the two halves. A notebook that declares the parameter `strategy` is
+executed once for each strategy, and a page is made of each; every other notebook once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import report
-from .errors import RunFailed
+import click
+
+from . import recording, report
+from .errors import ParameterError, RunFailed
+from .measure import experiment, pool
+from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, by_name
+from .records import Parameters
+from .showing import catalogue, curves, site
+from .showing import format as notation
 from .showing import notebooks as publish
 
 
@@ -74,7 +82,148 @@ def tasks(notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[Task]:
     return measuring + reading
 
 
-def sample_pages(tell: Callable[[str], None]) -> list[Path]:
+def check_answering(parameters: Parameters) -> None:
+    """Before minutes are spent: does every provider answer, with the same model?"""
+    own = [p for p in parameters.providers if p.kind != "embedded"]
+    if not own:
+        return
+    checked = parameters.model_copy(update={"providers": own})
+    with pool.open_pool(checked) as providers:
+        trial = experiment.Run(checked, providers)
+
+        async def describe() -> None:
+            try:
+                await trial.describe()
+            finally:
+                for sender in trial.senders.values():
+                    await sender.aclose()
+
+        experiment.on_own_loop(describe)
+
+
+def sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
+    """Measure every point of the grid `given`, then run the notebooks that read all of them.
+
+    `where` names the file in messages. Raises `ParameterError` before anything is measured, and
+    `RunFailed` at the end where a point or a notebook failed.
+    """
+    points = [point for point in sweeps.points(given, where) if not only or point.strategy in only]
+    if not points:
+        raise ParameterError(f"{where}: no point has the strategy {' or '.join(only)}.")
+    reading = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
+    for notebook in reading:
+        publish.check_keys(["folder"], publish.declared(notebook), notebook.name)
+    if not reading:
+        keys = {key for point in points for key in point.values}
+        publish.check_keys(sorted(keys), publish.declared(publish.strategy_notebook()), where)
+    folder = report.root() / "data" / "runs" / points[0].sweep
+    shown = {
+        point.name: f"[{number}/{len(points)}] {notation.inline(point.label, 200)}"
+        for number, point in enumerate(points, start=1)
+    }
+
+    def execute(point: sweeps.Point, target: Path) -> None:
+        click.echo(shown[point.name], err=True)
+        # A point that was stopped in the middle goes on from its own file.
+        if reading:
+            progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
+            experiment.measure(point.parameters, progress, resume=True, running=running)
+        else:
+            task(point.strategy).execute(target, {**point.values, "live": True, "resume": True})
+
+    done: list[sweeps.Outcome] = []
+    with (
+        recording.only_one(folder.parent, recording.COMMAND),
+        contextlib.closing(pool.Shared()) as shared,
+    ):
+        sweeps.write_summary(points, folder)
+        try:
+            for outcome in sweeps.run(points, folder, execute):
+                done.append(outcome)
+                if outcome.before:
+                    click.echo(f"{shown[outcome.point.name]}: done before", err=True)
+                elif outcome.problem:
+                    click.echo(f"    failed: {notation.safe(outcome.problem)}", err=True)
+        except KeyboardInterrupt:
+            left = notation.many(len(points) - len(done), "point")
+            click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
+            raise
+        shared.close()
+        failed = [notation.safe(outcome.problem) for outcome in done if outcome.problem]
+        unread: list[str] = []
+        for notebook in reading:
+            values = {"folder": f"data/runs/{folder.name}"}
+            try:
+                publish.execute(notebook, folder / notebook.name, values)
+            except RunFailed as error:
+                unread.append(str(error))
+    page = write_site()
+    click.echo(curves.points_table([(outcome.point.shown, outcome.report) for outcome in done]))
+    click.echo(f"Open {page}")
+    if failed:
+        raise RunFailed(
+            f"{len(failed)} of {len(points)} points failed: {failed[0]} "
+            "The same command tries only those again."
+        )
+    if unread:
+        raise RunFailed(unread[0])
+
+
+def write_site() -> Path:
+    """Render the pages of every run and of the samples, and all reports.
+
+    Returns the index, relative to the project.
+    """
+    runs = report.root() / "data" / "runs"
+    folders = [*sorted(runs.glob("*/")), *sorted(runs.glob("*/*/"))]
+    groups = {
+        folder.relative_to(runs).as_posix(): executed
+        for folder in folders
+        if (executed := sorted(folder.glob("[0-9]*.ipynb")))
+    }
+    groups["sample"] = _sample_pages()
+    rows = [_row(entry, groups) for entry in catalogue.entries(passed_over=_pass_over)]
+    swept = {
+        folder.name: [
+            _row(entry, groups, f"{folder.name}/{point}", label, path)
+            for point, label in labels.items()
+            for path in sorted((folder / point).glob("*.json*"))
+            for entry in catalogue.entries([path], _pass_over)
+        ]
+        for folder in folders
+        if (labels := sweeps.summary(folder))
+    }
+    index = site.site(report.root() / "site", groups, rows, swept)
+    return index.relative_to(report.root())
+
+
+def _pass_over(problem: str) -> None:
+    click.echo(f"poc: passed over: {problem}", err=True)
+
+
+def _row(
+    entry: catalogue.Entry,
+    groups: dict[str, list[Path]],
+    group: str = "",
+    what: str = "",
+    source: str | Path = "",
+) -> site.Row:
+    name, date, pool_name, strategy, ratio, verdict = entry.cells
+    page = site.page_of(groups, group or entry.report.experiment, strategy)
+    # Else the page of a notebook that is about this very report.
+    page = page or next(
+        (
+            f"sample/{notebook.stem}.html"
+            for notebook in groups["sample"]
+            if publish.declared(notebook).get("name", {}).get("default")
+            in (f"'{name}'", f'"{name}"')
+        ),
+        "",
+    )
+    return site.Row(name, date, pool_name, verdict, ratio, what, page, source)
+
+
+def _sample_pages() -> list[Path]:
     """The committed notebooks, but one for each strategy with a sample in place of their own.
 
     Those are executed into data/runs/sample, and again only after the notebook or the sample
@@ -82,20 +231,20 @@ def sample_pages(tell: Callable[[str], None]) -> list[Path]:
     """
     folder = report.root() / "data" / "runs" / "sample"
     pages = []
-    for one in tasks(publish.notebooks()):
-        if not one.strategy:
-            pages.append(one.notebook)
+    for chosen in tasks(publish.notebooks()):
+        if not chosen.strategy:
+            pages.append(chosen.notebook)
             continue
-        sample, target = report.path_of(f"sample-{one.strategy}"), folder / one.name
+        sample, target = report.path_of(f"sample-{chosen.strategy}"), folder / chosen.name
         if sample is None:
             continue
-        changed_s = max(path.stat().st_mtime for path in (one.notebook, sample))
+        changed_s = max(path.stat().st_mtime for path in (chosen.notebook, sample))
         if not target.exists() or target.stat().st_mtime < changed_s:
-            tell(f"page of a sample: {one.title}")
+            click.echo(f"page of a sample: {chosen.title}", err=True)
             try:
-                one.renew(target)
+                chosen.renew(target)
             except RunFailed as error:
-                tell(f"    failed: {error}")
+                click.echo(f"    failed: {notation.safe(str(error))}", err=True)
                 continue
         pages.append(target)
     return sorted(pages, key=lambda path: path.name)

@@ -21,7 +21,7 @@ import pytest
 from scipy import stats as scipy_stats
 from test_tables import pool_report, row
 
-from poclib import cli, report
+from poclib import cli, report, suite
 from poclib.measure import experiment
 from poclib.reading import belief, tables
 from poclib.records import Parameters, Report
@@ -601,7 +601,7 @@ def test_answers_of_unlike_length_stand_beside_the_verdict(
 
     with ollama(answer) as url:
         measured(url, tmp_path, monkeypatch, gate_max_ratio=100)
-    monkeypatch.setattr(cli, "_publish", lambda: tmp_path / "site" / "index.html")
+    monkeypatch.setattr(suite, "write_site", lambda: Path("site", "index.html"))
     cli._run([], {}, tmp_path, "mine")
     end = capsys.readouterr().out  # the last lines of `poc run`
     assert end.index("sequential ") < end.index("far from max_tokens 40") < end.index("Gate: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +55,25 @@ def test_ctrl_c_while_libraries_load_is_one_sentence(
         entry.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err == "poc: interrupted before anything was measured.\n"
+
+
+LOADED = """
+import sys
+from poclib import cli
+try:
+    cli.main(sys.argv[1:])
+finally:
+    print(*sys.modules)
+"""
+HEAVY = {"aiohttp", "httpx", "IPython", "matplotlib", "nbconvert", "nbformat", "papermill"}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["show"], ["show", "REPORT"], ["gate", "REPORT"]])
+def test_a_command_that_only_reads_loads_no_library_of_another(words: list[str]) -> None:
+    given = [word.replace("REPORT", "published-phase-0") for word in words]
+    told = subprocess.run([sys.executable, "-c", LOADED, *given], capture_output=True, text=True)
+    loaded = set(told.stdout.splitlines()[-1].split())
+    assert "poclib.cli" in loaded and loaded & HEAVY == set()
 
 
 def test_the_published_run_as_numbers(poc) -> None:  # type: ignore[no-untyped-def]

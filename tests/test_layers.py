@@ -45,7 +45,8 @@ recording: errors records report
 records: errors
 report: errors records
 stats: errors
-suite: errors measure.strategies report showing.notebooks
+suite: errors measure.experiment measure.pool measure.strategies measure.sweep recording records
+    report showing.catalogue showing.curves showing.format showing.notebooks showing.site
 workload: errors records report
 engines.keeper: .link errors
 engines.link: errors

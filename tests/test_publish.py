@@ -194,11 +194,6 @@ def test_an_old_site_survives_a_failed_rendering(tmp_path: Path) -> None:
     assert page.read_text("utf-8") == before
 
 
-def test_a_misspelled_key_is_named_with_its_neighbour() -> None:
-    with pytest.raises(ParameterError, match="round is not a parameter; did you mean rounds"):
-        publish.check_keys(["round"], ["rounds", "prompts"], "my.yaml")
-
-
 @pytest.mark.parametrize("pattern", ["../*", "/tmp/*", "a/b", "**", "..", "", "*/*", "a.b", "x\n"])
 def test_parameters_choose_among_the_projects_notebooks_only(tmp_path: Path, pattern: str) -> None:
     for folder in ("notebooks", "elsewhere"):

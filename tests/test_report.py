@@ -129,6 +129,7 @@ def changed(**keys: object) -> str:
     return json.dumps({**made().model_dump(mode="json"), **keys})
 
 
+BEYOND = [{"prompt": 1, "provider": "local"}]
 BAD = {
     "empty": ("", "not whole JSON"),
     "truncated": (changed()[:200], "truncated"),
@@ -150,16 +151,7 @@ BAD = {
         changed(
             prompt_sha256=["x"],
             rounds=[
-                {
-                    "index": 0,
-                    "arms": [
-                        {
-                            "arm": "strategy",
-                            "strategy": "s",
-                            "requests": [{"prompt": 1, "provider": "local"}],
-                        }
-                    ],
-                }
+                {"index": 0, "arms": [{"arm": "strategy", "strategy": "s", "requests": BEYOND}]}
             ],
         ),
         "beyond the 1",

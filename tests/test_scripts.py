@@ -140,23 +140,23 @@ def test_help_needs_no_python_and_names_every_use(machine: Machine, word: str) -
     assert not (machine.root / ".venv").exists()
 
 
-def test_no_words_runs_the_embedded_experiment(ready: Machine, tmp_path: Path) -> None:
-    code, out, _ = ready.run(cwd=tmp_path)
-    assert code == 0
-    assert out.splitlines() == ["poc[run]", f"poc[{ready.root}/params/embedded.yaml]"]
-
-
-def test_a_parameter_file_is_run_wherever_it_is_named_from(ready: Machine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], ["run", "ROOT/params/embedded.yaml"]),
+        (["mine.yml", "--set", "rounds=3"], ["run", "mine.yml", "--set", "rounds=3"]),
+        (["params/embedded.yaml"], ["run", "ROOT/params/embedded.yaml"]),
+        (["show", "a report.json", "", "--json"], ["show", "a report.json", "", "--json"]),
+    ],
+)
+def test_a_parameter_file_is_run_and_all_other_words_reach_poc_unchanged(
+    ready: Machine, tmp_path: Path, words: list[str], told: list[str]
+) -> None:
+    """In whatever folder they are typed; the embedded experiment where there are none."""
     (tmp_path / "mine.yml").touch()
-    _, out, _ = ready.run("mine.yml", "--set", "rounds=3", cwd=tmp_path)
-    assert out.splitlines() == ["poc[run]", "poc[mine.yml]", "poc[--set]", "poc[rounds=3]"]
-    _, out, _ = ready.run("params/embedded.yaml", cwd=tmp_path)
-    assert out.splitlines() == ["poc[run]", f"poc[{ready.root}/params/embedded.yaml]"]
-
-
-def test_other_words_reach_poc_unchanged(ready: Machine) -> None:
-    _, out, _ = ready.run("show", "a report.json", "", "--json")
-    assert out.splitlines() == ["poc[show]", "poc[a report.json]", "poc[]", "poc[--json]"]
+    code, out, _ = ready.run(*words, cwd=tmp_path)
+    assert code == 0
+    assert out.splitlines() == [f"poc[{word.replace('ROOT', str(ready.root))}]" for word in told]
 
 
 def test_it_works_through_a_symbolic_link(ready: Machine, tmp_path: Path) -> None:
@@ -248,28 +248,44 @@ def test_an_engine_too_new_for_the_c_library_is_left_out(
 # ---- What can be missing -----------------------------------------------------------
 
 
-def test_a_python_that_is_too_old_is_named(machine: Machine) -> None:
-    machine.python("python3", "3.9")
-    machine.tool("apt-get", "exit 1")
-    code, out, err = machine.run()
+MISSING = {
+    "a new enough Python": (
+        {"python3": "3.9", "apt-get": "exit 1"},
+        ["only Python 3.9", "sudo apt install python3.11 python3.11-venv"],
+    ),
+    "any Python": ({"uname": "echo Darwin"}, ["none was found", "brew install python"]),
+    "the Python that was chosen": (
+        {"python3.12": "3.12", "PYTHON": "/no/such/python"},
+        ["PYTHON=/no/such/python does not run"],
+    ),
+    "Python's venv": (
+        {"python3": "3.12 bare", "apt-get": "exit 1"},
+        ["sudo apt install python3.12-venv"],
+    ),
+    "disk": (
+        {"python3.12": "3.12", "df": "echo header; echo disk 9 9 2097152 9% /"},
+        ["3 GB of free disk", "2048 MB"],
+    ),
+    "a folder to write to": (
+        {"python3.12": "3.12", "mkdir": "echo 'mkdir: read-only file system' >&2; exit 1"},
+        ["cannot be written to", "cp -R"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_what_is_missing_is_named_with_what_to_do_about_it(machine: Machine, what: str) -> None:
+    there, sentences = MISSING[what]
+    for name, body in there.items():
+        if name.startswith("python"):
+            machine.python(name, *body.split())
+        elif name != "PYTHON":
+            machine.tool(name, body)
+    code, out, err = machine.run(**{"PYTHON": there["PYTHON"]} if "PYTHON" in there else {})
     assert code != 0 and out == ""
-    assert "only Python 3.9" in the_sentence(err)
-    assert "sudo apt install python3.11 python3.11-venv" in err
-    assert not (machine.root / ".venv").exists()
-
-
-def test_no_python_at_all(machine: Machine) -> None:
-    machine.tool("uname", "echo Darwin")
-    code, _, err = machine.run()
-    assert code != 0
-    assert "none was found" in the_sentence(err)
-    assert "brew install python" in err
-
-
-def test_a_python_chosen_by_name_that_does_not_run(ready: Machine) -> None:
-    code, _, err = ready.run(PYTHON="/no/such/python")
-    assert code != 0
-    assert "PYTHON=/no/such/python does not run" in the_sentence(err)
+    assert sentences[0] in the_sentence(err)
+    assert all(sentence in err for sentence in sentences)
+    assert machine.installs() == []
 
 
 def test_a_stand_in_without_a_python_behind_it_is_passed_over(machine: Machine) -> None:
@@ -278,29 +294,6 @@ def test_a_stand_in_without_a_python_behind_it_is_passed_over(machine: Machine) 
     machine.python("python3.11", "3.11")
     assert machine.run("setup")[0] == 0
     assert (machine.root / ".venv" / "setup.packages").read_text("utf-8").startswith("Python 3.11,")
-
-
-def test_no_venv_module(machine: Machine) -> None:
-    machine.python("python3", "3.12", parts="bare")
-    machine.tool("apt-get", "exit 1")
-    code, _, err = machine.run()
-    assert code != 0
-    assert "sudo apt install python3.12-venv" in the_sentence(err)
-
-
-def test_too_small_a_disk(ready: Machine) -> None:
-    ready.tool("df", "echo header; echo disk 9 9 2097152 9% /")
-    code, _, err = ready.run()
-    assert code != 0
-    assert "3 GB of free disk" in the_sentence(err) and "2048 MB" in err
-    assert ready.installs() == []
-
-
-def test_a_folder_that_cannot_be_written(ready: Machine) -> None:
-    ready.tool("mkdir", "echo 'mkdir: read-only file system' >&2; exit 1")
-    code, _, err = ready.run()
-    assert code != 0
-    assert "cannot be written to" in the_sentence(err) and "cp -R" in err
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from poclib import cli, parameterfile, recording, report
+from poclib import cli, parameterfile, recording, report, suite
 from poclib.errors import ParameterError, ReportError, RunFailed
 from poclib.measure import experiment, pool, sweep
 from poclib.measure.sweep import Outcome, Point
@@ -366,7 +366,7 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     monkeypatch.setattr(experiment, "measure", measured)
     monkeypatch.setattr(pool, "engine_pool", started)
     monkeypatch.setattr(publish, "execute", lambda notebook, target, values: read.append(values))
-    monkeypatch.setattr(cli, "_publish", lambda: home / "site" / "index.html")
+    monkeypatch.setattr(suite, "write_site", lambda: Path("site", "index.html"))
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     file = home / "grid.yaml"
     given = {**GIVEN, "notebooks": "21*", "sweep": {"max_tokens": [4, 8, 16]}}

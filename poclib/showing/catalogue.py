@@ -62,6 +62,19 @@ def entries(
     return sorted(by_name, key=lambda one: date(one.report), reverse=True)
 
 
+def of_experiment(
+    experiment: str, strategies: Sequence[str], passed_over: Callable[[str], Any] = lambda _: None
+) -> list[Entry]:
+    """The reports saved under the name of one experiment, in the order of `strategies`."""
+    order = {name: number for number, name in enumerate(strategies)}
+    mine = [
+        one
+        for one in entries(passed_over=passed_over)
+        if one.name == f"{experiment}-{one.report.strategy}"
+    ]
+    return sorted(mine, key=lambda one: order.get(one.report.strategy, len(order)))
+
+
 def text(found: Sequence[Entry], markdown: bool = False) -> str:
     """The list for a terminal or as Markdown; a sentence where nothing is saved."""
     if not found:

@@ -1,7 +1,7 @@
 """The site: an index and one page a notebook, from executed notebooks; it works in any folder.
 
 Runs nothing. Pages load nothing from elsewhere and hold no script; every figure lies beside its
-page as SVG and PNG. Whatever a notebook holds is scrubbed (`publish`) and cleaned first.
+page as SVG and PNG. Whatever a notebook holds is scrubbed (`notebooks`) and cleaned first.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape as e
 from pathlib import Path
 from typing import Any
 
 import bleach
 import nbformat
+from jinja2 import Environment, FileSystemLoader
 from nbconvert import HTMLExporter
 from nbconvert.preprocessors import ExtractOutputPreprocessor
 from pygments.formatters import HtmlFormatter
@@ -35,67 +35,8 @@ ATTRIBUTES = {"*": ["class", "id", "title"], "a": ["href"], "td": ["align"], "th
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 NOT_DRAWN = {f"{SVG}{name}" for name in ("script", "foreignObject", "metadata", "a")}
 OWN = ("#", "data:image/png;base64,")  # what an SVG may refer to
-# Nothing is asked of any other place, whatever a notebook holds.
-POLICY = "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'"
-
-# Pictures stand as files beside the page; all else is as nbconvert's plainest template has it.
-TEMPLATE = r"""
-{%- extends 'basic/index.html.j2' -%}
-{%- macro picture(output) -%}
-{%- set files = output.metadata.get('filenames', {}) -%}
-{%- set svg, png = files.get('image/svg+xml'), files.get('image/png') -%}
-{%- set said = (output | get_metadata('alt', 'image/png')) or 'A chart' -%}
-<figure><img src="{{ (svg or png) | posix_path | escape_html }}" alt="{{ said | escape_html }}">
-<figcaption>
-{%- if svg %}<a href="{{ svg | posix_path | escape_html }}" download>SVG</a> {% endif -%}
-{%- if png %}<a href="{{ png | posix_path | escape_html }}" download>PNG</a>{% endif -%}
-</figcaption></figure>
-{%- endmacro -%}
-{%- block input_group -%}
-{%- set name = 'Parameters' if 'parameters' in cell.metadata.get('tags', []) else 'Code' -%}
-{%- if name == 'Parameters' or cell.source.count('\n') > 3 -%}
-<details><summary>{{ name }}</summary>{{ super() }}</details>
-{%- else -%}{{ super() }}{%- endif -%}
-{%- endblock -%}
-{%- block data_svg -%}{{ picture(output) }}{%- endblock -%}
-{%- block data_png -%}{{ picture(output) }}{%- endblock -%}
-"""
-
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8881; --page: #fff; --ink: #1c1c1c; }
-@media (prefers-color-scheme: dark) { :root { --page: #16181b; --ink: #e6e6e6; } }
-* { box-sizing: border-box; }
-body { font: 1rem/1.55 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem;
-  background: var(--page); color: var(--ink); overflow-wrap: break-word; }
-a { color: #0b62b0; } @media (prefers-color-scheme: dark) { a { color: #7ab8ff; } }
-nav { display: flex; flex-wrap: wrap; gap: .3rem 1.2rem; margin-bottom: 1.5rem; }
-h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-figure { margin: 1rem 0; } figcaption { font-size: .8rem; }
-figure img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; display: block; }
-pre { overflow-x: auto; padding: .6rem .8rem; background: var(--soft); font-size: .85rem; }
-summary { cursor: pointer; font-size: .85rem; opacity: .8; }
-code { font-size: .9em; overflow-wrap: anywhere; } pre code { overflow-wrap: normal; }
-table { border-collapse: collapse; font-size: .9rem; display: block; overflow-x: auto; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; }
-td { font-variant-numeric: tabular-nums; } td:first-child { white-space: nowrap; }
-.index td:nth-child(n+4) { white-space: nowrap; }
-.highlight { background: none; } .input_area pre { border-left: 3px solid var(--line); }
-.anchor-link { display: none; }
-.PASS { color: #00734d; font-weight: 600; } .FAIL { color: #b3261e; font-weight: 600; }
-@media (prefers-color-scheme: dark) { .PASS { color: #5fd3a8; } .FAIL { color: #ff8a80; } }
-@media (max-width: 44rem) { /* a phone: a row of the index becomes a card */
-  .index thead { display: none; }
-  .index, .index tbody, .index tr, .index td { display: block; overflow: visible; }
-  .index tr { border-bottom: 1px solid var(--line); padding: .6rem 0; }
-  .index td { border: 0; padding: .1rem 0; white-space: normal; }
-  .index td::before { content: attr(data-label) ": "; opacity: .7; }
-}
-@media print {
-  nav, figcaption { display: none; } body { max-width: none; padding: 0; font-size: 10pt; }
-  pre { white-space: pre-wrap; } table { display: table; } a { color: inherit; }
-  figure, tr, pre { break-inside: avoid; } h1, h2, h3 { break-after: avoid; }
-}
-"""
+FOLDER = Path(__file__).with_name("templates")
+TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
 
 
 @dataclass(frozen=True)
@@ -129,27 +70,26 @@ def site(
     Raises `ReportError` where it cannot be written.
     """
     sweeps = sweeps or {}
-    everything = [*rows, *(row for found in sweeps.values() for row in found)]
+    everything = [*rows, *(row for points in sweeps.values() for row in points)]
     data = {row.page: f"reports/{row.name}.jsonl" for row in everything if row.page}
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".site-") as temporary:
             fresh = Path(temporary) / "site"
             fresh.mkdir()
-            for group, found in groups.items():
-                for notebook in found:
+            for group, notebooks in groups.items():
+                for notebook in notebooks:
                     place = f"{group}/{notebook.stem}.html"
                     _write_page(notebook, fresh / place, place, data.get(place))
-                if result := _result(found):
-                    told = publish.clean(result.read_text("utf-8"), publish.secrets({}))
-                    (fresh / group / report.RESULT).write_text(told, "utf-8")
+                if result := _result(notebooks):
+                    text = publish.clean(result.read_text("utf-8"), publish.secrets({}))
+                    (fresh / group / report.RESULT).write_text(text, "utf-8")
             reports = fresh / "reports"
             reports.mkdir()
             for row in everything:
                 # Written anew from validated records, never copied: nothing else can ride along.
-                loaded = report.load(row.source or row.name)
-                text = recording.text(loaded)
-                (reports / f"{row.name}.jsonl").write_bytes(text)
+                written = recording.text(report.load(row.source or row.name))
+                (reports / f"{row.name}.jsonl").write_bytes(written)
             (fresh / "index.html").write_text(_index(groups, rows, sweeps), encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
@@ -226,7 +166,7 @@ def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> N
         extract_output_types={"image/png", "image/svg+xml"},
     )
     exporter = HTMLExporter(
-        raw_template=TEMPLATE,
+        raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"),
         template_name="basic",
         sanitize_html=True,
         filters={"clean_html": cleaned},
@@ -240,12 +180,8 @@ def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> N
     for name, content in made["outputs"].items():
         (target.parent / name).parent.mkdir(exist_ok=True)
         (target.parent / name).write_bytes(content)
-    up = "../" * place.count("/")
-    links = f"<a href='{up}index.html'>All results</a>"
-    if data:
-        links += f"<a href='{up}{e(data)}' download>This run's report (JSON lines)</a>"
-    text = _wrapped(publish.title(notebook), f"<nav>{links}</nav><main>{body}</main>")
-    target.write_text(text, encoding="utf-8")
+    given = {"up": "../" * place.count("/"), "data": data, "body": body}
+    target.write_text(_rendered("page", publish.title(notebook), **given), encoding="utf-8")
 
 
 def _index(
@@ -253,59 +189,21 @@ def _index(
     rows: Sequence[Row],
     sweeps: Mapping[str, Sequence[Row]],
 ) -> str:
-    lists = "".join(
-        f"<h2>Pages: {e(group)}</h2><ul>"
-        + "".join(
-            f"<li><a href='{e(group)}/{e(n.stem)}.html'>{e(publish.title(n))}</a></li>"
-            for n in found
+    lists = [
+        (
+            group,
+            [(f"{n.stem}.html", publish.title(n)) for n in notebooks],
+            report.RESULT if _result(notebooks) else "",
         )
-        + (
-            f"<li><a href='{e(group)}/{report.RESULT}'>All of it as text</a></li>"
-            if _result(found)
-            else ""
-        )
-        + "</ul>"
-        for group, found in groups.items()
+        for group, notebooks in groups.items()
         if "/" not in group
-    )
-    swept = "".join(
-        f"<h2>Sweep: {e(name)}</h2>{_table(found, 'Point')}" for name, found in sweeps.items()
-    )
-    intro = (
-        "<h1>What is gained when prompts are spread over several machines?</h1>"
-        "<p>Each ratio is the time of a strategy over the time of the fastest machine alone, "
-        "median over rounds with a 95 % interval: below 1 is a gain.</p>"
-    )
-    table = _table(rows, "Experiment") if rows else "<p>No report is saved yet.</p>"
-    return _wrapped("poclib results", f"<main>{intro}{table}{swept}{lists}</main>")
+    ]
+    return _rendered("index", "poclib results", rows=rows, sweeps=sweeps, lists=lists)
 
 
-def _table(rows: Sequence[Row], what: str) -> str:
-    header = ["Date", what, "Pool", "Ratio to baseline", "Gate", "See"]
-    head = "".join(f"<th scope='col'>{e(one)}</th>" for one in header)
-    body = ""
-    for row in rows:
-        page = f"<a href='{e(row.page)}'>page</a> · " if row.page else ""
-        cells = [e(row.date), e(row.what or row.name), e(row.pool), e(row.ratio)]
-        cells += [f"<span class='{e(row.verdict)}'>{e(row.verdict)}</span>"]
-        cells += [f"{page}<a href='reports/{e(row.name)}.jsonl' download>report</a>"]
-        body += "<tr>" + "".join(
-            f"<td data-label='{e(label)}'>{cell}</td>"
-            for label, cell in zip(header, cells, strict=True)
-        )
-        body += "</tr>"
-    return f"<table class='index'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _wrapped(heading: str, body: str) -> str:
-    light = HtmlFormatter(style="default").get_style_defs(".highlight")
-    dark = HtmlFormatter(style="monokai").get_style_defs(".highlight")
-    code = f"{light}\n@media (prefers-color-scheme: dark) {{ {dark} }}"
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<link rel='icon' href='data:,'>"
-        f"<title>{e(heading)}</title><style>{code}\n{STYLE}</style></head>"
-        f"<body>{body}</body></html>"
+def _rendered(template: str, title: str, **given: Any) -> str:
+    light, dark = (
+        HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "monokai")
     )
+    page = TEMPLATES.get_template(f"{template}.html.j2")
+    return page.render(title=title, light=light, dark=dark, **given)
