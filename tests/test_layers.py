@@ -75,14 +75,16 @@ measure.strategies: errors
 measure.stub:
 measure.sweep: .experiment errors parameterfile records report workload
 reading.belief: records stats
-reading.cases: .tables errors records report
+reading.causes: .frames contention records stats
 reading.compare: records stats
-reading.ledger: .phases records stats
-reading.phases: records
-reading.tables: .belief .ledger .phases pacing records report stats
+reading.frames: .phases pacing records
+reading.headline: .belief .causes .frames .phases pacing records report stats
+reading.phases: records stats
+reading.reading: .belief .causes .frames .headline records report stats
+reading.tables: .frames .phases .reading errors records report stats
 showing.accuracy: .format .warnings records stats
 showing.catalogue: .format .words errors reading.tables records report stats
-showing.causes: .format contention reading.belief records stats
+showing.causes: .format reading.causes reading.reading records stats
 showing.charts: .format .style .timeline .titles .words reading.phases stats
 showing.comparisons: .format .words reading.compare records stats
 showing.concurrency: .causes .format .style .words contention records
@@ -96,7 +98,7 @@ showing.style: reading.phases
 showing.timeline: .format .style .titles .words reading.phases stats
 showing.titles: .format .words reading.phases stats
 showing.warnings: .causes .format pacing reading.belief records stats
-showing.words: .format .warnings pacing reading.belief reading.phases records stats
+showing.words: .format .warnings contention pacing reading.belief reading.phases records stats
 """
 
 

@@ -18,7 +18,7 @@ from .words import ratio
 
 
 def anatomy(row: Mapping[str, Any]) -> str:
-    """Every phase of one request (`cases.typical`): its length here, and what it is."""
+    """Every phase of one request (`tables.typical`): its length here, and what it is."""
     rows = [
         [phase.label, milliseconds(row[phase.key]), phase.meaning]
         for phase in PHASES
