@@ -25,6 +25,7 @@ from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES
 from .reading import compare as agreement
 from .reading import tables
+from .reading.reading import read
 from .records import Parameters, Report
 from .showing import accuracy, catalogue, comparisons, concurrency, curves, documents, words
 from .showing import charts as plots
@@ -301,20 +302,18 @@ def show(name: str | None, as_json: bool) -> None:
     if name is None:
         click.echo(catalogue.text(catalogue.entries(passed_over=_pass_over)))
         return
-    loaded = report.load(name)
-    headline = tables.headline(loaded)
+    reading = read(name)
     if as_json:
-        click.echo(json.dumps(headline.as_dict(), indent=1))
+        click.echo(json.dumps(reading.headline.as_dict(), indent=1))
     else:
-        click.echo(words.report_text(loaded, headline))
+        click.echo(words.report_text(reading.report, reading.headline))
 
 
 @poc.command()
 @click.argument("name", metavar="REPORT")
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
-    loaded = report.load(name)
-    headline = tables.headline(loaded)
+    loaded, headline = read(name).report, read(name).headline
     click.echo(words.failures([headline]) + words.verdict_text([loaded], [headline]))
     sys.exit(GATE_EXIT[headline.verdict])
 
@@ -346,7 +345,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
 def compare(names: tuple[str, ...], anyway: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
-    reports = [report.load(name) for name in names]
+    reports = [read(name).report for name in names]
     unlike = agreement.unlike(reports)
     if unlike and not anyway:
         raise ReportError(comparisons.refusal(unlike))
@@ -463,19 +462,6 @@ def _shows(notebook: Path, name: str) -> bool:
     return str(publish.declared(notebook).get("name", {}).get("default", "")).strip("'\"") == name
 
 
-def _saved() -> dict[str, tuple[Report, Headline]]:
-    """Every readable report with its headline; an unreadable one is named and passed over."""
-    found = {}
-    for name in report.names():
-        try:
-            loaded = report.load(name)
-            if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
-                found[name] = loaded, tables.headline(loaded)
-        except PocError as error:
-            _pass_over(notation.safe(str(error)))
-    return found
-
-
 def _pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
@@ -483,7 +469,9 @@ def _pass_over(problem: str) -> None:
 def _measured(experiment_name: str) -> list[tuple[Report, Headline]]:
     """The reports of one experiment and their headlines, in the strategies' order."""
     order = list(STRATEGIES)
-    mine = [m for n, m in _saved().items() if n == f"{experiment_name}-{m[1].strategy}"]
+    saved = catalogue.entries(passed_over=_pass_over)
+    named = [e for e in saved if e.name == f"{experiment_name}-{e.report.strategy}"]
+    mine = [(e.report, e.headline) for e in named]
     return sorted(mine, key=lambda m: order.index(m[1].strategy) if m[1].strategy in order else 99)
 
 

@@ -83,27 +83,28 @@ reading.phases: records stats
 reading.reading: .belief .causes .frames .headline records report stats
 reading.tables: .frames .phases .reading errors records report stats
 showing.accuracy: .format .warnings records stats
-showing.catalogue: .format .words errors reading.tables records report stats
+showing.catalogue: .format .words errors reading.reading records report stats
 showing.causes: .format reading.causes reading.reading records stats
 showing.charts: .format .style .timeline .titles .words reading.phases stats
 showing.comparisons: .format .words reading.compare records stats
 showing.concurrency: .causes .format .style .words contention records
 showing.curves: .format .style .words parameterfile reading.tables records stats
 showing.documents: .format .titles .warnings .words errors records report stats
-showing.exhibits: .format .titles .words reading.phases records stats
+showing.exhibits: .format .titles .words reading.frames reading.phases records stats
 showing.format: records
 showing.notebooks: errors progress recording report
 showing.site: .notebooks errors recording report
 showing.style: reading.phases
 showing.timeline: .format .style .titles .words reading.phases stats
 showing.titles: .format .words reading.phases stats
-showing.warnings: .causes .format pacing reading.belief records stats
-showing.words: .format .warnings contention pacing reading.belief reading.phases records stats
+showing.warnings: .causes .format pacing reading.belief reading.frames records stats
+showing.words: .format .warnings contention pacing reading.belief
+    reading.frames reading.phases records stats
 """
 
 
 def _rooms() -> dict[str, set[str] | None]:
-    allowed: dict[str, set[str] | None] = {"cli": None, "__init__": set()}
+    allowed: dict[str, set[str] | None] = {"cli": None, "__init__": None}
     allowed |= {folder: set() for folder in FOLDERS if folder}
     for line in ROOMS.replace("\n    ", " ").strip().splitlines():
         room, _, names = line.partition(":")

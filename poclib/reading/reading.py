@@ -55,13 +55,14 @@ def read(name_or_path: str | Path, folder: Path | None = None) -> Reading:
 
     Parsed again only where the file has changed. Raises what `report.load` raises.
     """
-    path = files.find(name_or_path, folder).resolve()
+    path = files.find(name_or_path, folder)
     there = path.stat()
-    return _of_file(path, there.st_mtime_ns, there.st_size)
+    return _of_file(path, (there.st_dev, there.st_ino, there.st_mtime_ns, there.st_size))
 
 
 @lru_cache(KEPT)
-def _of_file(path: Path, changed_ns: int, size: int) -> Reading:
+def _of_file(path: Path, state: tuple[int, ...]) -> Reading:
+    """`state` tells one content of a file from another."""
     return of(files.load(path))
 
 

@@ -14,11 +14,12 @@ from statistics import median
 from ..contention import SLOWER
 from ..pacing import Power
 from ..reading.belief import believed
+from ..reading.frames import calibrations
 from ..reading.phases import SEGMENTS
 from ..records import Probe, ProviderFacts, Report
 from ..stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread
 from .format import bullets, date, day, inline, many, milliseconds, number, percent, safe, table
-from .warnings import calibrations, others, warnings, weighty
+from .warnings import others, warnings, weighty
 
 
 def effect(headline: Headline) -> str:
