@@ -141,11 +141,8 @@ class Headline:
     verdict: str
     rounds_needed: int | None
     missing: dict[str, str] = field(default_factory=dict)
-    # Share of the makespan with a request in flight, and the server's own mean time of one
-    # request less the queue it reports: in the strategy's arms, and alone in calibration.
+    # Share of the makespan with a request in flight, in the strategy's arms.
     busy: dict[str, float] = field(default_factory=dict)
-    work_ms: dict[str, float] = field(default_factory=dict)
-    work_alone_ms: dict[str, float] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
     # Whether the ratio is of times per output token, since the arms' answers are of unlike length.
     per_token: bool = False

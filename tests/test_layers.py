@@ -74,7 +74,7 @@ measure.run: .adaptive .attempt .dispatch .forecast .identity .machine .policy .
 measure.strategies: errors
 measure.stub:
 measure.sweep: .experiment errors parameterfile records report workload
-reading.belief: records stats
+reading.belief: .frames .phases records stats
 reading.causes: .frames contention records stats
 reading.compare: records stats
 reading.frames: .phases pacing records

@@ -298,12 +298,22 @@ def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None
     assert tables.headline(Report.model_validate(data)).busy == {}
 
 
-def test_the_servers_work_leaves_out_the_queue_it_reports() -> None:
-    """The first row of round 0 is remote's prompt 7: of 290 ms it worked 170."""
-    report = changed(pool_report(rounds=1), "strategy", server={"total_ms": 290, "queue_ms": 120})
-    found = tables.headline(report)
-    assert found.work_ms == pytest.approx({"local": 198, "remote": (3 * 278 + 170) / 4})
-    assert found.work_alone_ms == pytest.approx({"local": 198, "remote": 278})
+def test_the_headline_names_what_requests_did_to_each_other() -> None:
+    """Local's four of a round at once, each 800 ms, of which the server worked 198 as if alone."""
+    data = pool_report().model_dump()
+    for one in data["rounds"]:
+        ours = next(arm for arm in one["arms"] if arm["arm"] == "strategy")
+        start = min(r["marks"]["start_ms"] for r in ours["requests"])
+        for request in ours["requests"]:
+            if request["provider"] == "local":
+                request.update(row(request["prompt"], "local", start, 800))
+                request["server"] = {"total_ms": 800, "queue_ms": 602}
+    seen = tables.headline(Report.model_validate(data)).contention
+    # 4 x 40 tokens in 800 ms, alone 40 in 220 ms: the median of the baseline's drifting rounds.
+    assert list(seen) == ["local"] and seen["local"].in_flight == 4
+    assert (seen["local"].behaviour, seen["local"].rate) == ("queues", pytest.approx(1.1))
+    assert seen["local"].server == pytest.approx(198 / 218)
+    assert tables.headline(pool_report()).contention == {}
 
 
 def test_streams_by_hand() -> None:

@@ -109,8 +109,6 @@ def headline(
         rounds_needed=verdict.rounds_needed,
         missing=_missing(report, numbers, ratio, {*ours["provider"]}),
         busy=_busy(rows, done),
-        work_ms=_work(ours),
-        work_alone_ms=_work(answered(rows, "calibration")),
         per_token=per_token,
         forbidden=tuple(forbidden),
         disbelieved=disbelieved,
@@ -250,12 +248,11 @@ def _stream(rows: Sequence[Request], busy_ms: float) -> stats.Stream:
             between.append((seen[-1] - seen[0]) / steps)
     lengths = [pacing.length(row) or 0 for row in rows]
     rates = [1000 * n / row.wall_ms for n, row in zip(lengths, rows, strict=True) if row.wall_ms]
-    median = stats.quantile(rates, 0.5)
     return stats.Stream(
         n=len(rows),
         ttft_ms=stats.quantiles(firsts),
         between_ms=stats.quantiles(between),
-        tokens_per_s=None if isinstance(median, stats.Missing) else median,
+        tokens_per_s=stats.quantiles(rates)["p50"],
         together_per_s=1000 * sum(lengths) / busy_ms if busy_ms else None,
         counted="server" if all(row.output_tokens for row in rows) else "pieces",
         apart=apart,
@@ -279,13 +276,6 @@ def _apart(rows: Sequence[Request]) -> tuple[str | None, str]:
     if seen < _SEEN * steps:
         return "chunks", "several tokens came in a chunk"
     return "tokens", ""
-
-
-def _work(frame: pd.DataFrame) -> dict[str, float]:
-    """Mean of what servers report for a request less the queue they report, per provider."""
-    rows = frame[frame["server_ms"].notna()]
-    work = rows["server_ms"] - rows["server_queue_ms"].fillna(0.0)
-    return {str(p): float(t) for p, t in work.groupby(rows["provider"]).mean().items()}
 
 
 def _alone(frame: pd.DataFrame, band: float) -> tuple[dict[str, float], str]:
