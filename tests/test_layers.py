@@ -76,7 +76,7 @@ measure.stub:
 measure.sweep: .experiment errors parameterfile records report workload
 reading.belief: .frames .phases records stats
 reading.causes: .frames contention records stats
-reading.compare: records stats
+reading.compare: .frames records stats
 reading.frames: .phases pacing records
 reading.headline: .belief .causes .frames .phases pacing records report stats
 reading.phases: records stats

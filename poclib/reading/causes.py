@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median, median_high
 
-from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, tokens
+from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, middle, over, tokens
 from ..records import Arm, EngineUse, ProviderFacts, Report, Request
 from ..stats import Contention
 from .frames import arms
@@ -48,8 +48,8 @@ class Cause:
         return Contention(
             self.behaviour,
             self.found.in_flight,
-            _over(self.found.tokens_per_s, self.alone.tokens_per_s) if by_rate else None,
-            _over(self.found.server_ms, self.alone.server_ms),
+            over(self.found.tokens_per_s, self.alone.tokens_per_s) if by_rate else None,
+            over(self.found.server_ms, self.alone.server_ms),
         )
 
     @property
@@ -63,18 +63,18 @@ class Cause:
     @property
     def cpu_share(self) -> float | None:
         """CPU seconds per second of wall time; at most the number of cores."""
-        return _over(sum(u.cpu_ms for u in self.use), sum(u.wall_ms for u in self.use))
+        return over(sum(u.cpu_ms for u in self.use), sum(u.wall_ms for u in self.use))
 
     @property
     def cpu_ms_per_token(self) -> float | None:
-        return _over(sum(u.cpu_ms for u in self.use), self.tokens) if self.use else None
+        return over(sum(u.cpu_ms for u in self.use), self.tokens) if self.use else None
 
     @property
     def switches_per_token(self) -> float | None:
         """How often the system took a core from a thread of it, for each token."""
         counts = [u.involuntary_switches for u in self.use]
         known = [count for count in counts if count is not None]
-        return _over(sum(known), self.tokens) if counts and len(known) == len(counts) else None
+        return over(sum(known), self.tokens) if counts and len(known) == len(counts) else None
 
 
 def causes(report: Report) -> list[Cause]:
@@ -98,19 +98,15 @@ def _cause(arm: str, facts: ProviderFacts, among: Sequence[Arm], calm: Level) ->
     mine = [rows for one in among if (rows := _rows([one], facts.name))]
     each = [level(rows) for rows in mine]
 
-    def middle(field: str) -> float | None:
-        known = [value for one in each if (value := getattr(one, field)) is not None]
-        return median(known) if known else None
-
     together = replace(
         each[0],
         in_flight=median_high(one.in_flight for one in each),
         answered=sum(one.answered for one in each),
         refused=sum(one.refused for one in each),
-        tokens_per_s=middle("tokens_per_s"),
-        request_ms=middle("request_ms"),
-        server_ms=middle("server_ms"),
-        ttft_ms=middle("ttft_ms"),
+        tokens_per_s=middle(one.tokens_per_s for one in each),
+        request_ms=middle(one.request_ms for one in each),
+        server_ms=middle(one.server_ms for one in each),
+        ttft_ms=middle(one.ttft_ms for one in each),
     )
     use = tuple(u for one in among for u in one.engines if u.provider == facts.name)
     return Cause(arm, facts, together, calm, use, sum(map(tokens, mine)))
@@ -140,7 +136,3 @@ def _lasted_ms(arm: Arm) -> float | None:
     ends = [r.marks.end_ms for r in arm.requests if r.marks.end_ms is not None]
     ends = ends if arm.cut_ms is None else [arm.cut_ms]
     return max(ends) - min(starts) if starts and ends else None
-
-
-def _over(value: float | None, base: float | None) -> float | None:
-    return None if value is None or not base else value / base
