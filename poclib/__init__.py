@@ -1,3 +1,55 @@
-"""Measure what is gained when independent prompts are spread over several LLM servers."""
+"""Measure what is gained when independent prompts are spread over several LLM servers.
+
+The names in `__all__` are the public face; each is imported where it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import PocError
+    from .measure.experiment import obtain
+    from .measure.strategies import STRATEGIES
+    from .reading.reading import Reading, read
+    from .reading.tables import headline, requests
+    from .records import Parameters, ProviderSettings, Report
+    from .report import experiments, load
+    from .stats import Headline
 
 __version__ = "0.1.0"
+__all__ = [
+    "STRATEGIES",
+    "Headline",
+    "Parameters",
+    "PocError",
+    "ProviderSettings",
+    "Reading",
+    "Report",
+    "experiments",
+    "headline",
+    "load",
+    "obtain",
+    "read",
+    "requests",
+]
+_HOMES = {
+    "errors": ["PocError"],
+    "measure.experiment": ["obtain"],
+    "measure.strategies": ["STRATEGIES"],
+    "reading.reading": ["Reading", "read"],
+    "reading.tables": ["headline", "requests"],
+    "records": ["Parameters", "ProviderSettings", "Report"],
+    "report": ["experiments", "load"],
+    "stats": ["Headline"],
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -220,29 +220,29 @@ def show(name: str | None, as_json: bool) -> None:
 
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
-    from .reading import tables
-    from .showing import catalogue, words
-
     if name is None:
+        from .showing import catalogue
+
         click.echo(catalogue.text(catalogue.entries(passed_over=_pass_over)))
         return
-    loaded = report.load(name)
-    headline = tables.headline(loaded)
+    from .reading.reading import read
+    from .showing import words
+
+    reading = read(name)
     if as_json:
-        click.echo(json.dumps(headline.as_dict(), indent=1))
+        click.echo(json.dumps(reading.headline.as_dict(), indent=1))
     else:
-        click.echo(words.report_text(loaded, headline))
+        click.echo(words.report_text(reading.report, reading.headline))
 
 
 @poc.command()
 @click.argument("name", metavar="REPORT")
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
-    from .reading import tables
+    from .reading.reading import read
     from .showing import words
 
-    loaded = report.load(name)
-    headline = tables.headline(loaded)
+    loaded, headline = read(name).report, read(name).headline
     click.echo(words.failures([headline]) + words.verdict_text([loaded], [headline]))
     sys.exit(GATE_EXIT[headline.verdict])
 
@@ -280,14 +280,14 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
 def compare(names: tuple[str, ...], anyway: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
     from .reading import compare as agreement
-    from .reading import tables
+    from .reading.reading import read
     from .showing import comparisons
 
-    reports = [report.load(name) for name in names]
+    readings = [read(name) for name in names]
+    reports, headlines = [r.report for r in readings], [r.headline for r in readings]
     unlike = agreement.unlike(reports)
     if unlike and not anyway:
         raise ReportError(comparisons.refusal(unlike))
-    headlines = [tables.headline(one) for one in reports]
     changes = agreement.over_the_first(headlines)
     click.echo(comparisons.side_by_side(reports, headlines, changes))
     _warn(reports, headlines, [one.report for one in headlines])

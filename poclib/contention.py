@@ -11,7 +11,7 @@ server longer), *thrashes* (it falls), or *refuses*.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
@@ -123,9 +123,9 @@ def _steady(rows: Sequence[Request], in_flight: int) -> tuple[float, float] | No
 def alone(rows: Sequence[Request]) -> Level:
     """As `level`, of requests sent one at a time, with pauses: medians, since few are enough."""
     good = [row for row in rows if row.outcome == "ok"]
-    wall_ms = _median([row.wall_ms for row in good])
+    wall_ms = middle([row.wall_ms for row in good])
     rate = 1000 * tokens(good) / len(good) / wall_ms if wall_ms else None
-    server_ms = _median([_work_ms(row) for row in good])
+    server_ms = middle([_work_ms(row) for row in good])
     return Level(1, len(good), 0, rate, wall_ms, server_ms, level(good).ttft_ms)
 
 
@@ -166,14 +166,14 @@ def behaviour(found: Level, alone: Level) -> Behaviour:
         return "refuses"
     if found.in_flight <= 1:
         return "undisturbed"
-    rate = _over(found.tokens_per_s, alone.tokens_per_s)
+    rate = over(found.tokens_per_s, alone.tokens_per_s)
     if rate is not None and rate >= GAIN:
         return "batches"
     if rate is not None and rate <= LOSS:
         return "thrashes"
-    if (_over(found.request_ms, alone.request_ms) or 1.0) < SLOWER:
+    if (over(found.request_ms, alone.request_ms) or 1.0) < SLOWER:
         return "undisturbed"
-    return "shares" if (_over(found.server_ms, alone.server_ms) or 1.0) >= SLOWER else "queues"
+    return "shares" if (over(found.server_ms, alone.server_ms) or 1.0) >= SLOWER else "queues"
 
 
 def next_in_flight(found: Sequence[Level], most: int) -> int | None:
@@ -243,10 +243,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def _median(values: Sequence[float | None]) -> float | None:
+def middle(values: Iterable[float | None]) -> float | None:
+    """The median of those that are known; None of none."""
     known = [value for value in values if value is not None]
     return median(known) if known else None
 
 
-def _over(value: float | None, base: float | None) -> float | None:
+def over(value: float | None, base: float | None) -> float | None:
+    """A number over another; None where one is unknown, or the other is 0."""
     return None if value is None or not base else value / base

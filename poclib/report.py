@@ -117,7 +117,7 @@ def load(name_or_path: str | Path, folder: Path | None = None) -> Report:
     Raises `ReportError` (absent, too big, not a report, damaged, the sentence naming line or
     key) or `NewerReport`.
     """
-    path = _find(name_or_path, folder or root() / FOLDER)
+    path = find(name_or_path, folder)
     shown = shown_path(path)
     with explained(shown, "read"):
         if path.stat().st_size > MAX_BYTES:
@@ -141,7 +141,9 @@ def path_of(name: str, folder: Path | None = None) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _find(name_or_path: str | Path, folder: Path) -> Path:
+def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
+    """The file of the report of that name, or at that path. Raises `ReportError`: there is none."""
+    folder = folder or root() / FOLDER
     wanted = str(name_or_path)
     stem = wanted.removesuffix(".json").removesuffix(".jsonl")
     if _SAFE_NAME.fullmatch(stem) and (saved := path_of(stem, folder)):

@@ -96,6 +96,20 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Contention:
+    """What several requests at once did to one provider in the strategy's arms.
+
+    `behaviour` as `contention` names it. Over one request alone: `rate` of tokens per second, and
+    `server` of the server's own time of a request; None where unknown.
+    """
+
+    behaviour: str
+    in_flight: int
+    rate: float | None = None
+    server: float | None = None
+
+
+@dataclass(frozen=True)
 class Headline:
     """Every number that is said of one report. `missing` has the reason of each None."""
 
@@ -127,11 +141,8 @@ class Headline:
     verdict: str
     rounds_needed: int | None
     missing: dict[str, str] = field(default_factory=dict)
-    # Share of the makespan with a request in flight, and the server's own mean time of one
-    # request less the queue it reports: in the strategy's arms, and alone in calibration.
+    # Share of the makespan with a request in flight, in the strategy's arms.
     busy: dict[str, float] = field(default_factory=dict)
-    work_ms: dict[str, float] = field(default_factory=dict)
-    work_alone_ms: dict[str, float] = field(default_factory=dict)
     streams: dict[str, Stream] = field(default_factory=dict)
     # Whether the ratio is of times per output token, since the arms' answers are of unlike length.
     per_token: bool = False
@@ -145,6 +156,7 @@ class Headline:
     roles: dict[str, str] = field(default_factory=dict)
     # The most requests that were in flight at once there, in the strategy's arms.
     at_once: dict[str, int] = field(default_factory=dict)
+    contention: dict[str, Contention] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, numbers rounded to 3 decimals."""
@@ -180,20 +192,6 @@ def shares(headline: Headline) -> list[Share]:
         Share(p, speeds[p] / whole if whole else None, count / total, headline.busy.get(p))
         for p, count in done.items()
     ]
-
-
-def throughput(headline: Headline, provider: str) -> float | None:
-    """Answers of `provider` per busy time, over what one request at a time would give.
-
-    Above 1 its engine gained from several at once (batching), below 1 they slowed each other
-    down. None unless calibration timed it alone and the report tells when it was busy.
-    """
-    found, alone = headline.wall_ms.get(provider), headline.alone_ms.get(provider)
-    busy, makespan = headline.busy.get(provider), headline.makespan_ms
-    rounds = len(headline.round_ratios)
-    if headline.ideal_from != "calibration" or not (found and alone and busy and makespan):
-        return None
-    return found.n / rounds * alone / (busy * makespan) if rounds else None
 
 
 @dataclass(frozen=True)

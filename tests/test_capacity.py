@@ -60,7 +60,7 @@ def row(start_ms: float, end_ms: float, **fields: object) -> Request:
 
 def test_a_level_is_counted_from_rows() -> None:
     rows = [
-        row(0, 1000, output_tokens=8, server=ServerTimings(total_ms=900)),
+        row(0, 1000, output_tokens=8, server=ServerTimings(total_ms=950, queue_ms=50)),
         row(500, 1500, output_tokens=8),
         row(600, 2000, outcome="cancelled", token_ms=[1900, 1950]),  # two tokens came
         row(700, 710, outcome="failed", status=503),

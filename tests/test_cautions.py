@@ -6,6 +6,7 @@ import pytest
 from test_tables import pool_report, row
 
 from poclib.reading import tables
+from poclib.reading.frames import calibrations
 from poclib.records import Report, Request, Ruler, RulerRow
 from poclib.showing import warnings as cautions
 
@@ -128,8 +129,8 @@ def test_a_headline_below_the_rulers_error_is_marked() -> None:
 
 
 def test_calibrations_are_in_order_and_only_what_was_answered() -> None:
-    rows = cautions.calibrations(pool_report())
+    rows = calibrations(pool_report())
     assert [one.wall_ms for one in rows["local"]] == [200]
     failed = Request.model_validate(row(0, "local", 0, 5, outcome="failed"))
     arm = pool_report().preparation[1].model_copy(update={"requests": [failed]})
-    assert cautions.calibrations(pool_report(preparation=[arm])) == {}
+    assert calibrations(pool_report(preparation=[arm])) == {}

@@ -8,7 +8,7 @@ from test_tables import PUBLISHED, pool_report, row
 from poclib import report as reports
 from poclib.measure import forecast
 from poclib.measure.strategies import STRATEGIES
-from poclib.reading import cases, phases, tables
+from poclib.reading import phases, tables
 from poclib.showing import exhibits
 from poclib.stats import Ratio
 
@@ -72,7 +72,7 @@ def test_the_pool_is_introduced_with_speed_and_distance() -> None:
 
 
 def test_the_anatomy_names_every_phase_and_what_the_server_did_not_tell() -> None:
-    case = cases.typical(pool_report())
+    case = tables.typical(pool_report())
     text = exhibits.anatomy(case)
     for phase in phases.PHASES:
         known = case[phase.key] is not None

@@ -80,34 +80,37 @@ measure.run: .adaptive .attempt .dispatch .forecast .identity .machine .policy .
 measure.strategies: errors
 measure.stub:
 measure.sweep: .experiment errors parameterfile records report workload
-reading.belief: records stats
-reading.cases: .tables errors records report
-reading.compare: records stats
-reading.ledger: .phases records stats
-reading.phases: records
-reading.tables: .belief .ledger .phases pacing records report stats
+reading.belief: .frames .phases records stats
+reading.causes: .frames contention records stats
+reading.compare: .frames records stats
+reading.frames: .phases pacing records
+reading.headline: .belief .causes .frames .phases pacing records report stats
+reading.phases: records stats
+reading.reading: .belief .causes .frames .headline records report stats
+reading.tables: .frames .phases .reading errors records report stats
 showing.accuracy: .format .warnings records stats
-showing.catalogue: .format .words errors reading.tables records report stats
-showing.causes: .format contention reading.belief records stats
+showing.catalogue: .format .words errors reading.reading records report stats
+showing.causes: .format reading.causes reading.reading records stats
 showing.charts: .format .style .timeline .titles .words reading.phases stats
 showing.comparisons: .format .words reading.compare records stats
 showing.curves: .causes .charts .format .style .words contention parameterfile reading.tables
     records stats
 showing.documents: .format .titles .warnings .words errors records report stats
-showing.exhibits: .format .titles .words reading.phases records stats
+showing.exhibits: .format .titles .words reading.frames reading.phases records stats
 showing.format: records
 showing.notebooks: errors progress recording report
 showing.site: .notebooks errors recording report
 showing.style: reading.phases
 showing.timeline: .format .style .titles .words reading.phases stats
 showing.titles: .format .words reading.phases stats
-showing.warnings: .causes .format pacing reading.belief records stats
-showing.words: .format .warnings pacing reading.belief reading.phases records stats
+showing.warnings: .causes .format pacing reading.belief reading.frames records stats
+showing.words: .format .warnings contention pacing reading.belief
+    reading.frames reading.phases records stats
 """
 
 
 def _rooms() -> dict[str, set[str] | None]:
-    allowed: dict[str, set[str] | None] = {"cli": None, "__init__": set()}
+    allowed: dict[str, set[str] | None] = {"cli": None, "__init__": None}
     allowed |= {folder: set() for folder in FOLDERS if folder}
     for line in ROOMS.replace("\n    ", " ").strip().splitlines():
         room, _, names = line.partition(":")

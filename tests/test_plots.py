@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from test_tables import PUBLISHED, changed, pool_report
 
 from poclib import report as reports
-from poclib.reading import cases, phases, tables
+from poclib.reading import phases, tables
 from poclib.records import Report, Ruler, RulerRow
 from poclib.showing import accuracy, titles, words
 from poclib.showing import charts as plots
@@ -232,7 +232,7 @@ def test_lengths_draw_the_points_and_the_line_through_them(ax: Axes) -> None:
 
 
 def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
-    row = cases.typical(REPORT)
+    row = tables.typical(REPORT)
     plots.anatomy(ax, row | {"token_ms": [42.0, 100.0, 150.0]}, HEADLINE)
     names = ["waiting for a slot", "connecting", "sending", "to first byte", "to first token"]
     assert rows(ax) == [*names, "generating", "our own overhead", "wall time"]
@@ -251,7 +251,7 @@ def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
 
 
 def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
-    row = cases.typical(REPORT)
+    row = tables.typical(REPORT)
     told = {"wall_ms": 342.0, "prompt_ms": 20.0, "generation_ms": 300.0, "over_ms": 22.0}
     plots.anatomy(ax, row | told | {"queued_ms": 5000.0}, HEADLINE)
     assert rows(ax)[-3:] == ["server: prompt", "server: generation", "over"]

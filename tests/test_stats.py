@@ -12,7 +12,6 @@ from scipy import stats as scipy_stats
 
 from poclib import report, stats
 from poclib.errors import StatisticsError
-from poclib.reading import phases
 
 BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "interval_coverage.py"
 coverage = SimpleNamespace(**runpy.run_path(str(BENCHMARK)))
@@ -108,11 +107,6 @@ def test_the_same_strategy_against_itself_is_told_apart_in_5_percent(rounds: int
     assert 0.916 <= share <= 0.984, share
 
 
-def test_the_same_rounds_always_give_the_same_interval() -> None:
-    times = [float(t) for t in range(80, 120)]
-    assert stats.overhead_ratio(times, times[::-1]) == stats.overhead_ratio(times, times[::-1])
-
-
 def test_pairs_stay_together() -> None:
     # A drifting machine doubles both arms: the ratio does not move at all.
     ratio = stats.overhead_ratio([50, 100, 200, 400], [100, 200, 400, 800])
@@ -190,40 +184,6 @@ def test_spread_median_and_share_of_nothing_are_none() -> None:
     assert stats.network_share([], []) is None
     assert stats.spread([30.0, 10.0, 20.0]) == stats.Spread(20.0, 10.0, 30.0, 3)
     assert stats.network_share([10, 30], [100, 300]) == pytest.approx(0.1)
-
-
-ROW: dict[str, float | None] = {
-    "wall_ms": 100,
-    "server_ms": 80,
-    "connect_ms": 2,
-    "send_ms": 3,
-    "first_byte_wait_ms": 20,
-    "first_token_wait_ms": 5,
-    "generating_ms": 66,
-    "last_byte_ms": 4,
-}
-
-
-@pytest.mark.parametrize(
-    ("changes", "parts"),
-    [
-        ({}, {"connect_send_ms": 5, "first_token_ms": 25, "generating_ms": 66, "own_ms": 4}),
-        (
-            {"generating_ms": None, "first_token_wait_ms": math.nan, "connect_ms": None},
-            {"connect_send_ms": 3, "answering_ms": 93, "own_ms": 4},
-        ),
-        ({"send_ms": None}, {"answering_ms": 80, "outside_ms": 20}),
-        ({"send_ms": None, "server_ms": 120}, {"answering_ms": 100, "outside_ms": 0}),
-        ({"send_ms": None, "server_ms": None}, {"answering_ms": 100}),
-        ({"wall_ms": math.nan}, {}),
-    ],
-)
-def test_segments_add_up_to_the_wall(
-    changes: dict[str, float | None], parts: dict[str, float]
-) -> None:
-    found = phases.segments({**ROW, **changes})
-    assert found == parts and set(found) <= {phase.key for phase in phases.SEGMENTS}
-    assert not found or sum(found.values()) == 100
 
 
 def test_a_line_is_the_one_scipy_finds_and_needs_points_that_vary() -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from poclib import report as reports
 from poclib import stats
-from poclib.reading import tables
+from poclib.errors import ReportError
+from poclib.reading import headline, tables
 from poclib.records import Arm, Report, Request
 from poclib.showing import words
 
@@ -278,12 +279,9 @@ def test_busy_is_the_time_with_a_request_in_flight() -> None:
     assert found.busy == pytest.approx({"local": 2 / 3, "remote": 1.0})
     assert [(s.provider, s.done) for s in stats.shares(found)] == [("local", 0.5), ("remote", 0.5)]
     assert [s.speed for s in stats.shares(found)] == pytest.approx([0.6, 0.4])
-    # The later rounds are slower than calibration was, so less was answered in the same time.
-    drift = fmean((1 + 0.05 * i) * (1 + 0.02 * i) for i in (2,))
-    assert stats.throughput(found, "remote") == pytest.approx(4 * 300 / (1200 * drift))
     # Two at once count once: of 0..400, 300..700, 900..1000 the union is 800.
     spans = [(300.0, 700.0), (0.0, 400.0), (900.0, 1000.0), (350.0, 360.0)]
-    assert tables._union_ms(spans) == 800
+    assert headline._union_ms(spans) == 800
 
 
 def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None:
@@ -294,19 +292,28 @@ def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None
         name: sum(wall for p, wall in rows if p == name) / makespan for name in ("local", "remote")
     }
     assert tables.headline(published).busy == pytest.approx(expected, rel=1e-3)
-    assert stats.throughput(tables.headline(published), "local") is None  # never timed alone
     data = published.model_dump()
     for row in data["rounds"][0]["arms"][1]["requests"]:
         row["wall_ms"] *= 4  # more than fits one after the other
     assert tables.headline(Report.model_validate(data)).busy == {}
 
 
-def test_the_servers_work_leaves_out_the_queue_it_reports() -> None:
-    """The first row of round 0 is remote's prompt 7: of 290 ms it worked 170."""
-    report = changed(pool_report(rounds=1), "strategy", server={"total_ms": 290, "queue_ms": 120})
-    found = tables.headline(report)
-    assert found.work_ms == pytest.approx({"local": 198, "remote": (3 * 278 + 170) / 4})
-    assert found.work_alone_ms == pytest.approx({"local": 198, "remote": 278})
+def test_the_headline_names_what_requests_did_to_each_other() -> None:
+    """Local's four of a round at once, each 800 ms, of which the server worked 198 as if alone."""
+    data = pool_report().model_dump()
+    for one in data["rounds"]:
+        ours = next(arm for arm in one["arms"] if arm["arm"] == "strategy")
+        start = min(r["marks"]["start_ms"] for r in ours["requests"])
+        for request in ours["requests"]:
+            if request["provider"] == "local":
+                request.update(row(request["prompt"], "local", start, 800))
+                request["server"] = {"total_ms": 800, "queue_ms": 602}
+    seen = tables.headline(Report.model_validate(data)).contention
+    # 4 x 40 tokens in 800 ms, alone 40 in 220 ms: the median of the baseline's drifting rounds.
+    assert list(seen) == ["local"] and seen["local"].in_flight == 4
+    assert (seen["local"].behaviour, seen["local"].rate) == ("queues", pytest.approx(1.1))
+    assert seen["local"].server == pytest.approx(198 / 218)
+    assert tables.headline(pool_report()).contention == {}
 
 
 def test_streams_by_hand() -> None:
@@ -346,3 +353,50 @@ def test_two_streams_at_once_share_their_time() -> None:
     found = tables.headline(reports.Report.model_validate(data)).streams["local"]
     assert found.together_per_s == pytest.approx(10 / 0.110)
     assert found.ttft_ms["p50"] is None and found.tokens_per_s is None  # two are too few
+
+
+def test_the_typical_request_is_the_median_one() -> None:
+    report = pool_report()
+    walls = [
+        row.wall_ms
+        for one in report.rounds
+        for arm in one.arms
+        for row in arm.requests
+        if arm.arm == "strategy" and row.provider == "local" and row.wall_ms
+    ]
+    row = tables.typical(report, "local")
+    assert row["wall_ms"] == sorted(walls)[(len(walls) - 1) // 2] and len(walls) == 20
+    assert row["token_ms"] == [] and row["load_ms"] is None
+    assert tables.typical(report)["role"] == "remote"  # where nobody asks
+
+
+def test_tokens_are_told_from_the_requests_own_start() -> None:
+    data = pool_report().model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for row in arm["requests"]:
+                row["token_ms"] = [row["marks"]["start_ms"] + t for t in (42.0, 50.0)]
+    assert tables.typical(Report.model_validate(data))["token_ms"] == [42.0, 50.0]
+
+
+def test_without_times_of_day_there_is_no_case() -> None:
+    with pytest.raises(ReportError, match="no answered request has times of day"):
+        tables.typical(reports.load(PUBLISHED))
+
+
+def limited(strategy: str, limits: dict[str, int] | None) -> Report:
+    data = pool_report(strategy=strategy).model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            arm["limits"] = {"local": 1} if arm["arm"] == "baseline" else limits
+    return Report.model_validate(data)
+
+
+def test_the_clearest_report_sends_least_at_once_to_most_providers() -> None:
+    everything = limited("all-parallel", None)
+    some = limited("batched", {"local": 4, "remote": 4})
+    one_each = limited("serial-per-provider", {"local": 1, "remote": 1})
+    assert tables.clearest([everything, some, one_each]) is one_each
+    assert tables.clearest([everything, some]) is some
+    with pytest.raises(ReportError, match="run the experiment first"):
+        tables.clearest([])

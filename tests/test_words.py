@@ -15,7 +15,7 @@ from poclib.records import Report
 from poclib.showing import documents, titles, words
 from poclib.showing import format as notation
 from poclib.showing import warnings as cautions
-from poclib.stats import Headline, Ratio, Spread
+from poclib.stats import Contention, Headline, Ratio, Spread
 
 PASSED = tables.headline(pool_report())
 
@@ -104,36 +104,37 @@ def test_the_bottom_line_says_gain_price_and_cause() -> None:
     assert text.endswith("**Gate: PASS — 0.78 (0.75 to 0.81, 5 rounds) is below 2.00.**")
 
 
-def crowd(wall: float, busy: float, work: float) -> Headline:
-    """Four prompts a round at local, 200 ms alone, of which 190 are the server's work."""
-    return replace(
-        PASSED,
-        wall_ms={"local": Spread(wall, wall, wall, 20), "remote": None},
-        makespan_ms=1000.0,
-        busy={"local": busy, "remote": 1.0},
-        work_ms={"local": work},
-        work_alone_ms={"local": 190.0},
-    )
+def crowd(wall: float, behaviour: str, rate: float | None, server: float | None = 1) -> Headline:
+    """Four requests at once at local, 200 ms alone."""
+    seen = Contention(behaviour, 4, rate, server)
+    walls = {"local": Spread(wall, wall, wall, 20), "remote": None}
+    return replace(PASSED, wall_ms=walls, contention={"local": seen})
 
 
-def test_batching_queueing_and_slowing_down_are_told_apart() -> None:
-    """4 x 200 ms of work: done in 500 ms it gained, in 800 nothing, in 2000 it lost."""
-    (said,) = words.crowded(crowd(480, 0.5, 470))
-    assert "2.4 times as long as one alone, but 1.60 times as many" in said and "batching" in said
-    (said,) = words.crowded(crowd(500, 0.8, 190))
-    assert "2.5 times as long as one alone and 1.00 times" in said and "queueing" in said
-    (said,) = words.crowded(crowd(500, 0.8, 480))
-    assert "shared the server with little gain or loss" in said
-    (said,) = words.crowded(crowd(2000, 2.0, 1900))
-    assert "10.0 times as long" in said and "only 0.40 times" in said
-    assert "slowed each other down" in said
-    (said,) = words.crowded(replace(crowd(500, 0.8, 480), busy={}))
-    assert said.endswith("requests shared the server, or waited in it.")
-    assert words.crowded(PASSED) == [] and said in words.why(replace(crowd(500, 0.8, 480), busy={}))
+@pytest.mark.parametrize(
+    ("seen", "factor", "cause"),
+    [
+        ((480, "batches", 1.6), "2.4", "alone, but 1.60 times as many tokens .* [(]batching[)]"),
+        ((500, "batches", None), "2.5", "alone: the server worked on them together [(]batching"),
+        ((500, "queues", 1.0), "2.5", "alone and 1.00 times .* [(]queueing[)]"),
+        ((500, "queues", 1.0, None), "2.5", "alone and .* shared the server, or waited in it"),
+        ((500, "shares", 1.0), "2.5", "alone and .* shared the server with little gain or loss"),
+        ((2000, "thrashes", 0.4), "10.0", "alone and only 0.40 times .* slowed each other down"),
+        ((500, "refuses", None), "2.5", "alone: the server turned requests away"),
+    ],
+)
+def test_what_requests_did_to_each_other_is_said(seen: Any, factor: str, cause: str) -> None:
+    (said,) = words.crowded(crowd(*seen))
+    assert re.search(f"On local a request took {factor} times as long as one {cause}", said)
+    assert said in words.why(crowd(*seen))
+
+
+def test_what_took_no_longer_is_not_said_to_be_crowded() -> None:
+    assert words.crowded(PASSED) == [] == words.crowded(crowd(290, "shares", 1.0))
 
 
 def test_only_crowding_that_costs_is_a_failure_mode() -> None:
-    gains, loses = crowd(480, 0.5, 470), crowd(2000, 2.0, 1900)
+    gains, loses = crowd(480, "batches", 1.6), crowd(2000, "thrashes", 0.4)
     text = documents.phase_0_result([pool_report()], [gains])
     assert "None was seen in these reports" in text
     text = documents.phase_0_result([pool_report()], [loses])
@@ -165,10 +166,9 @@ def test_the_cost_says_what_machine_time_was_paid() -> None:
 def test_the_cause_of_what_is_lost_is_named() -> None:
     beyond = replace(PASSED, efficiency=1.8)
     assert "batching" not in words.why(beyond) and "a cache answered" in words.why(beyond)
-    # Two at once on local, whose 4 prompts of 200 ms alone were done in 400 ms: batching.
-    seen = replace(crowd(210, 0.4, 190), efficiency=1.8, at_once={"local": 2})
+    seen = replace(crowd(210, "batches", 1.6), efficiency=1.8)
     assert "steps of local (batching)" in words.why(seen)
-    assert "batching" not in words.why(replace(seen, at_once={"local": 1}))
+    assert "batching" not in words.why(replace(seen, contention={}))
     assert "unknown" in words.why(replace(PASSED, efficiency=None))
     assert "Idle, as a share of the makespan: local 33 %" in words.why(PASSED)
     assert "Idle" not in words.why(replace(PASSED, efficiency=0.97))

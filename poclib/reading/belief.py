@@ -10,6 +10,11 @@ from collections.abc import Callable, Sequence
 
 from ..records import Arm, Report, Request, ServerTimings
 from ..stats import median
+from .frames import places
+from .phases import between
+
+# The same prompt at the same provider in the two arms of a round, as they came.
+Pair = tuple[Request, Request]
 
 # Two clocks may differ by this much and a thousandth of the time before one must be wrong.
 SLACK_MS = 1.0
@@ -23,17 +28,16 @@ MORE_CACHED = 0.25
 
 def believed(report: Report) -> tuple[Report, dict[str, str]]:
     """`report` without the own times of servers that told one that cannot be, and why of each."""
-    arms = [*report.preparation, *(arm for one in report.rounds for arm in one.arms)]
-    found: dict[str, str] = {}
-    for row in (row for arm in arms for row in arm.requests if row.outcome == "ok"):
-        if row.provider not in found and (why := _impossible(row)):
-            found[row.provider] = why
-    if not found:
-        return report, found
+    reasons: dict[str, str] = {}
+    for row in (row for _, _, arm in places(report) for row in arm.requests):
+        if row.outcome == "ok" and row.provider not in reasons and (why := _impossible(row)):
+            reasons[row.provider] = why
+    if not reasons:
+        return report, reasons
 
     def without(arm: Arm) -> Arm:
         rows = [
-            row.model_copy(update={"server": ServerTimings()}) if row.provider in found else row
+            row.model_copy(update={"server": ServerTimings()}) if row.provider in reasons else row
             for row in arm.requests
         ]
         return arm.model_copy(update={"requests": rows})
@@ -42,7 +46,7 @@ def believed(report: Report) -> tuple[Report, dict[str, str]]:
         one.model_copy(update={"arms": [without(arm) for arm in one.arms]}) for one in report.rounds
     ]
     preparation = [without(arm) for arm in report.preparation]
-    return report.model_copy(update={"rounds": rounds, "preparation": preparation}), found
+    return report.model_copy(update={"rounds": rounds, "preparation": preparation}), reasons
 
 
 def _impossible(row: Request) -> str | None:
@@ -74,7 +78,7 @@ def cached(report: Report) -> list[str]:
     the arm that ran second. The order alternates, so what makes the strategy's requests slower
     or faster (sharing, batching) falls out of the geometric mean of the two orders.
     """
-    pairs: dict[str, dict[str, list[tuple[Request, Request]]]] = {}
+    orders: dict[str, dict[str, list[Pair]]] = {}
     for one in report.rounds:
         if {arm.arm for arm in one.arms} != {"baseline", "strategy"}:
             continue
@@ -82,23 +86,23 @@ def cached(report: Report) -> list[str]:
         before = {(row.provider, row.prompt): row for row in first.requests if row.outcome == "ok"}
         for row in second.requests:
             if row.outcome == "ok" and (mate := before.get((row.provider, row.prompt))):
-                of_one = pairs.setdefault(row.provider, {"baseline": [], "strategy": []})
-                of_one[second.arm].append((mate, row))
-    return [why for name, found in pairs.items() if (why := _collapsed(name, found))]
+                mine = orders.setdefault(row.provider, {"baseline": [], "strategy": []})
+                mine[second.arm].append((mate, row))
+    return [why for name, mine in orders.items() if (why := _collapsed(name, [*mine.values()]))]
 
 
-def _collapsed(name: str, found: dict[str, list[tuple[Request, Request]]]) -> str | None:
+def _collapsed(name: str, orders: Sequence[Sequence[Pair]]) -> str | None:
+    pairs = [pair for order in orders for pair in order]
     more = [
         again.cached_tokens / again.prompt_tokens - (once.cached_tokens or 0) / once.prompt_tokens
-        for once, again in (pair for order in found.values() for pair in order)
+        for once, again in pairs
         if again.cached_tokens and again.prompt_tokens and once.prompt_tokens
     ]
-    count = sum(map(len, found.values()))
-    if len(more) > count / 2 and (reused := median(more) or 0.0) > MORE_CACHED:
+    if len(more) > len(pairs) / 2 and (reused := median(more) or 0.0) > MORE_CACHED:
         return f"{name} took {100 * reused:.0f} % more of the prompts out of its cache in one arm"
-    for of, what in ((_prompt_ms, "read like prompts"), (_first_ms, "began to answer")):
-        left = [one for order in found.values() if (one := _left(order, of))]
-        if len(left) == len(found):
+    for time_ms, what in ((_prompt_ms, "read like prompts"), (_first_ms, "began to answer")):
+        left = [kept for order in orders if (kept := _left(order, time_ms))]
+        if len(left) == len(orders):
             shares, saved_ms = zip(*left, strict=True)
             share = math.sqrt(math.prod(shares))
             # A cache helps in both orders; and less than clocks may differ by is none.
@@ -112,26 +116,23 @@ def _collapsed(name: str, found: dict[str, list[tuple[Request, Request]]]) -> st
 
 
 def _left(
-    order: Sequence[tuple[Request, Request]], of: Callable[[Request], float | None]
+    order: Sequence[Pair], time_ms: Callable[[Request], float | None]
 ) -> tuple[float, float] | None:
     """What share of a time is left when the prompt comes again, and the ms that are saved.
 
-    Medians over the pairs; None where fewer than two tell it.
+    Medians over the pairs of like length; None where fewer than two tell it.
     """
-    told = [
+    times = [
         (before, after)
         for once, again in order
-        if (before := of(once)) and (after := of(again)) is not None and _alike(once, again)
+        if (before := time_ms(once)) and (after := time_ms(again)) is not None
+        if not (once.prompt_tokens and again.prompt_tokens)
+        or max(once.prompt_tokens, again.prompt_tokens)
+        <= 1.1 * min(once.prompt_tokens, again.prompt_tokens)
     ]
-    share = median([after / before for before, after in told])
-    saved_ms = median([before - after for before, after in told])
-    return None if len(told) < 2 or share is None or saved_ms is None else (share, saved_ms)
-
-
-def _alike(once: Request, again: Request) -> bool:
-    """Whether two prompts are of like length, as far as the server tells."""
-    lengths = once.prompt_tokens, again.prompt_tokens
-    return not all(lengths) or max(lengths) <= 1.1 * min(lengths)  # type: ignore[type-var,operator]
+    share = median([after / before for before, after in times])
+    saved_ms = median([before - after for before, after in times])
+    return None if len(times) < 2 or share is None or saved_ms is None else (share, saved_ms)
 
 
 def _prompt_ms(row: Request) -> float | None:
@@ -139,6 +140,6 @@ def _prompt_ms(row: Request) -> float | None:
 
 
 def _first_ms(row: Request) -> float | None:
-    start, marks = row.marks.start_ms, row.marks
+    marks = row.marks
     first = marks.first_token_ms if marks.first_thought_ms is None else marks.first_thought_ms
-    return None if start is None or first is None else first - start
+    return between(marks.start_ms, first)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from ..records import Report
 from ..stats import Headline, Ratio
+from .frames import arms
 
 # Where the interval of the ratio of ratios lies: inside the band around 1, outside, or across.
 Place = Literal["inside", "outside", "across", "unknown"]
@@ -50,14 +51,8 @@ def between(first: tuple[Report, Headline], second: tuple[Report, Headline]) -> 
     """How the second measurement of an experiment compares with the first."""
     mine, other = first[1], second[1]
     change = ratio_of_ratios(mine.overhead_ratio, other.overhead_ratio)
-    equal, compared = _answers(first[0], second[0])
-    return Agreement(
-        change=change,
-        place=place(change, mine.band),
-        same_verdict=mine.verdict == other.verdict,
-        equal=equal,
-        compared=compared,
-    )
+    alike = mine.verdict == other.verdict
+    return Agreement(change, place(change, mine.band), alike, *_answers(first[0], second[0]))
 
 
 def ratio_of_ratios(first: Ratio, second: Ratio) -> Ratio:
@@ -70,27 +65,25 @@ def ratio_of_ratios(first: Ratio, second: Ratio) -> Ratio:
     if not first.median or not second.median:
         return Ratio(None, None, None, rounds)
     middle = second.median / first.median
-    if None in (first.low, first.high, second.low, second.high):
+    if first.low is None or first.high is None or second.low is None or second.high is None:
         return Ratio(middle, None, None, rounds)
-    below = math.hypot(_log(second.median, second.low), _log(first.high, first.median))
-    above = math.hypot(_log(second.high, second.median), _log(first.median, first.low))
+    below = math.hypot(math.log(second.median / second.low), math.log(first.high / first.median))
+    above = math.hypot(math.log(second.high / second.median), math.log(first.median / first.low))
     return Ratio(middle, middle * math.exp(-below), middle * math.exp(above), rounds)
 
 
 def over_the_first(headlines: Sequence[Headline]) -> list[Ratio | None]:
     """The ratio of each over the first one's; None for the first, and for other strategies."""
-    first = headlines[0]
+    first, *others = headlines
     return [
-        None
-        if one is first or one.strategy != first.strategy
-        else ratio_of_ratios(first.overhead_ratio, one.overhead_ratio)
-        for one in headlines
+        None,
+        *(
+            ratio_of_ratios(first.overhead_ratio, one.overhead_ratio)
+            if one.strategy == first.strategy
+            else None
+            for one in others
+        ),
     ]
-
-
-def _log(larger: float | None, smaller: float | None) -> float:
-    assert larger is not None and smaller is not None
-    return math.log(larger / smaller)
 
 
 def place(change: Ratio, band: float) -> Place:
@@ -113,14 +106,11 @@ def _answers(first: Report, second: Report) -> tuple[int, int]:
 
 def _given(report: Report) -> dict[str, str]:
     """The baseline's first answer to each prompt, both as digests."""
-    found: dict[str, str] = {}
-    for one in report.rounds:
-        for arm in one.arms:
-            for row in arm.requests if arm.arm == "baseline" else ():
-                if row.outcome == "ok" and row.answer_sha256 and report.prompt_sha256:
-                    prompt = report.prompt_sha256[row.prompt]
-                    found.setdefault(prompt, row.answer_sha256)
-    return found
+    given: dict[str, str] = {}
+    for row in (row for arm in arms(report, "baseline") for row in arm.requests):
+        if row.outcome == "ok" and row.answer_sha256 and report.prompt_sha256:
+            given.setdefault(report.prompt_sha256[row.prompt], row.answer_sha256)
+    return given
 
 
 def unlike(reports: Sequence[Report]) -> dict[str, list[str]]:

@@ -1,16 +1,20 @@
 """The phases of one request, in one table: where each begins and ends, its name, meaning, colour.
 
-Frames, tables, words and charts are made from it. Knows no report and draws nothing. Colours are
-Okabe and Ito's, which colour-blind readers can tell apart.
+Frames, tables, words and charts are made from it; draws nothing. Below it: where each millisecond
+went, in parts that each have one source (our own marks, the server's word, round-trip probes).
+What no source explains stays a part of its own, `unexplained_ms`; it is negative where sources
+overlap. Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import bisect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..records import Request
+from ..records import Probe, ProviderFacts, Report, Request
+from ..stats import median
 
 WAITING, SENDING, FIRST, GENERATING, OWN = "#bdbdbd", "#56b4e9", "#0072b2", "#e69f00", "#000000"
 UNSPLIT, OUTSIDE = "#009e73", "#cc79a7"
@@ -159,3 +163,95 @@ def segments(row: Mapping[str, Any]) -> dict[str, float]:
         "generating_ms": generating,
         "own_ms": own,
     }
+
+
+# ---- Where each millisecond of a request went -----------------------------------------------
+
+# `before_ms`: our own work until a connection is there. `network_ms`: one round trip, as probes
+# found it. `transfer_ms`: first to last byte of an answer that was not streamed (a streamed one
+# travels while it is generated). `parsing_ms`: from there to the answer in hand.
+OURS = ("before_ms", "send_ms", "parsing_ms")
+NETWORK = ("connect_ms", "network_ms", "transfer_ms")
+_OF_THE_SERVER = {phase.key: phase.told for phase in SERVER}
+# Round trips that stand for the network at one moment: as many as are taken in one go.
+NEAREST = 5
+
+
+def trips(report: Report, requests: Sequence[Request]) -> list[float | None]:
+    """The network's round trip at the time of each request, in ms; None where none was probed.
+
+    The median of the `NEAREST` probes of its provider that are nearest in time, without our own
+    work where their marks tell it.
+    """
+    taken: dict[str, list[Probe]] = {}
+    for probe in sorted(report.probes, key=_at_ms):
+        taken.setdefault(probe.provider, []).append(probe)
+    return [_nearest(taken.get(row.provider, []), row.marks.start_ms) for row in requests]
+
+
+def _nearest(probes: Sequence[Probe], at_ms: float | None) -> float | None:
+    if at_ms is not None:
+        place = bisect.bisect(probes, at_ms, key=_at_ms)
+        around = probes[max(0, place - NEAREST) : place + NEAREST]
+        probes = sorted(around, key=lambda probe: abs(probe.at_ms - at_ms))[:NEAREST]
+    return median([p.round_trip_ms if p.wire_ms is None else p.wire_ms for p in probes])
+
+
+def _at_ms(probe: Probe) -> float:
+    return probe.at_ms
+
+
+def parts(request: Request, trip: float | None, handshake_hidden: bool) -> dict[str, float]:
+    """The parts of one request that some source tells, in ms; with the rest they are its wall.
+
+    `trip` is the network's round trip at the time. `handshake_hidden`: on a link made in software
+    a connect returns at once and its round trip shows as waiting, so that a connection that was
+    opened counts one more. Empty without a wall time.
+    """
+    marks, server, wall = request.marks, request.server, request.wall_ms
+    if wall is None:
+        return {}
+    opened = between(marks.connect_start_ms, marks.connected_ms)
+    # Without a mark of when the connection was there, sending holds all before the wire.
+    there = marks.ready_ms if opened is None else marks.connected_ms
+    if opened is not None and handshake_hidden:
+        opened += trip or 0.0
+    if opened is None and marks.sent_ms is not None:
+        opened = 0.0
+    whole = None if request.token_ms else marks.first_byte_ms
+    known = {
+        "before_ms": between(marks.start_ms, marks.connect_start_ms or marks.ready_ms),
+        "connect_ms": opened,
+        "send_ms": between(marks.start_ms if there is None else there, marks.sent_ms),
+        "network_ms": trip,
+        **{key: getattr(server, told) for key, told in _OF_THE_SERVER.items()},
+        "transfer_ms": between(whole, marks.last_byte_ms),
+        "parsing_ms": between(marks.last_byte_ms, marks.end_ms),
+    }
+    told: dict[str, float] = {part: value for part, value in known.items() if value is not None}
+    if server.total_ms is not None and not told.keys() & _OF_THE_SERVER:
+        told["generation_ms"] = server.total_ms  # a server that tells its time in one number
+    return told | {"unexplained_ms": wall - sum(told.values())}
+
+
+def overhead(request: Request, trip: float | None, handshake_hidden: bool) -> dict[str, float]:
+    """`over_ms` of one request as network, ours and unexplained, which add up to it.
+
+    `server_queue_ms`, where the server reports it, is inside its own time and so beside
+    `over_ms`. A part without a source is left out. Empty where the server reports no time.
+    """
+    over, told = request.over_ms, parts(request, trip, handshake_hidden)
+    if over is None or not told:
+        return {}
+    sums = {}
+    if "network_ms" in told:
+        sums["network_ms"] = sum(told.get(part, 0.0) for part in NETWORK)
+    if "parsing_ms" in told:
+        sums["ours_ms"] = sum(told.get(part, 0.0) for part in OURS)
+    queue = {key: told[key] for key in ("server_queue_ms",) if key in told}
+    return {"over_ms": over, **sums, **queue, "unexplained_ms": over - sum(sums.values())}
+
+
+def hidden_handshakes(providers: Sequence[ProviderFacts]) -> set[str]:
+    """The providers behind a link made in software, where connecting shows as waiting."""
+    return {facts.name for facts in providers if facts.link and facts.link.round_trip_ms}

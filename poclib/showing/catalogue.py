@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import report
 from ..errors import PocError
-from ..reading import tables
+from ..reading.reading import read
 from ..records import Report
 from ..stats import Headline
 from . import words
@@ -53,9 +53,9 @@ def entries(
     found = []
     for name in report.names() if names is None else names:
         try:
-            loaded = report.load(name)
-            if loaded.strategy != "capacity":  # that one has levels, no rounds to judge
-                found.append(Entry(Path(name).stem, loaded, tables.headline(loaded)))
+            reading = read(name)
+            if reading.report.strategy != "capacity":  # it has levels, no rounds to judge
+                found.append(Entry(Path(name).stem, reading.report, reading.headline))
         except PocError as error:
             passed_over(safe(str(error)))
     by_name = sorted(found, key=lambda one: one.name)

@@ -6,12 +6,12 @@ Knows reports and numbers; draws nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from statistics import fmean, median, median_high
+from dataclasses import replace
+from statistics import fmean
 
-from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, tokens
-from ..reading.belief import believed
-from ..records import Arm, EngineUse, ProviderFacts, Report, Request
+from ..reading.causes import Cause, at_least
+from ..reading.reading import of
+from ..records import Report
 from ..stats import Headline
 from .format import bullets, many, milliseconds, number, table
 
@@ -25,104 +25,9 @@ MEANING = {
 }
 
 
-@dataclass(frozen=True)
-class Cause:
-    """One provider in one kind of arm, medians over all rounds, against one request alone there."""
-
-    arm: str
-    provider: ProviderFacts
-    found: Level
-    alone: Level
-    use: tuple[EngineUse, ...]
-    tokens: int
-    cpu_alone_ms: float | None = None  # of a token of the baseline
-
-    @property
-    def behaviour(self) -> Behaviour:
-        """What it did; where engines take turns, work counts as lost only if it cost CPU time.
-
-        One short request may fit into a single turn, and then looks faster alone than it is.
-        """
-        named, cost_ms = behaviour(self.found, self.alone), self.cpu_ms_per_token
-        if named == "thrashes" and self.provider.turns and cost_ms and self.cpu_alone_ms:
-            if cost_ms <= self.cpu_alone_ms / GAIN:
-                return "batches"
-            if cost_ms <= self.cpu_alone_ms * GAIN:
-                return "shares"
-        return named
-
-    @property
-    def wanting(self) -> int | None:
-        """Threads that want a core at the same time: a bare engine has a team a request."""
-        threads = self.provider.threads
-        if threads is None or self.provider.engine_kind != "bare":
-            return threads
-        return threads * min(self.found.in_flight, self.provider.slots or 1)
-
-    @property
-    def cpu_share(self) -> float | None:
-        """CPU seconds per second of wall time; at most the number of cores."""
-        wall_ms = sum(one.wall_ms for one in self.use)
-        return sum(one.cpu_ms for one in self.use) / wall_ms if wall_ms else None
-
-    @property
-    def cpu_ms_per_token(self) -> float | None:
-        return (
-            sum(one.cpu_ms for one in self.use) / self.tokens if self.use and self.tokens else None
-        )
-
-    @property
-    def switches_per_token(self) -> float | None:
-        """How often the system took a core from a thread of it, for each token."""
-        counts = [one.involuntary_switches for one in self.use]
-        if not counts or None in counts or not self.tokens:
-            return None
-        return sum(count or 0 for count in counts) / self.tokens
-
-
 def causes(report: Report) -> list[Cause]:
     """The baseline and the strategy, a row for each provider that took part."""
-    report, _ = believed(report)
-    rows = []
-    for arm in ("baseline", "strategy"):
-        arms = [one for r in report.rounds for one in r.arms if one.arm == arm]
-        for facts in report.providers:
-            mine = [[q for q in one.requests if q.provider == facts.name] for one in arms]
-            calm = _calm(report, facts.name)
-            if any(mine) and calm:
-                rows.append(_cause(arm, facts, arms, [m for m in mine if m], alone(calm)))
-    costs = [one.cpu_ms_per_token for one in rows if one.arm == "baseline"]
-    return [replace(one, cpu_alone_ms=costs[0] if costs else None) for one in rows]
-
-
-def _cause(
-    arm: str, facts: ProviderFacts, arms: Sequence[Arm], mine: list[list[Request]], calm: Level
-) -> Cause:
-    each = [level(rows) for rows in mine]
-
-    def middle(field: str) -> float | None:
-        known = [value for one in each if (value := getattr(one, field)) is not None]
-        return median(known) if known else None
-
-    together = replace(
-        each[0],
-        in_flight=median_high(one.in_flight for one in each),
-        answered=sum(one.answered for one in each),
-        refused=sum(one.refused for one in each),
-        tokens_per_s=middle("tokens_per_s"),
-        request_ms=middle("request_ms"),
-        server_ms=middle("server_ms"),
-        ttft_ms=middle("ttft_ms"),
-    )
-    use = tuple(u for one in arms for u in one.engines if u.provider == facts.name)
-    return Cause(arm, facts, together, calm, use, sum(tokens(rows) for rows in mine))
-
-
-def _calm(report: Report, provider: str) -> list[Request]:
-    """Its requests that ran alone: in calibration, and in the baseline where that was its."""
-    arms = [one for one in report.preparation if one.arm == "calibration"]
-    arms += [one for r in report.rounds for one in r.arms if one.arm == "baseline"]
-    return [row for one in arms for row in one.requests if row.provider == provider]
+    return of(report).causes
 
 
 def labelled(report: Report, headline: Headline) -> Headline:
@@ -190,37 +95,6 @@ def _times(value: float | None, base: float | None) -> str:
 
 def _number(value: float | None, decimals: int) -> str:
     return "-" if value is None else number(value, decimals)
-
-
-def at_least(report: Report) -> float | None:
-    """A bound from below on the ratio where arms were stopped at their limit; None if none was.
-
-    The median over rounds of (time until the end or the stop) / baseline: every stopped round
-    counts by what it had taken by then, so the true median is no smaller.
-    """
-    ratios: list[float] = []
-    stopped = False
-    for one in report.rounds:
-        arms = {arm.arm: arm for arm in one.arms}
-        if not {"baseline", "strategy"} <= arms.keys() or arms["baseline"].cut_ms is not None:
-            continue
-        base_ms, took_ms = (_lasted(arms[which]) for which in ("baseline", "strategy"))
-        if base_ms and took_ms:
-            ratios.append(took_ms / base_ms)
-            stopped |= arms["strategy"].cut_ms is not None
-    if not stopped:
-        return None
-    ratios.sort()
-    middle = len(ratios) // 2
-    return ratios[middle] if len(ratios) % 2 else (ratios[middle - 1] + ratios[middle]) / 2
-
-
-def _lasted(arm: Arm) -> float | None:
-    starts = [r.marks.start_ms for r in arm.requests if r.marks.start_ms is not None]
-    ends = [r.marks.end_ms for r in arm.requests if r.marks.end_ms is not None]
-    if arm.cut_ms is not None:
-        ends = [arm.cut_ms]
-    return max(ends) - min(starts) if starts and ends else None
 
 
 def stopped_text(report: Report, headline: Headline) -> str:

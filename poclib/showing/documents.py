@@ -116,7 +116,7 @@ def _failure_modes(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
         if effect(headline) == "slower":
             said.append(f"{finding(headline)}.")
         causes = [crowding(headline, p) for p in slowdowns(headline)]
-        if {"slowing", "queueing", "unknown"} & {*causes}:
+        if {"thrashes", "queues", "refuses", "unknown"} & {*causes}:
             said.append(f"{headline.strategy}: {' '.join(crowded(headline))}")
         if headline.failed_requests:
             lost = many(headline.failed_requests, "request")

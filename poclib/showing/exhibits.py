@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from ..reading.frames import calibrations
 from ..reading.phases import CLIENT, LABELS, PHASES
 from ..records import Report
 from ..stats import Headline
@@ -18,7 +19,7 @@ from .words import ratio
 
 
 def anatomy(row: Mapping[str, Any]) -> str:
-    """Every phase of one request (`cases.typical`): its length here, and what it is."""
+    """Every phase of one request (`tables.typical`): its length here, and what it is."""
     rows = [
         [phase.label, milliseconds(row[phase.key]), phase.meaning]
         for phase in PHASES
@@ -52,16 +53,10 @@ def anatomy_finding(row: Mapping[str, Any]) -> str:
 
 def pool(report: Report, headline: Headline) -> str:
     """Who is in the pool, how fast each is alone, and how far away; a table and a sentence."""
-    calibrated = [
-        row
-        for arm in report.preparation
-        if arm.arm == "calibration"
-        for row in arm.requests
-        if row.outcome == "ok"
-    ]
+    calibrated = calibrations(report)
     rows = []
     for one in report.providers:
-        mine = [row for row in calibrated if row.provider == one.name]
+        mine = calibrated.get(one.name, [])
         wall_ms = sum(row.wall_ms or 0.0 for row in mine)
         tokens = sum(row.output_tokens or 0 for row in mine)
         rows.append(

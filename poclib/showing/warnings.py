@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ..pacing import EMPTY_SHA256, length
 from ..reading.belief import believed
+from ..reading.frames import calibrations
 from ..records import ProviderFacts, Report, Request
 from ..stats import Headline, median, minimum_n
 from .causes import fell
@@ -401,16 +402,6 @@ def unlike_digests(report: Report) -> bool:
         if facts.digest:
             schemes.setdefault(facts.digest.partition(":")[0], set()).add(facts.digest)
     return any(len(digests) > 1 for digests in schemes.values())
-
-
-def calibrations(report: Report) -> dict[str, list[Request]]:
-    """The answered calibration requests of each provider, in the order they were sent."""
-    found: dict[str, list[Request]] = {}
-    for arm in report.preparation:
-        for row in arm.requests:
-            if arm.arm == "calibration" and row.outcome == "ok" and row.wall_ms:
-                found.setdefault(row.provider, []).append(row)
-    return found
 
 
 def _walls(rows: Sequence[Request]) -> list[float]:

@@ -11,13 +11,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from ..contention import SLOWER
 from ..pacing import Power
 from ..reading.belief import believed
+from ..reading.frames import calibrations
 from ..reading.phases import SEGMENTS
 from ..records import Probe, ProviderFacts, Report
-from ..stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread, throughput
+from ..stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread
 from .format import bullets, date, day, inline, many, milliseconds, number, percent, safe, table
-from .warnings import calibrations, others, warnings, weighty
+from .warnings import others, warnings, weighty
 
 
 def effect(headline: Headline) -> str:
@@ -208,11 +210,7 @@ def why(headline: Headline) -> str:
 
 def _beyond(headline: Headline) -> str:
     """Why more was reached than the speeds allow: what was seen, else what it can be."""
-    shared = [
-        p
-        for p, most in headline.at_once.items()
-        if most > 1 and (throughput(headline, p) or 0.0) > 1.05
-    ]
+    shared = [p for p, seen in headline.contention.items() if seen.behaviour == "batches"]
     if shared:
         return (
             f" Requests shared the steps of {', '.join(shared)} (batching), which the ideal leaves "
@@ -224,53 +222,42 @@ def _beyond(headline: Headline) -> str:
     )
 
 
-CROWDED = 1.5  # times the time of one request alone, from which a cause is looked for
-_CAUSES = {
-    "batching": ", but {rate}: the server worked on them together (batching).",
-    "slowing": " and only {rate}: they slowed each other down in the server.",
-    "queueing": " and {rate}: most of it was waiting for a turn (queueing).",
-    "sharing": " and {rate}: they shared the server with little gain or loss.",
-    "unknown": ": requests shared the server, or waited in it.",
+# Without a rate the sentence goes on after it.
+_CROWDED = {
+    "batches": ", but {rate}: the server worked on them together (batching).",
+    "thrashes": " and only {rate}: they slowed each other down in the server.",
+    "queues": " and {rate}: most of it was waiting for a turn (queueing).",
+    "shares": " and {rate}: they shared the server with little gain or loss.",
+    "refuses": " and {rate}: the server turned requests away.",
+    "unknown": " and {rate}: requests shared the server, or waited in it.",
 }
 
 
 def crowded(headline: Headline) -> list[str]:
     """What became of requests that took far longer than one alone: a sentence a provider."""
-    found = []
+    sentences = []
     for provider, factor in slowdowns(headline).items():
-        if cause := crowding(headline, provider):
-            answered = throughput(headline, provider) or 0.0
-            rate = f"{number(answered, 2)} times as many were answered in the same time"
+        if named := crowding(headline, provider):
             said = f"On {provider} a request took {number(factor, 1)} times as long as one alone"
-            found.append(said + _CAUSES[cause].format(rate=rate))
-    return found
+            cause, rate = _CROWDED[named], headline.contention[provider].rate
+            if rate is None:
+                sentences.append(said + cause.partition("{rate}")[2])
+            else:
+                came = f"{number(rate, 2)} times as many tokens came in the same time"
+                sentences.append(said + cause.format(rate=came))
+    return sentences
 
 
 def crowding(headline: Headline, provider: str) -> str | None:
-    """Why requests took so long there: batching, slowing, queueing, sharing or unknown.
+    """Why requests took so long there, as `contention` names it; None where they did not.
 
-    None where they did not. Told apart by what the provider answered in the same time, and by
-    whether the server's own time grew.
+    "unknown" where no server's own time tells waiting from sharing.
     """
-    if slowdowns(headline).get(provider, 0.0) < CROWDED:
+    seen = headline.contention.get(provider)
+    if seen is None or slowdowns(headline).get(provider, 0.0) < SLOWER:
         return None
-    answered = throughput(headline, provider)
-    if answered is None:
-        return "unknown"
-    if answered >= 1.1:
-        return "batching"
-    if answered < 0.9:
-        return "slowing"
-    return "queueing" if _waited(headline, provider) else "sharing"
-
-
-def _waited(headline: Headline, provider: str) -> bool:
-    """Whether most of what a request took longer than alone lies outside the server's work."""
-    found, alone = headline.wall_ms.get(provider), headline.alone_ms.get(provider)
-    work, before = headline.work_ms.get(provider), headline.work_alone_ms.get(provider)
-    if found is None or alone is None or work is None or before is None:
-        return False
-    return work - before < 0.5 * (found.mean - alone)
+    untold = seen.behaviour in ("queues", "shares") and seen.server is None
+    return "unknown" if untold else seen.behaviour
 
 
 def bottom_line(report: Report, headline: Headline, verdict: str = "") -> str:

@@ -1,0 +1,138 @@
+"""Why an arm was slow: what several requests at once did to each provider, from saved facts.
+
+Gathers the rows; `contention` names what they show. Knows no sentence and no picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median, median_high
+
+from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, middle, over, tokens
+from ..records import Arm, EngineUse, ProviderFacts, Report, Request
+from ..stats import Contention
+from .frames import arms
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One provider in one kind of arm, medians over all rounds, against one request alone there."""
+
+    arm: str
+    provider: ProviderFacts
+    found: Level
+    alone: Level
+    use: tuple[EngineUse, ...]
+    tokens: int
+    cpu_alone_ms: float | None = None  # of a token of the baseline
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """What it did; where engines take turns, work counts as lost only if it cost CPU time.
+
+        One short request may fit into a single turn, and then looks faster alone than it is.
+        """
+        named, cost_ms = behaviour(self.found, self.alone), self.cpu_ms_per_token
+        if named == "thrashes" and self.provider.turns and cost_ms and self.cpu_alone_ms:
+            if cost_ms <= self.cpu_alone_ms / GAIN:
+                return "batches"
+            if cost_ms <= self.cpu_alone_ms * GAIN:
+                return "shares"
+        return named
+
+    @property
+    def contention(self) -> Contention:
+        """As it stands in the headline; no rate where it is not by the rate that it is named."""
+        by_rate = behaviour(self.found, self.alone) == self.behaviour
+        return Contention(
+            self.behaviour,
+            self.found.in_flight,
+            over(self.found.tokens_per_s, self.alone.tokens_per_s) if by_rate else None,
+            over(self.found.server_ms, self.alone.server_ms),
+        )
+
+    @property
+    def wanting(self) -> int | None:
+        """Threads that want a core at the same time: a bare engine has a team a request."""
+        threads = self.provider.threads
+        if threads is None or self.provider.engine_kind != "bare":
+            return threads
+        return threads * min(self.found.in_flight, self.provider.slots or 1)
+
+    @property
+    def cpu_share(self) -> float | None:
+        """CPU seconds per second of wall time; at most the number of cores."""
+        return over(sum(u.cpu_ms for u in self.use), sum(u.wall_ms for u in self.use))
+
+    @property
+    def cpu_ms_per_token(self) -> float | None:
+        return over(sum(u.cpu_ms for u in self.use), self.tokens) if self.use else None
+
+    @property
+    def switches_per_token(self) -> float | None:
+        """How often the system took a core from a thread of it, for each token."""
+        counts = [u.involuntary_switches for u in self.use]
+        known = [count for count in counts if count is not None]
+        return over(sum(known), self.tokens) if counts and len(known) == len(counts) else None
+
+
+def causes(report: Report) -> list[Cause]:
+    """The baseline and the strategy, a row for each provider that took part."""
+    calm = [*arms(report, "calibration"), *arms(report, "baseline")]
+    rows = [
+        _cause(arm, facts, arms(report, arm), alone(mine))
+        for arm in ("baseline", "strategy")
+        for facts in report.providers
+        if (mine := _rows(calm, facts.name)) and _rows(arms(report, arm), facts.name)
+    ]
+    costs = [cause.cpu_ms_per_token for cause in rows if cause.arm == "baseline"]
+    return [replace(cause, cpu_alone_ms=costs[0] if costs else None) for cause in rows]
+
+
+def _rows(among: Sequence[Arm], provider: str) -> list[Request]:
+    return [row for arm in among for row in arm.requests if row.provider == provider]
+
+
+def _cause(arm: str, facts: ProviderFacts, among: Sequence[Arm], calm: Level) -> Cause:
+    mine = [rows for one in among if (rows := _rows([one], facts.name))]
+    each = [level(rows) for rows in mine]
+
+    together = replace(
+        each[0],
+        in_flight=median_high(one.in_flight for one in each),
+        answered=sum(one.answered for one in each),
+        refused=sum(one.refused for one in each),
+        tokens_per_s=middle(one.tokens_per_s for one in each),
+        request_ms=middle(one.request_ms for one in each),
+        server_ms=middle(one.server_ms for one in each),
+        ttft_ms=middle(one.ttft_ms for one in each),
+    )
+    use = tuple(u for one in among for u in one.engines if u.provider == facts.name)
+    return Cause(arm, facts, together, calm, use, sum(map(tokens, mine)))
+
+
+def at_least(report: Report) -> float | None:
+    """A bound from below on the ratio where arms were stopped at their limit; None if none was.
+
+    The median over rounds of (time until the end or the stop) / baseline: every stopped round
+    counts by what it had taken by then, so the true median is no smaller.
+    """
+    ratios: list[float] = []
+    stopped = False
+    for one in report.rounds:
+        mine = {arm.arm: arm for arm in one.arms}
+        if not {"baseline", "strategy"} <= mine.keys() or mine["baseline"].cut_ms is not None:
+            continue
+        base_ms, took_ms = (_lasted_ms(mine[which]) for which in ("baseline", "strategy"))
+        if base_ms and took_ms:
+            ratios.append(took_ms / base_ms)
+            stopped |= mine["strategy"].cut_ms is not None
+    return median(ratios) if stopped else None
+
+
+def _lasted_ms(arm: Arm) -> float | None:
+    starts = [r.marks.start_ms for r in arm.requests if r.marks.start_ms is not None]
+    ends = [r.marks.end_ms for r in arm.requests if r.marks.end_ms is not None]
+    ends = ends if arm.cut_ms is None else [arm.cut_ms]
+    return max(ends) - min(starts) if starts and ends else None
