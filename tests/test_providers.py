@@ -260,7 +260,8 @@ def test_recorded_error(name: str) -> None:
         words = words["message"] if isinstance(words, dict) else words
     except ValueError:
         words = answer.body.decode()
-    unknown_model = answer.status == 404 and words.startswith(("model", "The model"))
+    lacks_it = "not found" in words or "does not exist" in words
+    unknown_model = lacks_it and words.startswith(("model", "The model"))
     assert type(error) is (ModelMissing if unknown_model else Rejected)
     assert error.status == answer.status
     assert error.temporary is (answer.status >= 500)
