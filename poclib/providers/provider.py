@@ -260,7 +260,8 @@ class Provider:
         """The error for an HTTP status other than 200, with the server's own words."""
         words = self._words(loaded(body))
         status = response.status
-        if status in (400, 404) and "model" in words and ("not found" in words or "not exist" in words):
+        lacks_it = "not found" in words or "not exist" in words
+        if status in (400, 404) and "model" in words and lacks_it:
             return ModelMissing(
                 f"provider {self.name}: {words}; `poc doctor` lists what it has.", self.name, status
             )
