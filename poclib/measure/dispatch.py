@@ -167,6 +167,10 @@ class _Dispatch:
         crowded = lane.refused(task, (request, error), now_ms)
         if error and lane.refusing_ms is not None:
             crowded &= self._patient(lane, error, now_ms)
+        others = self._copies(job) if job.prompt.index in self.hedged else []
+        if crowded and others:  # a copy is under way: one more would answer the prompt twice
+            await self._settle(request, job, others)
+            return
         if crowded:  # too much at once: no failure of its own
             wait_s = pause_after(job.attempt, error.retry_after_s if error else None)
             later = replace(job, assigned_ms=now_ms, pause_s=wait_s, role="retry")
@@ -174,7 +178,7 @@ class _Dispatch:
             return
         if request.outcome != "cancelled":
             lane.breaker.record(error is None or not error.elsewhere, now_ms)
-        if job.prompt.index in self.hedged and (others := self._copies(job)):
+        if others:
             await self._settle(request, job, others)
         elif error:
             self._retry(job, error, lane)
