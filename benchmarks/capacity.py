@@ -21,7 +21,7 @@ from poclib import cli
 from poclib.contention import Found
 from poclib.measure import finder, pool
 from poclib.measure.experiment import Run
-from poclib.records import Parameters
+from poclib.parameters import Parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST = 8  # in flight: the slots that the largest has, so that a try is short

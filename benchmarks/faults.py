@@ -45,9 +45,10 @@ from poclib.measure.attempt import Rules  # noqa: E402
 from poclib.measure.dispatch import run_arm  # noqa: E402
 from poclib.measure.policy import Policy  # noqa: E402
 from poclib.measure.strategies import STRATEGIES  # noqa: E402
+from poclib.parameters import Parameters, ProviderSettings  # noqa: E402
 from poclib.providers import KINDS, Provider, transport  # noqa: E402
 from poclib.recording import ReportFile  # noqa: E402
-from poclib.records import Arm, Parameters, Prompt, ProviderSettings, Request  # noqa: E402
+from poclib.records import Arm, Prompt, Request  # noqa: E402
 from poclib.showing.format import many, safe, table  # noqa: E402
 
 TARGET = HERE.parent / "FAULTS.md"

@@ -37,9 +37,10 @@ from poclib import cli, recording, report, workload  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.measure import sweep  # noqa: E402
 from poclib.measure.attempt import Rules, attempt  # noqa: E402
+from poclib.parameters import Parameters  # noqa: E402
 from poclib.providers.transport import Response  # noqa: E402
 from poclib.reading import tables  # noqa: E402
-from poclib.records import Parameters, Prompt, Request  # noqa: E402
+from poclib.records import Prompt, Request  # noqa: E402
 from poclib.showing import documents, words  # noqa: E402
 from poclib.showing import format as notation  # noqa: E402
 

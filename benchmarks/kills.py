@@ -33,7 +33,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 from poclib import recording, report  # noqa: E402
 from poclib.errors import PocError  # noqa: E402
 from poclib.measure import experiment  # noqa: E402
-from poclib.records import Parameters, Report  # noqa: E402
+from poclib.parameters import Parameters  # noqa: E402
+from poclib.records import Report  # noqa: E402
 
 STUB = """
 import asyncio, sys

@@ -17,9 +17,10 @@ from pathlib import Path
 from poclib import report
 from poclib.cli import read_yaml
 from poclib.measure import experiment, repeat
+from poclib.parameters import Parameters
 from poclib.reading import compare as agreement
 from poclib.reading import tables
-from poclib.records import Parameters, Report
+from poclib.records import Report
 from poclib.showing import comparisons, words
 from poclib.showing import format as notation
 

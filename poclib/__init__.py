@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from .errors import PocError
     from .measure.experiment import obtain
     from .measure.strategies import STRATEGIES
+    from .parameters import Parameters, ProviderSettings
     from .reading.reading import Reading, read
     from .reading.tables import headline, requests
-    from .records import Parameters, ProviderSettings, Report
+    from .records import Report
     from .report import experiments, load
     from .stats import Headline
 

@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, parameterfile, recording, report
+from . import __version__, recording, report
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .measure.strategies import STRATEGIES
-from .records import Parameters, Report
+from .parameters import Parameters, put, with_capacities
+from .parameters import changes as changed_keys
+from .parameters import values as yaml_values
+from .records import Report
 from .showing import format as notation
 
 if TYPE_CHECKING:
@@ -106,7 +109,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
         click.echo(curves.capacity_text(report.load(saved.stem)))
         copy = params.with_suffix(f".capacity{params.suffix}")
         wanted = {name: one.capacity for name, one in found.items()}
-        copy.write_text(parameterfile.with_capacities(params.read_text("utf-8"), wanted), "utf-8")
+        copy.write_text(with_capacities(params.read_text("utf-8"), wanted), "utf-8")
         click.echo(f"Written: {copy.name}, with these capacities; the levels: {saved.name}.")
 
 
@@ -265,7 +268,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
 
     first = report.load(name)
     given = read_yaml(params) if params else {}
-    parameters = repeat.parameters(first, given, parameterfile.changes(changes))
+    parameters = repeat.parameters(first, given, changed_keys(changes))
     second = experiment.measure(parameters, experiment.bar(report.name(first)))
     headlines = tables.headline(first), tables.headline(second)
     found = agreement.between((first, headlines[0]), (second, headlines[1]))
@@ -391,9 +394,9 @@ def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
         raise ParameterError(f"{path}: cannot be read; in params/ there is: {there}.") from None
     if len(text) > MAX_PARAMETER_BYTES:
         raise ParameterError(f"{path.name}: larger than 1 MiB; this is not a parameter file.")
-    values = parameterfile.values(text, path.name)
+    values = yaml_values(text, path.name)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise ParameterError(f"{path.name}: must hold `key: value` lines (see params/).")
-    for key, value in parameterfile.changes(changes).items():
-        parameterfile.put(values, key, value)
+    for key, value in changed_keys(changes).items():
+        put(values, key, value)
     return values

@@ -12,16 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
-from .errors import ParameterError
+from .parameters import EngineKind, Link, Milliseconds, Name, Parameters
 
 # Format history.
 # 1: first version (2026-11).
@@ -29,217 +22,16 @@ from .errors import ParameterError
 #    lengths of prompts, thoughts apart from answers (2026-11).
 REPORT_VERSION = 2
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ArmName = Literal["warm-up", "calibration", "capacity", "baseline", "strategy"]
 Outcome = Literal["ok", "failed", "cancelled"]
 # Of an attempt: the first of its prompt, one after a failure, or a second copy of one under way.
 Role = Literal["first", "retry", "hedge"]
-EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
 
 
 class Record(BaseModel):
     """A validated, immutable record: unknown keys are errors, so a typo cannot pass."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Asked(Record):
-    """What a person writes: taken as written (no text for a number, no true for 1), and finite."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class Link(Asked):
-    """A network link in user space before an embedded engine."""
-
-    round_trip_ms: Milliseconds = 0.0
-    jitter_ms: Milliseconds = 0.0
-    bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
-
-
-class ProviderSettings(Asked):
-    """One provider as a person configures it. Address, key name and file never leave memory."""
-
-    name: Name
-    kind: Literal["embedded", "ollama", "llama-server", "openai"] = "embedded"
-    url: str | None = Field(default=None, exclude=True)
-    model: str | None = None
-    role: Literal["local", "remote"] | None = None
-    capacity: Annotated[int, Field(ge=1, le=4096)] = 1
-    slots: Annotated[int, Field(ge=1, le=4096)] | None = None
-    # Whether trouble lowers the number of requests in flight: under strategies that have a limit
-    # (on), under all-parallel too (forced, from 1 upwards), or never (off).
-    adaptive: Literal["on", "off", "forced"] = "on"
-    api: Literal["chat", "completion"] | None = None
-    # Whether a model that can think does, or how much; None: as its server does. Chat only.
-    think: bool | Literal["low", "medium", "high"] | None = None
-    api_key_env: str | None = Field(default=None, exclude=True)
-    ca_file: str | None = Field(default=None, exclude=True)
-    # Embedded engines only. batched: one server that joins its slots' work in each step;
-    # queueing: one slot, the rest wait; bare: each slot a context with threads of its own;
-    # unbatched: slots that take turns. Absent, `batching` decides.
-    engine: EngineKind | None = None
-    refuses: bool = False  # beyond its slots it answers 503 instead of letting requests wait
-    core: Annotated[int, Field(ge=0)] | None = None
-    cores: Annotated[int, Field(ge=1, le=1024)] = 1  # so many, from `core` on
-    takes_turns: bool = False  # never runs while another that takes turns does
-    threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    batching: bool = True
-    speed: Annotated[float, Field(gt=0, le=1)] = 1.0
-    link: Link = Link()
-
-    @model_validator(mode="after")
-    def _kind_and_keys_agree(self) -> ProviderSettings:
-        if self.kind == "embedded" and self.url is not None:
-            raise ValueError("an embedded provider is started here: leave out url")
-        if self.kind in ("ollama", "openai") and not self.model:
-            raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
-        if self.think is not None and self.api == "completion":
-            raise ValueError("think needs the chat template: leave it out, or set api: chat")
-        if not self.batching and self.engine not in (None, "unbatched"):
-            raise ValueError(f"engine {self.engine} and batching: false exclude each other")
-        if self.engine == "queueing" and self.slots not in (None, 1):
-            raise ValueError("a queueing engine has one slot: leave out slots")
-        return self
-
-    @property
-    def engine_kind(self) -> EngineKind:
-        """What an embedded engine does with requests that come together."""
-        return self.engine or ("batched" if self.batching else "unbatched")
-
-
-class Strike(Asked):
-    """A death on purpose: in every arm of the strategy, one embedded provider's link is cut.
-
-    It comes once the share `after` of the prompts is answered (never at 1), and is mended when
-    the arm is over.
-    """
-
-    provider: Name
-    after: Annotated[float, Field(ge=0, le=1)] = 0.5
-
-
-class Parameters(Asked):
-    """Everything that decides what a run does. A notebook's parameters and a YAML's keys.
-
-    Raises `ParameterError` from `read`, naming the key, never pydantic's own error.
-    """
-
-    experiment: Name = "embedded"
-    notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
-    strategy: Name = "serial-per-provider"
-    providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
-    # The first so many built-in ones, a list of texts, or the name of a file of them: one on each
-    # line; .csv, .tsv: in the column headed `prompt`, or the only one; .jsonl, .json: texts, or
-    # objects with a `prompt`.
-    prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = 8
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 40
-    context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 7
-    stream: bool = True
-    # auto: until the interval is narrow enough for the band, or run_limit_s would be passed.
-    rounds: Count | Literal["auto"] = 5
-    warm_up_prompts: Annotated[int, Field(ge=0, le=100)] = 1
-    calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 4
-    gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
-    band: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    retries: Annotated[int, Field(ge=0, le=10)] = 1
-    backoff_s: Annotated[float, Field(ge=0, le=60)] = 0.5
-    breaker_failures: Annotated[int, Field(ge=0, le=1000)] = 3
-    breaker_pause_s: Annotated[float, Field(gt=0, le=60)] = 5.0
-    hedge: bool = False
-    hedge_after: Annotated[float, Field(ge=1, le=100)] = 1.5
-    connect_timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
-    first_token_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
-    between_tokens_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
-    request_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 120.0
-    run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
-    arm_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None
-    strike: Strike | None = None
-    # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
-    allow_public: bool | list[Name] = False
-    allow_unlike_models: bool = False
-    store_text: bool = False
-    # What to do about an unfinished run, no part of what is measured: it is not saved.
-    resume: bool = Field(default=False, exclude=True)
-
-    @field_validator("rounds", mode="wrap")
-    @classmethod
-    def _rounds_are_a_number_or_auto(cls, given: Any, check: Any) -> Any:
-        try:
-            return check(given)
-        except ValidationError:
-            raise ValueError(f"needs a number from 1, or auto (given {given!r:.60})") from None
-
-    @field_validator("prompts", mode="wrap")
-    @classmethod
-    def _prompts_are_a_number_texts_or_a_file(cls, given: Any, check: Any) -> Any:
-        try:
-            return check(given)
-        except ValidationError:
-            raise ValueError(
-                "needs a number from 1 to 100,000, a list of texts, or the name of a file "
-                f"(given {given!r:.60})"
-            ) from None
-
-    @model_validator(mode="after")
-    def _names_are_sound(self) -> Parameters:
-        names = [p.name for p in self.providers]
-        if len(set(names)) < len(names):
-            raise ValueError(f"provider names must differ, found {', '.join(names)}")
-        if isinstance(self.allow_public, list) and (new := set(self.allow_public) - set(names)):
-            raise ValueError(f"allow_public names no provider: {', '.join(sorted(new))}")
-        return self
-
-    @model_validator(mode="after")
-    def _strike_has_a_link_to_cut(self) -> Parameters:
-        if self.strike is not None:
-            linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
-            if self.strike.provider not in linked or len(self.providers) < 2:
-                raise ValueError(
-                    "strike.provider must be an embedded provider with a link, beside another one "
-                    f"that survives; with a link there are: {', '.join(linked) or 'none'}"
-                )
-        return self
-
-    def may_be_public(self, provider: str) -> bool:
-        """Whether that provider's address may lie outside loopback and private ranges."""
-        if isinstance(self.allow_public, bool):
-            return self.allow_public
-        return provider in self.allow_public
-
-    @classmethod
-    def read(cls, values: dict[str, Any], where: str = "parameters") -> Parameters:
-        """Validate `values`; `where` names the file or notebook in the error's sentence."""
-        try:
-            parameters = cls.model_validate(values)
-        except ValidationError as error:
-            raise ParameterError(f"{where}: {explain(error, cls)}") from None
-        try:
-            saved = cls.model_validate_json(parameters.model_dump_json())
-        except ValueError:
-            saved = None
-        if saved is None or saved.model_dump() != parameters.model_dump():
-            raise ParameterError(
-                f"{where}: a text or number in it could not be saved and read back, such as half "
-                "of a surrogate pair; remove it."
-            )
-        # Not a validator of the record: a saved report's settings have no address on purpose.
-        for p in parameters.providers:
-            if p.kind != "embedded" and not p.url:
-                raise ParameterError(
-                    f"{where}: provider {p.name} (kind {p.kind}) needs a url, "
-                    "such as http://192.168.1.20:11434."
-                )
-        return parameters
-
-    @classmethod
-    def pick(cls, namespace: dict[str, Any], **fixed: Any) -> Parameters:
-        """The parameters among a notebook's `globals()`, with `fixed` ones on top."""
-        found = {key: namespace[key] for key in cls.model_fields if key in namespace}
-        return cls.read({**found, **fixed}, "the notebook's parameters")
 
 
 class ProviderFacts(Record):
@@ -553,31 +345,3 @@ class Report(Record):
     def requests(self) -> list[Request]:
         """Every attempt of every round, in order; preparation not among them."""
         return [row for one in self.rounds for arm in one.arms for row in arm.requests]
-
-
-# What pydantic says of a value of the wrong kind, in words for who wrote it.
-PLAIN = {
-    "bool_type": "needs true or false",
-    "int_type": "needs a whole number, written without quotes or leading zeros",
-    "float_type": "needs a number",
-    "finite_number": "needs a finite number",
-    "string_type": "needs a text; put quotes around it",
-}
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first problem of a validation error as one sentence naming key, problem and cure."""
-    import difflib
-
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"]) or "the whole"
-    key = "".join(c if c.isprintable() else "?" for c in path[:200])
-    if first["type"] == "extra_forbidden":
-        known = [*model.model_fields, *ProviderSettings.model_fields, *Link.model_fields]
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
-    if first["type"] == "missing":
-        return f"{key} is missing; add it (see params/ for commented examples)."
-    problem = PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
-    given = "" if first["type"] == "value_error" else f" (given {first['input']!r:.60})"
-    return f"{key}: {problem}{given}."

@@ -32,7 +32,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from .errors import NewerReport, ReportError
-from .records import REPORT_VERSION, Arm, Probe, ProviderFacts, Report, Request, Round, explain
+from .parameters import explain
+from .records import REPORT_VERSION, Arm, Probe, ProviderFacts, Report, Request, Round
 
 FORMAT = "poclib-report"
 MAX_BYTES = 256 * 2**20

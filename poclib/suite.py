@@ -21,7 +21,7 @@ from .errors import ParameterError, RunFailed
 from .measure import experiment, pool
 from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, by_name
-from .records import Parameters
+from .parameters import Parameters
 from .showing import catalogue, curves, site
 from .showing import format as notation
 from .showing import notebooks as publish

@@ -19,7 +19,8 @@ from typing import Any
 
 from . import report
 from .errors import ParameterError
-from .records import Parameters, Prompt
+from .parameters import Parameters
+from .records import Prompt
 
 # Sizes in a report's file: of a row without its tokens, and of each token's time and text.
 ROW_BYTES, TOKEN_BYTES = 1100, 14

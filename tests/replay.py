@@ -16,8 +16,9 @@ from typing import Any, Literal, TypeVar
 
 import jsonschema
 
+from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import KINDS, Provider
-from poclib.records import Exchange, Parameters, Prompt, ProviderFacts, ProviderSettings
+from poclib.records import Exchange, Prompt, ProviderFacts
 
 T = TypeVar("T")
 SAMPLES = Path(__file__).parent / "samples"

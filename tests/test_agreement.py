@@ -12,10 +12,11 @@ from test_tables import pool_report
 from poclib import report, stats
 from poclib.errors import ParameterError, ReportError
 from poclib.measure import experiment, repeat
+from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.reading import compare as agreement
 from poclib.reading import tables
-from poclib.records import Parameters, Report
+from poclib.records import Report
 from poclib.showing import comparisons
 from poclib.stats import Ratio
 

@@ -23,8 +23,9 @@ from test_tables import pool_report, row
 
 from poclib import cli, report, suite
 from poclib.measure import experiment
+from poclib.parameters import Parameters
 from poclib.reading import belief, tables
-from poclib.records import Parameters, Report
+from poclib.records import Report
 from poclib.showing import warnings as cautions
 from poclib.showing import words
 

@@ -146,7 +146,7 @@ def test_a_missing_report_is_one_sentence(poc, command: str) -> None:  # type: i
 
 
 def test_every_example_reads_and_declares_its_keys(poc) -> None:  # type: ignore[no-untyped-def]
-    from poclib.records import Parameters
+    from poclib.parameters import Parameters
     from poclib.showing import notebooks as publish
 
     declared = {key for n in publish.notebooks() for key in publish.declared(n)}

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from poclib import cli, recording, report
 from poclib.errors import Unreachable
 from poclib.measure import experiment
+from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.reading import tables
 from poclib.recording import ReportFile
-from poclib.records import Exchange, Parameters, Prompt, Report
+from poclib.records import Exchange, Prompt, Report
 from poclib.showing import charts as plots
 from poclib.showing import curves
 from poclib.showing import warnings as cautions

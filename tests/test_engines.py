@@ -28,8 +28,9 @@ from poclib.engines import keeper, llama, pool
 from poclib.engines.pool import Ports, RunningEngine, engine_pool
 from poclib.errors import EngineError, Rejected
 from poclib.measure.pool import open_pool
+from poclib.parameters import Link, Parameters, ProviderSettings
 from poclib.providers import Embedded
-from poclib.records import Exchange, Link, Parameters, Prompt, ProviderSettings
+from poclib.records import Exchange, Prompt
 
 LIMIT_S = 30.0
 LOCAL = ProviderSettings(name="local", slots=2)
@@ -477,7 +478,7 @@ import psutil, signal, sys
 # Whoever started these tests may have had it ignored, as a shell does for what runs behind it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from poclib.engines.pool import engine_pool
-from poclib.records import Link, ProviderSettings
+from poclib.parameters import Link, ProviderSettings
 remote = ProviderSettings(name="remote", speed=0.5, link=Link(round_trip_ms=20))
 with engine_pool([ProviderSettings(name="local"), remote], 64) as both:
     pids = [pid for engine in both for pid in engine.pids]

@@ -11,10 +11,11 @@ import pytest
 from poclib import recording, report, workload
 from poclib.errors import Rejected, RunFailed, UnlikeProviders, Unreachable
 from poclib.measure import experiment
+from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import fake
 from poclib.reading import tables
 from poclib.recording import ReportFile
-from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report, Request, Round
+from poclib.records import Exchange, Prompt, Report, Request, Round
 
 Clock = Callable[[], float]
 ADDRESS, KEY = "http://10.66.77.88:4321", "MY_SECRET_VARIABLE"

@@ -19,9 +19,9 @@ from poclib import recording, report
 from poclib.contention import Found
 from poclib.errors import ParameterError, Rejected
 from poclib.measure import experiment, finder
-from poclib.parameterfile import with_capacities
+from poclib.parameters import Parameters, with_capacities
 from poclib.providers import fake
-from poclib.records import Exchange, Parameters, Prompt, Report
+from poclib.records import Exchange, Prompt, Report
 from poclib.showing import curves
 
 

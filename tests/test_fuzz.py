@@ -14,10 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poclib import parameterfile, report, workload
+from poclib import parameters, report, workload
 from poclib.errors import ParameterError, PocError, ReportError
 from poclib.measure.attempt import Rules, attempt
-from poclib.records import Parameters, Prompt, Report, Request
+from poclib.parameters import Parameters
+from poclib.records import Prompt, Report, Request
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -94,15 +95,15 @@ def doubled(first: str, line: str, times: int = 40) -> str:
 )
 def test_a_file_of_parameters_stands_for_no_more_than_it_may(text: str) -> None:
     with pytest.raises(ParameterError, match=r"^it[:,] ") as caught:
-        parameterfile.values(text, "it")
+        parameters.values(text, "it")
     assert len(str(caught.value)) < 200
 
 
 def test_lines_that_several_providers_share_may_be_written_once() -> None:
     text = "providers: [&a {name: a, slots: 2}, {<<: *a, name: b}]"
-    found = parameterfile.values(text, "it")["providers"]
+    found = parameters.values(text, "it")["providers"]
     assert found == [{"name": "a", "slots": 2}, {"name": "b", "slots": 2}]
-    assert parameterfile.values("", "it") is None
+    assert parameters.values("", "it") is None
 
 
 @FEW

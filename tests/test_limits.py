@@ -19,7 +19,7 @@ from poclib import report
 from poclib.errors import PocError, RunFailed
 from poclib.measure import experiment, ruler
 from poclib.measure.pool import open_pool
-from poclib.records import Parameters
+from poclib.parameters import Parameters
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,8 @@ import pytest
 from replay import Answer, Replay, recorded
 
 from poclib.measure import experiment
-from poclib.records import Parameters, Report
+from poclib.parameters import Parameters
+from poclib.records import Report
 from poclib.workload import mark
 
 OLLAMA = {

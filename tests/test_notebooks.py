@@ -21,8 +21,8 @@ from papermill.parameterize import parameterize_notebook
 from poclib import cli, report, suite
 from poclib.errors import ParameterError
 from poclib.measure.strategies import STRATEGIES
+from poclib.parameters import Parameters
 from poclib.reading import tables
-from poclib.records import Parameters
 from poclib.showing import notebooks as publish
 
 ROOT = report.root()

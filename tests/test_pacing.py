@@ -12,9 +12,10 @@ import pytest
 from poclib import pacing, stats
 from poclib.errors import ParameterError, RunFailed
 from poclib.measure import experiment, forecast
+from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.reading import tables
-from poclib.records import Arm, Parameters, Prompt, Report, Request
+from poclib.records import Arm, Prompt, Report, Request
 from poclib.showing import warnings as cautions
 from poclib.showing import words
 

@@ -12,7 +12,7 @@ import pytest
 from poclib import workload
 from poclib.cli import read_yaml
 from poclib.errors import ParameterError
-from poclib.records import Parameters
+from poclib.parameters import Parameters
 
 PROVIDER = {"name": "a"}
 
@@ -88,7 +88,7 @@ def test_a_switch_named_off_is_off(tmp_path: Path) -> None:
     assert [p.adaptive for p in parameters.providers] == ["off", "on"]
     with pytest.raises(ParameterError, match=r"max_tokens: needs a whole number.*'010'"):
         Parameters.read(read_yaml(path, ["max_tokens=010"]))
-    with pytest.raises(ParameterError, match="gate_max_ratio: needs a finite number"):
+    with pytest.raises(ParameterError, match="gate_max_ratio: needs a number"):
         Parameters.read(read_yaml(path, ["gate_max_ratio=.inf"]))
 
 

@@ -8,16 +8,8 @@ import pytest
 from poclib import recording
 from poclib import report as reports
 from poclib.errors import NewerReport, PocError, ReportError
-from poclib.records import (
-    Arm,
-    Parameters,
-    ProviderFacts,
-    Report,
-    Request,
-    RequestMarks,
-    Round,
-    ServerTimings,
-)
+from poclib.parameters import Parameters
+from poclib.records import Arm, ProviderFacts, Report, Request, RequestMarks, Round, ServerTimings
 
 
 def made(created: str = "2026-11-23T12:00:00Z", **changes: object) -> Report:

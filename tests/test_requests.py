@@ -21,7 +21,8 @@ from replay import (
 )
 
 from poclib.errors import Rejected
-from poclib.records import Exchange, Prompt, ProviderSettings
+from poclib.parameters import ProviderSettings
+from poclib.records import Exchange, Prompt
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 # Kind, api, and whether streamed: the real server's rules, and its own answer.

@@ -17,10 +17,11 @@ import pytest
 from poclib import recording, report
 from poclib.errors import ParameterError, ReportError, RunFailed, UnlikeProviders, Unreachable
 from poclib.measure import experiment
+from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.reading import tables
 from poclib.recording import ReportFile
-from poclib.records import Parameters, Report, Request
+from poclib.records import Report, Request
 from poclib.showing import warnings as cautions
 
 Clock = Callable[[], float]

@@ -18,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from poclib import cli, parameterfile, recording, report, suite
+from poclib import cli, parameters, recording, report, suite
 from poclib.errors import ParameterError, ReportError, RunFailed
 from poclib.measure import experiment, pool, sweep
 from poclib.measure.sweep import Outcome, Point
+from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.recording import ReportFile
-from poclib.records import Parameters
 from poclib.showing import catalogue, curves
 from poclib.showing import notebooks as publish
 
@@ -141,7 +141,7 @@ def test_a_dotted_key_means_the_same_in_every_command(
     given = {"strategy": "x", "providers": [*POOL, {"name": "gpu.a"}], "strike": {"after": 0.5}}
     (tmp_path / "my.yaml").write_text(json.dumps(given))
     changed = cli.read_yaml(tmp_path / "my.yaml", [f"{key}={value}"])
-    assert parameterfile.get(changed, key) == value
+    assert parameters.get(changed, key) == value
     for step in place:
         changed = changed[step]
     assert changed == value
@@ -149,9 +149,9 @@ def test_a_dotted_key_means_the_same_in_every_command(
 
 def test_a_setting_of_every_provider_is_read_where_all_have_the_same() -> None:
     given = {"providers": [{"name": "a", "speed": 1}, {"name": "b", "speed": 0.5}]}
-    assert parameterfile.get(given, "speed") is None
-    parameterfile.put(given, "speed", 0.7)
-    assert parameterfile.get(given, "speed") == parameterfile.get(given, "b.speed") == 0.7
+    assert parameters.get(given, "speed") is None
+    parameters.put(given, "speed", 0.7)
+    assert parameters.get(given, "speed") == parameters.get(given, "b.speed") == 0.7
 
 
 def test_engines_are_the_first_so_many_and_equal_points_are_one() -> None:

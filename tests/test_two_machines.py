@@ -18,8 +18,8 @@ import pytest
 from poclib import report
 from poclib.engines.llama import find_model
 from poclib.engines.pool import engine_pool
+from poclib.parameters import ProviderSettings
 from poclib.reading import tables
-from poclib.records import ProviderSettings
 
 pytestmark = pytest.mark.slow
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EngineError
 
 if TYPE_CHECKING:  # an engine's process, which this also is, has no use for it
-    from ..records import ProviderSettings
+    from ..parameters import ProviderSettings
 
 _HOST = "127.0.0.1"
 _PRINT_S = 15.0

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from ..errors import EngineError
-from ..records import Link, ProviderSettings
+from ..parameters import Link, ProviderSettings
 from . import llama
 
 DEFAULT_SLOTS = 4

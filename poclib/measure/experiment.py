@@ -16,10 +16,11 @@ from typing import Any
 from .. import recording, report
 from ..engines.pool import RunningEngine
 from ..errors import ParameterError, PocError, ReportError
+from ..parameters import Parameters
 from ..progress import Progress, quiet
 from ..progress import bar as bar
 from ..recording import ReportFile
-from ..records import Parameters, Report
+from ..records import Report
 from ..workload import sha256
 from ..workload import texts as texts
 from .pool import Measurable, open_pool

@@ -12,8 +12,9 @@ from typing import Any, Literal, Protocol
 
 from ..engines.pool import RunningEngine, engine_pool
 from ..errors import EngineError, ParameterError
+from ..parameters import Parameters, ProviderSettings
 from ..providers import KINDS, Embedded
-from ..records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
+from ..records import Exchange, Probe, Prompt, ProviderFacts
 
 Clock = Callable[[], float]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ParameterError, ReportError
-from ..parameterfile import put
-from ..records import Parameters, ProviderSettings, Report
+from ..parameters import Parameters, ProviderSettings, put
+from ..records import Report
 from ..report import name
 from ..workload import sha256, texts
 from .strategies import STRATEGIES

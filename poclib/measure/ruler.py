@@ -23,8 +23,9 @@ from statistics import median
 from pydantic import ValidationError
 
 from ..errors import EngineError, ReportError
+from ..parameters import Parameters, ProviderSettings
 from ..providers import KINDS
-from ..records import Arm, Parameters, Probe, Prompt, ProviderSettings, Request, Ruler, RulerRow
+from ..records import Arm, Probe, Prompt, Request, Ruler, RulerRow
 from .attempt import Rules
 from .dispatch import run_arm
 from .machine import undisturbed

@@ -18,10 +18,11 @@ from typing import Any, Literal
 
 from .. import __version__, pacing, recording, report, workload
 from ..errors import PocError, ProviderError, RunFailed, UnlikeProviders
+from ..parameters import Parameters
 from ..progress import Progress, quiet
 from ..providers import Provider
 from ..recording import ReportFile
-from ..records import Arm, ArmName, Parameters, Probe, Prompt, ProviderFacts, Report, Request, Ruler
+from ..records import Arm, ArmName, Probe, Prompt, ProviderFacts, Report, Request, Ruler
 from ..report import NO_ROUND
 from . import forecast, identity, ruler
 from .adaptive import AdaptiveLimit

@@ -27,9 +27,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from .. import parameterfile, report, workload
+from .. import report, workload
 from ..errors import FolderHeld, ParameterError, PocError, ReportError
-from ..records import Parameters, Report
+from ..parameters import Parameters, put
+from ..records import Report
 from . import experiment
 
 MAX_POINTS = 1000
@@ -132,7 +133,7 @@ def _point(base: Mapping[str, Any], changed: Mapping[str, Any], where: str) -> P
     values = copy.deepcopy(dict(base))
     for key, value in changed.items():
         if key != "engines":
-            parameterfile.put(values, key, copy.deepcopy(value), f"{where}: sweep.")
+            put(values, key, copy.deepcopy(value), f"{where}: sweep.")
     if "engines" in changed:  # last, so that a setting of one that is left out is no error
         _first(values, changed["engines"], where)
     strategy = values.pop("strategy", None)

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
 
 from ..errors import BadAnswer, Forbidden, ModelMissing, ParameterError, ProviderError, Rejected
-from ..records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
+from ..parameters import Parameters, ProviderSettings
+from ..records import Exchange, Probe, Prompt, ProviderFacts
 from .events import SURPRISES, Json, loaded, short, wait_s, words_of
 from .transport import Response, TimedClient
 

@@ -13,8 +13,8 @@ from itertools import cycle, pairwise
 from statistics import median
 from typing import TYPE_CHECKING
 
-from .. import parameterfile
 from ..contention import Found, conclude, levels
+from ..parameters import get, put
 from ..reading import tables
 from ..records import Report
 from ..stats import Headline
@@ -92,9 +92,9 @@ def along(
     sets: dict[str, dict[tuple[str, float], Report]] = {}
     for report in sorted(reports, key=lambda report: report.created):
         values = report.parameters.model_dump() if report.parameters else {}
-        x = parameterfile.get(values, key)
+        x = get(values, key)
         if isinstance(x, int | float):
-            parameterfile.put(values, key, None)
+            put(values, key, None)
             rest = json.dumps(values | {"experiment": None, "strategy": None}, sort_keys=True)
             sets.setdefault(rest, {})[report.strategy, float(x)] = report
     most = max(sets.values(), key=lambda alike: len({x for _, x in alike}), default={})

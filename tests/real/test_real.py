@@ -27,9 +27,10 @@ import pytest
 
 from poclib.errors import ModelMissing
 from poclib.measure import experiment
+from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import KINDS, Provider
 from poclib.reading import tables
-from poclib.records import Exchange, Parameters, Prompt, ProviderSettings, Report
+from poclib.records import Exchange, Prompt, Report
 from poclib.showing import words
 
 pytestmark = pytest.mark.real

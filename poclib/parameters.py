@@ -1,0 +1,407 @@
+"""What a person asks for: the parameters of a run, a YAML text of them, and their dotted keys.
+
+A dotted key means the same everywhere (`--set`, sweeps, charts):
+
+    rounds, strike.after                    a parameter of the run
+    remote.speed, remote.link.jitter_ms     a setting of the provider with that name
+    speed, link.round_trip_ms               a setting of every provider
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from .errors import ParameterError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Days = Annotated[float, Field(gt=0, le=30 * 86_400)]
+Amount = Annotated[int, Field(ge=1, le=4096)]
+EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
+
+
+class Asked(BaseModel):
+    """What a person writes: taken as written (no text for a number, no true for 1), and finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Link(Asked):
+    """A network link in user space before an embedded engine."""
+
+    round_trip_ms: Milliseconds = 0.0
+    jitter_ms: Milliseconds = 0.0
+    bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
+
+
+class ProviderSettings(Asked):
+    """One provider as a person configures it. Address, key name and file never leave memory."""
+
+    name: Name
+    kind: Literal["embedded", "ollama", "llama-server", "openai"] = "embedded"
+    url: str | None = Field(default=None, exclude=True)
+    model: str | None = None
+    role: Literal["local", "remote"] | None = None
+    capacity: Amount = 1
+    slots: Amount | None = None
+    # Whether trouble lowers the number of requests in flight: under strategies that have a limit
+    # (on), under all-parallel too (forced, from 1 upwards), or never (off).
+    adaptive: Literal["on", "off", "forced"] = "on"
+    api: Literal["chat", "completion"] | None = None
+    # Whether a model that can think does, or how much; None: as its server does. Chat only.
+    think: bool | Literal["low", "medium", "high"] | None = None
+    api_key_env: str | None = Field(default=None, exclude=True)
+    ca_file: str | None = Field(default=None, exclude=True)
+    # Embedded engines only. batched: one server that joins its slots' work in each step;
+    # queueing: one slot, the rest wait; bare: each slot a context with threads of its own;
+    # unbatched: slots that take turns. Absent, `batching` decides.
+    engine: EngineKind | None = None
+    refuses: bool = False  # beyond its slots it answers 503 instead of letting requests wait
+    core: Annotated[int, Field(ge=0)] | None = None
+    cores: Annotated[int, Field(ge=1, le=1024)] = 1  # so many, from `core` on
+    takes_turns: bool = False  # never runs while another that takes turns does
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    batching: bool = True
+    speed: Annotated[float, Field(gt=0, le=1)] = 1.0
+    link: Link = Link()
+
+    @model_validator(mode="after")
+    def _kind_and_keys_agree(self) -> ProviderSettings:
+        if self.kind == "embedded" and self.url is not None:
+            raise ValueError("an embedded provider is started here: leave out url")
+        if self.kind in ("ollama", "openai") and not self.model:
+            raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
+        if self.think is not None and self.api == "completion":
+            raise ValueError("think needs the chat template: leave it out, or set api: chat")
+        if not self.batching and self.engine not in (None, "unbatched"):
+            raise ValueError(f"engine {self.engine} and batching: false exclude each other")
+        if self.engine == "queueing" and self.slots not in (None, 1):
+            raise ValueError("a queueing engine has one slot: leave out slots")
+        return self
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """What an embedded engine does with requests that come together."""
+        return self.engine or ("batched" if self.batching else "unbatched")
+
+
+class Strike(Asked):
+    """A death on purpose: in every arm of the strategy, one embedded provider's link is cut.
+
+    It comes once the share `after` of the prompts is answered (never at 1), and is mended when
+    the arm is over.
+    """
+
+    provider: Name
+    after: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+# What pydantic cannot say of a field that may be of several kinds.
+_NEEDS = {
+    "rounds": "a number from 1, or auto",
+    "prompts": "a number from 1 to 100,000, a list of texts, or the name of a file",
+}
+
+
+class Parameters(Asked):
+    """Everything that decides what a run does. A notebook's parameters and a YAML's keys."""
+
+    experiment: Name = "embedded"
+    notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
+    strategy: Name = "serial-per-provider"
+    providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
+    # The first so many built-in ones, a list of texts, or the name of a file: see `workload.texts`.
+    prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = 8
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 40
+    context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 7
+    stream: bool = True
+    # auto: until the interval is narrow enough for the band, or run_limit_s would be passed.
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 5
+    warm_up_prompts: Annotated[int, Field(ge=0, le=100)] = 1
+    calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 4
+    gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
+    band: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    retries: Annotated[int, Field(ge=0, le=10)] = 1
+    backoff_s: Annotated[float, Field(ge=0, le=60)] = 0.5
+    breaker_failures: Annotated[int, Field(ge=0, le=1000)] = 3
+    breaker_pause_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+    hedge: bool = False
+    hedge_after: Annotated[float, Field(ge=1, le=100)] = 1.5
+    connect_timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    first_token_timeout_s: Seconds = 120.0
+    between_tokens_timeout_s: Seconds = 30.0
+    request_timeout_s: Seconds = 120.0
+    run_limit_s: Days = 1800.0
+    arm_limit_s: Days | None = None
+    strike: Strike | None = None
+    # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
+    allow_public: bool | list[Name] = False
+    allow_unlike_models: bool = False
+    store_text: bool = False
+    # What to do about an unfinished run, no part of what is measured: it is not saved.
+    resume: bool = Field(default=False, exclude=True)
+
+    @field_validator(*_NEEDS, mode="wrap")
+    @classmethod
+    def _say_all_kinds(cls, given: Any, check: Any, info: ValidationInfo) -> Any:
+        try:
+            return check(given)
+        except ValidationError:
+            needs = _NEEDS[info.field_name or ""]
+            raise ValueError(f"needs {needs} (given {given!r:.60})") from None
+
+    @model_validator(mode="after")
+    def _names_are_sound(self) -> Parameters:
+        names = [p.name for p in self.providers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"provider names must differ, found {', '.join(names)}")
+        if isinstance(self.allow_public, list) and (new := set(self.allow_public) - set(names)):
+            raise ValueError(f"allow_public names no provider: {', '.join(sorted(new))}")
+        linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
+        if self.strike and (self.strike.provider not in linked or len(names) < 2):
+            raise ValueError(
+                "strike.provider must be an embedded provider with a link, beside another one "
+                f"that survives; with a link there are: {', '.join(linked) or 'none'}"
+            )
+        return self
+
+    def may_be_public(self, provider: str) -> bool:
+        """Whether that provider's address may lie outside loopback and private ranges."""
+        allowed = self.allow_public
+        return allowed if isinstance(allowed, bool) else provider in allowed
+
+    @classmethod
+    def read(cls, values: dict[str, Any], where: str = "parameters") -> Parameters:
+        """Validate `values`. Raises `ParameterError` that names `where` and the key."""
+        try:
+            parameters = cls.model_validate(values)
+        except ValidationError as error:
+            raise ParameterError(f"{where}: {explain(error, cls)}") from None
+        try:
+            parameters.model_dump_json()
+        except ValueError:
+            raise ParameterError(
+                f"{where}: a text in it could not be saved and read back, such as half of a "
+                "surrogate pair; remove it."
+            ) from None
+        # Not a validator of the record: a saved report's settings have no address on purpose.
+        for p in parameters.providers:
+            if p.kind != "embedded" and not p.url:
+                raise ParameterError(
+                    f"{where}: provider {p.name} (kind {p.kind}) needs a url, "
+                    "such as http://192.168.1.20:11434."
+                )
+        return parameters
+
+    @classmethod
+    def pick(cls, namespace: dict[str, Any], **fixed: Any) -> Parameters:
+        """The parameters among a notebook's `globals()`, with `fixed` ones on top."""
+        found = {key: namespace[key] for key in cls.model_fields if key in namespace}
+        return cls.read({**found, **fixed}, "the notebook's parameters")
+
+
+# What pydantic says of a value of the wrong kind, in words for who wrote it.
+_PLAIN = {
+    "bool_type": "needs true or false",
+    "int_type": "needs a whole number, written without quotes or leading zeros",
+    "float_type": "needs a number",
+    "finite_number": "needs a finite number",
+    "string_type": "needs a text; put quotes around it",
+}
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of a validation error as one sentence naming key, problem and cure."""
+    first = error.errors()[0]
+    path = ".".join(map(str, first["loc"]))[:200] or "the whole"
+    key = "".join(c if c.isprintable() else "?" for c in path)
+    if first["type"] == "extra_forbidden":
+        known = [*model.model_fields, *ProviderSettings.model_fields, *Link.model_fields]
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
+    if first["type"] == "missing":
+        return f"{key} is missing; add it (see params/ for commented examples)."
+    problem = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
+    given = "" if first["type"] == "value_error" else f" (given {first['input']!r:.60})"
+    return f"{key}: {problem}{given}."
+
+
+# Plain words and numbers, as YAML 1.2 has them: `010`, `1:30`, `no` and 2026-01-02 are texts, which
+# no parameter takes for a number or a switch.
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_NUMBER = re.compile(r"[-+]?(?!0[0-9])([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
+# Of a text whose aliases are written out: a few lines can stand for more than any memory holds.
+_MOST_CHARACTERS, _DEEPEST = 2**21, 40
+
+
+def values(text: str, where: str) -> Any:
+    """What a YAML text holds: data only, no code in it is run.
+
+    Raises `ParameterError` that says `where`, and the line where the YAML is wrong.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.BaseLoader)
+        return None if root is None else _Data().of(root)
+    except (yaml.YAMLError, ArithmeticError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise ParameterError(f"{where}{line}: not valid YAML: {problem}.") from None
+
+
+class _Data:
+    """Turns YAML nodes into values, and counts what their aliases stand for."""
+
+    characters = 0
+
+    def of(self, node: Any, depth: int = 0) -> Any:
+        self.characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 10
+        if self.characters > _MOST_CHARACTERS or depth > _DEEPEST:
+            raise _wrong(node, "too large, or nested too deeply, with its aliases written out")
+        if node.tag not in _TAGS:
+            raise _wrong(node, "a tag (!) is not read; remove it")
+        if isinstance(node, yaml.ScalarNode):
+            return node.value if node.style else _word(node.value)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.of(item, depth + 1) for item in node.value]
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
+                raise _wrong(key, "a key must be a word that can be printed")
+            if key.value in own:
+                raise _wrong(key, f"{key.value:.60} stands there twice; remove one of the two")
+            inner = self.of(value, depth + 1)
+            if key.value == "<<" and isinstance(inner, dict):
+                merged = inner
+            else:
+                own[key.value] = inner
+        return merged | own
+
+
+def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _word(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if not _NUMBER.fullmatch(text):
+        return text
+    return float(text) if set(text) & set(".eE") else int(text)
+
+
+def changes(given: Sequence[str], where: str = "--set") -> dict[str, Any]:
+    """Each `KEY=VALUE` as its key and its value. Raises `ParameterError`."""
+    found = {}
+    for change in given:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise ParameterError(f"{where} {change}: write it as KEY=VALUE.")
+        found[key.strip()] = values(value, f"{where} {key}")
+    return found
+
+
+def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set ") -> None:
+    """Set the value of a dotted `key`; see the top of this file.
+
+    Raises `ParameterError`, with `before` in front of the key, where it is no key.
+    """
+    places, path = _places(parameters, key)
+    if not places:
+        names = [provider["name"] for provider in _named(parameters)]
+        known = [*ProviderSettings.model_fields, *Parameters.model_fields, *names, "engines"]
+        near = difflib.get_close_matches(path[0], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the providers are: {', '.join(names)}."
+        raise ParameterError(f"{before}{key} is not a parameter; {hint}")
+    for place in places:
+        for step in path[:-1]:
+            inner = place.get(step)
+            place[step] = dict(inner) if isinstance(inner, dict) else {}
+            place = place[step]
+        place[path[-1]] = value
+
+
+def get(parameters: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted `key`; None where there is none, or providers have different ones."""
+    places, path = _places(parameters, key)
+    for step in path:
+        places = [place.get(step) if isinstance(place, Mapping) else None for place in places]
+    return places[0] if places and all(place == places[0] for place in places) else None
+
+
+def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str]]:
+    """Where a dotted key points: to the run or to providers, and the steps from there."""
+    providers = _named(parameters)
+    owners = [p for p in providers if key.startswith(f"{p['name']}.")]
+    if owners:  # a name may hold a dot: the longest one that fits
+        owner = max(owners, key=lambda p: len(p["name"]))
+        return [owner], key.removeprefix(f"{owner['name']}.").split(".")
+    path = key.split(".")
+    if path[0] in Parameters.model_fields or path[0] in parameters:
+        return [parameters], path
+    return (providers if path[0] in ProviderSettings.model_fields else []), path
+
+
+def _named(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The providers, as far as they are what they should be."""
+    given = parameters.get("providers")
+    listed = given if isinstance(given, list) else []
+    return [p for p in listed if isinstance(p, dict) and isinstance(p.get("name"), str)]
+
+
+def with_capacities(text: str, capacities: Mapping[str, int]) -> str:
+    """`text` with `capacity` set for each provider named; every other character stays.
+
+    Where a provider has none yet it is added behind its name. Raises `ParameterError` where a
+    provider is not in the text.
+    """
+    edits: list[tuple[int, int, str]] = []
+    missing = dict(capacities)
+    for node in _providers(text):
+        pairs = {key.value: (key, value) for key, value in node.value}
+        name = pairs["name"][1] if "name" in pairs else None
+        if name is None or name.value not in missing:
+            continue
+        wanted = missing.pop(name.value)
+        if "capacity" in pairs:
+            value = pairs["capacity"][1]
+            edits.append((value.start_mark.index, value.end_mark.index, str(wanted)))
+        elif node.flow_style:
+            edits.append((name.end_mark.index, name.end_mark.index, f", capacity: {wanted}"))
+        else:
+            end = text.find("\n", name.end_mark.index)
+            end = len(text) if end < 0 else end
+            indent = " " * pairs["name"][0].start_mark.column
+            edits.append((end, end, f"\n{indent}capacity: {wanted}"))
+    if missing:
+        raise ParameterError(f"providers: {', '.join(missing)} cannot be found in the file's text.")
+    for start, end, new in sorted(edits, reverse=True):
+        text = text[:start] + new + text[end:]
+    return text
+
+
+def _providers(text: str) -> list[yaml.MappingNode]:
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if isinstance(root, yaml.MappingNode):
+        for key, value in root.value:
+            if key.value == "providers" and isinstance(value, yaml.SequenceNode):
+                return [one for one in value.value if isinstance(one, yaml.MappingNode)]
+    return []
