@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .measure.experiment import obtain
     from .measure.strategies import STRATEGIES
     from .reading.reading import Reading, read
-    from .reading.tables import headline, requests
     from .records import Parameters, ProviderSettings, Report
     from .report import experiments, load
     from .stats import Headline
@@ -26,18 +25,15 @@ __all__ = [
     "Reading",
     "Report",
     "experiments",
-    "headline",
     "load",
     "obtain",
     "read",
-    "requests",
 ]
 _HOMES = {
     "errors": ["PocError"],
     "measure.experiment": ["obtain"],
     "measure.strategies": ["STRATEGIES"],
     "reading.reading": ["Reading", "read"],
-    "reading.tables": ["headline", "requests"],
     "records": ["Parameters", "ProviderSettings", "Report"],
     "report": ["experiments", "load"],
     "stats": ["Headline"],
