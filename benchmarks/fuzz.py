@@ -40,6 +40,7 @@ from poclib.measure.attempt import Rules, attempt  # noqa: E402
 from poclib.parameters import Parameters  # noqa: E402
 from poclib.providers.transport import Response  # noqa: E402
 from poclib.reading import tables  # noqa: E402
+from poclib.reading.reading import of  # noqa: E402
 from poclib.records import Prompt, Request  # noqa: E402
 from poclib.showing import documents, words  # noqa: E402
 from poclib.showing import format as notation  # noqa: E402
@@ -195,9 +196,9 @@ def reports(folder: Path) -> tuple[list[bytes], Target]:
         loaded["reports"] += 1
         if loaded["reports"] % 5:
             return
-        headline = tables.headline(found)
-        for frame in (tables.requests, tables.rounds, tables.providers, tables.distribution):
-            frame(found)
+        headline = of(found).headline
+        for frame in (tables.providers, tables.distribution):
+            frame(of(found))
         said = [words.report_text(found, headline), words.opening(found, headline)]
         said += [words.bottom_line(found, headline), words.cost(found, headline)]
         said += [words.checks(found, headline), words.rows_text(found)]

@@ -19,7 +19,7 @@ from poclib.cli import read_yaml
 from poclib.measure import experiment, repeat
 from poclib.parameters import Parameters
 from poclib.reading import compare as agreement
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.records import Report
 from poclib.showing import comparisons, words
 from poclib.showing import format as notation
@@ -50,7 +50,7 @@ def measure(kind: str) -> Report:
 def counted(kind: str) -> str:
     """What all reports of one kind say together."""
     reports = found(kind)
-    headlines = [tables.headline(one) for one in reports]
+    headlines = [of(one).headline for one in reports]
     effects = Counter(words.effect(one) for one in headlines)
     verdicts = Counter(one.verdict for one in headlines)
     medians = [one.overhead_ratio.median or 0.0 for one in headlines]
@@ -80,9 +80,9 @@ def main() -> None:
     for kind in kinds:
         for _ in range(count):
             one = measure(kind)
-            headline = tables.headline(one)
+            headline = of(one).headline
             against = agreement.ratio_of_ratios(
-                tables.headline(found(kind)[0]).overhead_ratio, headline.overhead_ratio
+                of(found(kind)[0]).headline.overhead_ratio, headline.overhead_ratio
             )
             print(
                 f"{headline.report}: {words.ratio(headline)}, {words.effect(headline)}, "

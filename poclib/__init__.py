@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from .measure.strategies import STRATEGIES
     from .parameters import Parameters, ProviderSettings
     from .reading.reading import Reading, read
-    from .reading.tables import headline, requests
     from .records import Report
     from .report import experiments, load
     from .stats import Headline
@@ -27,19 +26,17 @@ __all__ = [
     "Reading",
     "Report",
     "experiments",
-    "headline",
     "load",
     "obtain",
     "read",
-    "requests",
 ]
 _HOMES = {
     "errors": ["PocError"],
     "measure.experiment": ["obtain"],
     "measure.strategies": ["STRATEGIES"],
     "reading.reading": ["Reading", "read"],
-    "reading.tables": ["headline", "requests"],
-    "records": ["Parameters", "ProviderSettings", "Report"],
+    "parameters": ["Parameters", "ProviderSettings"],
+    "records": ["Report"],
     "report": ["experiments", "load"],
     "stats": ["Headline"],
 }

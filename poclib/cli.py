@@ -263,14 +263,14 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     """
     from .measure import experiment, repeat
     from .reading import compare as agreement
-    from .reading import tables
+    from .reading.reading import of
     from .showing import comparisons
 
     first = report.load(name)
     given = read_yaml(params) if params else {}
     parameters = repeat.parameters(first, given, changed_keys(changes))
     second = experiment.measure(parameters, experiment.bar(report.name(first)))
-    headlines = tables.headline(first), tables.headline(second)
+    headlines = of(first).headline, of(second).headline
     found = agreement.between((first, headlines[0]), (second, headlines[1]))
     click.echo(comparisons.agreement(found, *headlines, agreement.unlike([first, second])))
     _warn([first, second], headlines, ["the first", "the second"])
@@ -327,7 +327,7 @@ def refresh() -> None:
     With them go the Phase 0 result and the README's result and picture, which hold the same.
     """
     from . import suite
-    from .reading import tables
+    from .reading.reading import of
     from .showing import charts as plots
     from .showing import documents
     from .showing import notebooks as publish
@@ -336,7 +336,7 @@ def refresh() -> None:
         click.echo(notebook.name)
         suite.Task(notebook, notebook.name).renew(notebook)
     samples = report.experiments("sample")
-    headlines = [tables.headline(one) for one in samples]
+    headlines = [of(one).headline for one in samples]
     documents.write(documents.phase_0_result(samples, headlines))
     plots.save_ratios(headlines, report.root() / "docs" / "phase-0.png")
     readme = report.root() / "README.md"

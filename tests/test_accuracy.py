@@ -2,7 +2,7 @@
 
 from test_tables import pool_report
 
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.records import Ruler, RulerRow
 from poclib.showing import accuracy
 
@@ -39,5 +39,5 @@ def test_the_check_of_the_instrument_in_words() -> None:
     assert accuracy.title_ruler(found) == "Time to first token: off by 0.40 to 0.70 ms (medians)"
     assert accuracy.ruler_provenance(found).startswith("2026-11-24 · 2 cores · 80 requests")
     report = pool_report(ruler=found.model_dump())
-    before = accuracy.checks_before_runs([report], [tables.headline(report)])
+    before = accuracy.checks_before_runs([report], [of(report).headline])
     assert "| 2.0 ms " in before.splitlines()[2]

@@ -15,7 +15,7 @@ from poclib.measure import experiment, repeat
 from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.reading import compare as agreement
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.records import Report
 from poclib.showing import comparisons
 from poclib.stats import Ratio
@@ -215,15 +215,15 @@ def test_when_it_was_and_how_often_makes_no_experiment_another() -> None:
 
 def test_answers_are_compared_only_where_both_got_the_same_texts() -> None:
     mine = pool_report()
-    alike = agreement.between((mine, tables.headline(mine)), (mine, tables.headline(mine)))
+    alike = agreement.between((mine, of(mine).headline), (mine, of(mine).headline))
     assert alike.compared == 0 and alike.agrees  # its caches may be on
-    said = comparisons.agreement(alike, tables.headline(mine), tables.headline(mine), {})
+    said = comparisons.agreement(alike, of(mine).headline, of(mine).headline, {})
     assert "answers were not compared" in said
 
 
 def test_intervals_too_wide_to_tell_are_not_called_agreement() -> None:
     mine = pool_report()
-    headline = tables.headline(mine)
+    headline = of(mine).headline
     found = agreement.between((mine, headline), (mine, headline))
     assert found.place == "across"  # 0.75 to 0.81 over itself can be 5 % off
     assert comparisons.agreement(found, headline, headline, {}).startswith("The two do not contra")

@@ -25,6 +25,7 @@ from poclib import cli, report, suite
 from poclib.measure import experiment
 from poclib.parameters import Parameters
 from poclib.reading import belief, tables
+from poclib.reading.reading import of
 from poclib.records import Report
 from poclib.showing import warnings as cautions
 from poclib.showing import words
@@ -68,7 +69,7 @@ def alone(
 def test_a_prompt_cache_forbids_the_verdict() -> None:
     """Rounds of 0.12, 8.33, 0.12: prompts of 1,650 ms that took 15 ms when they came again."""
     found = alone([(1752, 210)] * 3)
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert headline.round_ratios == pytest.approx([0.12, 8.34, 0.12], abs=0.01)
     assert headline.verdict == "INCONCLUSIVE" and headline.forbidden
     line = words.gate_line(headline)
@@ -110,7 +111,7 @@ def test_the_committed_reports_are_believed(path: Path) -> None:
     if "poclib-report" not in path.read_text("utf-8")[:100]:
         pytest.skip("another kind of file")
     found = report.load(path)
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert belief.believed(found) == (found, {})
     assert not headline.forbidden and not headline.per_token and not headline.disbelieved
     assert not [one for one in cautions.weighty(found, headline) if "mid-run" in one]
@@ -118,7 +119,7 @@ def test_the_committed_reports_are_believed(path: Path) -> None:
 
 def test_faster_than_calibration_with_one_in_flight_forbids_the_verdict() -> None:
     """4 prompts of 700 ms where calibration took 1,000: 143 % of what one machine can give."""
-    headline = tables.headline(alone([(700, 700)] * 5))
+    headline = of(alone([(700, 700)] * 5)).headline
     assert headline.efficiency == pytest.approx(1000 / 700)
     assert headline.verdict == "INCONCLUSIVE" and "143 %" in headline.forbidden[0]
     assert "batching" not in words.why(headline)
@@ -126,7 +127,7 @@ def test_faster_than_calibration_with_one_in_flight_forbids_the_verdict() -> Non
     rows = [row(i, "local", 9000.0 * i, wall) for i, wall in enumerate([900, 900, 900, 1700])]
     arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
     data = alone([(960, 960)] * 5).model_dump() | {"preparation": [arm]}
-    noisy = tables.headline(Report.model_validate(data))
+    noisy = of(Report.model_validate(data)).headline
     assert noisy.efficiency == pytest.approx(1100 / 960) and not noisy.forbidden
 
 
@@ -145,10 +146,10 @@ def test_a_servers_time_that_cannot_be_is_used_nowhere(server: dict[str, Any], w
         return {"server": server, "token_ms": [start + 600 + 10 * i for i in range(40)]}
 
     found = alone([(1000, 1000)] * 3, change=lying)
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert why in headline.disbelieved["local"]
     assert headline.added_latency_ms == {"remote": None, "local": None}
-    assert tables.overhead(found).query("arm == 'strategy'")["over_ms"].isna().all()
+    assert tables.overhead(of(found)).query("arm == 'strategy'")["over_ms"].isna().all()
     said = words.report_text(found, headline)
     assert f"The times that local tells of itself are not used: it reports {why}" in said or (
         f"local tells of itself are not used: it reports a{why[1:]}" in said
@@ -159,8 +160,8 @@ def test_a_servers_time_that_cannot_be_is_used_nowhere(server: dict[str, Any], w
 
 def test_what_two_clocks_differ_by_is_believed_and_never_negative() -> None:
     found = alone([(1000, 1000)] * 3, change=lambda *_: {"server": {"total_ms": 1000.8}})
-    assert tables.headline(found).disbelieved == {}
-    assert tables.headline(found).added_latency_ms["local"].min == 0  # type: ignore[union-attr]
+    assert of(found).headline.disbelieved == {}
+    assert of(found).headline.added_latency_ms["local"].min == 0  # type: ignore[union-attr]
 
 
 def test_times_per_token_decide_where_the_arms_lengths_differ() -> None:
@@ -170,7 +171,7 @@ def test_times_per_token_decide_where_the_arms_lengths_differ() -> None:
         [(1000, 500), (500, 1000), (1000, 500)],
         change=lambda kind, *_: {"output_tokens": short[kind]},
     )
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert headline.per_token and headline.overhead_ratio.median == pytest.approx(0.5 * 40 / 8)
     assert headline.verdict == "FAIL"
     for text in (
@@ -188,7 +189,7 @@ def test_times_per_token_decide_where_the_arms_lengths_differ() -> None:
 def test_lengths_within_the_band_leave_the_times_as_they_are() -> None:
     close = {"baseline": 40, "strategy": 39}
     found = alone([(1000, 500)] * 2, change=lambda kind, *_: {"output_tokens": close[kind]})
-    assert not tables.headline(found).per_token
+    assert not of(found).headline.per_token
 
 
 def test_machines_with_answers_of_unlike_length_are_told() -> None:
@@ -198,14 +199,14 @@ def test_machines_with_answers_of_unlike_length_are_told() -> None:
             for request in arm["requests"]:
                 request["output_tokens"] = 8 if request["provider"] == "remote" else 1
     found = Report.model_validate(data)
-    said = "\n".join(cautions.weighty(found, tables.headline(found)))
+    said = "\n".join(cautions.weighty(found, of(found).headline))
     assert "differ in length between machines (mean tokens: local 1.0, remote 8.0)" in said
 
 
 def test_answers_far_from_max_tokens_are_told_beside_the_verdict() -> None:
     asked = Parameters(providers=[{"name": "local"}], max_tokens=200).model_dump()
     found = alone([(1000, 1000)] * 2).model_copy(update={"parameters": Parameters(**asked)})
-    said = words.verdict_text([found], [tables.headline(found)])
+    said = words.verdict_text([found], [of(found).headline])
     assert "16 of 16 answers are far from max_tokens 200 (40 to 40 tokens)" in said
     assert said.splitlines()[-1].startswith("Gate: ")
 
@@ -213,14 +214,14 @@ def test_answers_far_from_max_tokens_are_told_beside_the_verdict() -> None:
 def test_an_arm_of_nothing_is_no_measurement() -> None:
     hollow = {"answer_sha256": EMPTY, "output_tokens": None}
     found = alone([(1000, 5)] * 2, change=lambda kind, *_: hollow if kind == "strategy" else {})
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert headline.overhead_ratio.rounds == 0 and headline.verdict == "INCONCLUSIVE"
 
 
 def test_answers_of_thoughts_only_are_told() -> None:
     thoughts = {"answer_sha256": EMPTY, "thought_characters": 90}
     found = alone([(1000, 1000)] * 2, change=lambda *_: thoughts)
-    said = "\n".join(cautions.weighty(found, tables.headline(found)))
+    said = "\n".join(cautions.weighty(found, of(found).headline))
     assert "16 answers of 16 empty but for thoughts" in said and "raise max_tokens" in said
 
 
@@ -242,7 +243,7 @@ def test_marks_of_an_arm_leave_answers_uncompared_but_those_of_calibration() -> 
             for request in arm["requests"]:
                 request["answer_sha256"] += arm["arm"]
     found = Report.model_validate(data | {"marked": True})
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert headline.answers_equal.compared == 0
     assert (headline.calibration_equal.equal, headline.calibration_equal.compared) == (2, 3)
     said = words.report_text(found, headline)
@@ -272,7 +273,7 @@ def test_a_time_between_tokens_needs_tokens_that_came_one_by_one(
         return {"output_tokens": tokens, "token_ms": [start + 500 + at for at in arrivals]}
 
     found = alone([(1000, 1000)] * 3, change=streamed)
-    headline = tables.headline(found)
+    headline = of(found).headline
     stream = headline.streams["local"]
     assert (stream.apart, stream.why) == (apart, why)
     assert stream.between_ms["p50"] == (None if between is None else pytest.approx(between))
@@ -290,15 +291,15 @@ def test_thoughts_and_tokens_have_first_times_of_their_own() -> None:
         return {"marks": marks, "token_ms": tokens, "thought_characters": 50}
 
     found = alone([(1000, 1000)] * 3, change=thinking)
-    stream = tables.headline(found).streams["local"]
+    stream = of(found).headline.streams["local"]
     assert stream.thought_ms and stream.thought_ms["p50"] == pytest.approx(100)
     assert stream.ttft_ms["p50"] == pytest.approx(600)
     assert (stream.apart, stream.why) == ("chunks", "its server counts tokens of thoughts too")
-    assert "first thought, local" in words.report_text(found, tables.headline(found))
+    assert "first thought, local" in words.report_text(found, of(found).headline)
 
 
 def test_an_answer_that_was_not_streamed_has_no_first_token() -> None:
-    headline = tables.headline(alone([(1000, 1000)] * 3))
+    headline = of(alone([(1000, 1000)] * 3)).headline
     assert headline.streams == {} and "not streamed" in headline.missing["streams.local"]
 
 
@@ -307,7 +308,7 @@ def test_an_answer_that_was_not_streamed_has_no_first_token() -> None:
 
 def test_rounds_too_unlike_give_no_interval_but_how_many_would() -> None:
     """Of 0.2 and 0.59 Student's interval spans a factor of a million: nobody could use it."""
-    headline = tables.headline(alone([(5000, 1000), (1000, 1700)]))
+    headline = of(alone([(5000, 1000), (1000, 1700)])).headline
     assert headline.round_ratios == pytest.approx([1 / 5, 1 / 1.7])
     assert headline.overhead_ratio.low is None and headline.verdict == "INCONCLUSIVE"
     need = headline.rounds_needed or 1
@@ -334,7 +335,7 @@ def test_the_owners_own_server_is_not_another_program() -> None:
 
 
 def _said(found: Report) -> str:
-    return "\n".join(cautions.warnings(found, tables.headline(found)))
+    return "\n".join(cautions.warnings(found, of(found).headline))
 
 
 def test_a_front_end_that_waits_has_its_sentence() -> None:
@@ -353,7 +354,7 @@ def test_a_front_end_that_waits_has_its_sentence() -> None:
 
 def test_no_sentence_speaks_of_remote_servers_where_there_is_none() -> None:
     found = alone([(1000, 1000)] * 3)
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert "No provider is remote" in words.network(headline)
     text = words.report_text(found, headline) + words.bottom_line(found, headline)
     assert "remote server" not in text and "added latency, remote" not in text
@@ -409,7 +410,7 @@ def test_prompts_cut_to_the_context_are_told_beside_the_verdict(
     data["providers"][0]["context_tokens"] = changes.get("room", 128)
     data["parameters"] = Parameters(providers=[{"name": "local"}], max_tokens=40).model_dump()
     cut = Report.model_validate(data)
-    said = "\n".join(cautions.weighty(cut, tables.headline(cut)))
+    said = "\n".join(cautions.weighty(cut, of(cut).headline))
     assert sentence in said if sentence else "context" not in said
 
 
@@ -420,7 +421,7 @@ def test_a_prompt_of_unlike_token_counts_at_two_machines_is_told() -> None:
             for request in arm["requests"]:
                 request["prompt_tokens"] = 282 if request["provider"] == "local" else 66
     found = Report.model_validate(data)
-    said = "\n".join(cautions.weighty(found, tables.headline(found)))
+    said = "\n".join(cautions.weighty(found, of(found).headline))
     assert "The same prompt has unlike numbers of tokens (" in said
     assert "local 282" in said and "remote 66" in said
 
@@ -462,7 +463,7 @@ def test_a_limit_that_fell_is_told() -> None:
 def test_the_suites_end_tells_each_kind_of_warning_once() -> None:
     one = alone([(1000, 1000)] * 2, change=lambda *_: {"cached_tokens": 9})
     two = one.model_copy(update={"strategy": "shared-queue"})
-    lines = words.verdict_text([one, two], [tables.headline(r) for r in (one, two)]).splitlines()
+    lines = words.verdict_text([one, two], [of(r).headline for r in (one, two)]).splitlines()
     assert sum("reused cached prompt tokens" in line for line in lines) == 1
     assert lines[-1].startswith("Gate: ") and "of 2:" in lines[-1]
 
@@ -567,7 +568,7 @@ def test_a_server_that_knows_prompts_again_gets_no_verdict(
 
     with ollama(forgetful) as url:
         found = measured(url, tmp_path, monkeypatch)
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert headline.forbidden and headline.verdict == "INCONCLUSIVE"
     code, out = gate(capsys)
     assert code == 2 and "a cache answered" in out.splitlines()[-1]
@@ -585,7 +586,7 @@ def test_a_server_in_another_unit_is_measured_without_its_times(
 
     with ollama(answer) as url:
         found = measured(url, tmp_path, monkeypatch, gate_max_ratio=100)
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert "shelf" in headline.disbelieved and headline.added_latency_ms["local"] is None
     said = words.report_text(found, headline)
     assert "The times that shelf tells of itself are not used" in said

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.records import (
     Arm,
     EngineUse,
@@ -106,9 +106,9 @@ def test_an_arm_that_was_stopped_gives_a_bound_and_says_so() -> None:
     assert causes.at_least(cut) == pytest.approx(3)  # 12 s against 4
     whole = report([(0, 12000)] * 4, 8000)
     assert causes.at_least(whole) is None
-    assert "at least 3.0 times" in causes.stopped_text(cut, tables.headline(cut))
-    assert causes.stopped_text(whole, tables.headline(whole)) == ""
-    assert "at least 3.0" in causes.comparison([cut], [tables.headline(cut)])
+    assert "at least 3.0 times" in causes.stopped_text(cut, of(cut).headline)
+    assert causes.stopped_text(whole, of(whole).headline) == ""
+    assert "at least 3.0" in causes.comparison([cut], [of(cut).headline])
 
 
 def test_every_change_of_a_limit_is_shown_with_its_reason() -> None:
@@ -131,6 +131,6 @@ def test_show_says_how_far_a_limit_fell_and_why() -> None:
     set_to_4 = report([(100, 1100)] * 4, 900, limits={"p": 4}, limit_changes=changes)
     (said,) = causes.fell(set_to_4)
     assert said.startswith("The limit of p fell from 4 to 1: it refused requests, and several")
-    assert f"warning: {said}" in words.report_text(set_to_4, tables.headline(set_to_4))
+    assert f"warning: {said}" in words.report_text(set_to_4, of(set_to_4).headline)
     good = report([(100, 1100)] * 4, 900, limits={"p": 4}, limit_changes=changes[2:])
     assert causes.fell(good) == [] == causes.fell(report([(0, 1)], 1))

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 from test_tables import pool_report, row
 
-from poclib.reading import tables
 from poclib.reading.frames import calibrations
+from poclib.reading.reading import of
 from poclib.records import Report, Request, Ruler, RulerRow
 from poclib.showing import warnings as cautions
 
 
 def said(report: Report) -> str:
-    return "\n".join(cautions.cautions(report, tables.headline(report)))
+    return "\n".join(cautions.cautions(report, of(report).headline))
 
 
 def changed(**changes: Any) -> Report:
@@ -69,9 +69,7 @@ def test_what_a_report_recorded_is_warned_of(facts: dict[str, Any], sentence: st
     assert sentence in found
     warning = next(line for line in found.splitlines() if sentence in line)
     assert ": " in warning and warning.endswith(".")  # a cause, and what to do
-    assert found in "\n".join(
-        cautions.warnings(changed(**facts), tables.headline(changed(**facts)))
-    )
+    assert found in "\n".join(cautions.warnings(changed(**facts), of(changed(**facts)).headline))
 
 
 def test_a_load_average_counts_only_where_others_share_is_unknown() -> None:
@@ -109,7 +107,7 @@ def test_a_model_that_was_loaded_while_it_was_timed() -> None:
     assert cautions.reloaded(Report.model_validate(data)) == []
     rows[0]["server"]["load_ms"] = 90.0
     report = Report.model_validate(data)
-    (told,) = [one for one in cautions.weighty(report, tables.headline(report)) if "load" in one]
+    (told,) = [one for one in cautions.weighty(report, of(report).headline) if "load" in one]
     assert told.startswith("1 request waited while a model was loaded in mid-run (local, up to 90")
 
 

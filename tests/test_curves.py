@@ -17,7 +17,7 @@ from poclib.errors import Unreachable
 from poclib.measure import experiment
 from poclib.parameters import Parameters
 from poclib.providers import fake
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.recording import ReportFile
 from poclib.records import Exchange, Prompt, Report
 from poclib.showing import charts as plots
@@ -161,7 +161,7 @@ def test_a_machine_that_is_cut_off_costs_time_and_no_answer(strategy: str) -> No
     found = measured(strategy, round_trip_ms=1.0, breaker_failures=1, **struck)
     arms = {arm.arm: arm for one in found.rounds for arm in one.arms}
     assert arms["baseline"].struck_ms == {} and list(arms["strategy"].struck_ms) == ["second"]
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert headline.incomplete_rounds == 0
     by_hand = 0.5 * 0.5 + 0.5 * 1  # half of the work at the speed of two, half at that of one
     (point,) = curves.along([found], "strike.after", "share").points
@@ -192,9 +192,7 @@ def test_a_real_engine_that_is_cut_off_costs_no_answer(
     found = experiment.measure(Parameters.read(given | {"strategy": "shared-queue"}))
     arms = [arm for one in found.rounds for arm in one.arms if arm.arm == "strategy"]
     assert all(list(arm.struck_ms) == ["second"] for arm in arms)
-    assert tables.headline(found).incomplete_rounds == 0 and "none was lost" in curves.losses(
-        [found]
-    )
+    assert of(found).headline.incomplete_rounds == 0 and "none was lost" in curves.losses([found])
     for arm in arms:  # the survivor does what is left, and the next arm begins with both
         late = [r for r in arm.requests if (r.marks.start_ms or 0) > arm.struck_ms["second"]]
         assert {r.provider for r in late if r.outcome == "ok"} == {"first"}

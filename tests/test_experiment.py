@@ -13,7 +13,7 @@ from poclib.errors import Rejected, RunFailed, UnlikeProviders, Unreachable
 from poclib.measure import experiment
 from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import fake
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.recording import ReportFile
 from poclib.records import Exchange, Prompt, Report, Request, Round
 
@@ -298,10 +298,10 @@ def test_the_saved_report_gives_the_ratio_computed_by_hand(
     trial = Trial(tmp_path, two(), strategy=strategy, rounds=6)
     trial.whole()
     saved = trial.report()
-    ratio = tables.headline(saved).overhead_ratio
+    ratio = of(saved).headline.overhead_ratio
     assert ratio.median == pytest.approx(makespan_ms / 600)
     assert ratio.rounds == 6
-    found = tables.rounds(saved)
+    found = of(saved).rounds
     assert found["baseline_ms"].tolist() == pytest.approx([600] * 6)
     assert found["strategy_ms"].tolist() == pytest.approx([makespan_ms] * 6)
 
@@ -409,7 +409,7 @@ def test_the_run_limit_ends_the_run_and_keeps_the_rounds_before(tmp_path: Path) 
         trial.whole()
     saved = incomplete(trial)
     assert [r.index for r in saved.rounds] == [0, 1]
-    assert tables.headline(saved).overhead_ratio.median == pytest.approx(400 / 600)
+    assert of(saved).headline.overhead_ratio.median == pytest.approx(400 / 600)
     assert trial.journalled()[-1]["request"]["marks"]["end_ms"] == pytest.approx(limit_ms)
 
 

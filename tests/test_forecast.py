@@ -9,6 +9,7 @@ from poclib import report as reports
 from poclib.measure import forecast
 from poclib.measure.strategies import STRATEGIES
 from poclib.reading import phases, tables
+from poclib.reading.reading import of
 from poclib.showing import exhibits
 from poclib.stats import Ratio
 
@@ -42,7 +43,7 @@ def test_only_what_was_known_before_the_first_round_is_asked() -> None:
 
 
 def test_the_forecast_is_held_against_the_interval() -> None:
-    headline = tables.headline(pool_report())  # 0.78, interval 0.75 to 0.81
+    headline = of(pool_report()).headline  # 0.78, interval 0.75 to 0.81
     text = exhibits.forecast_finding({"serial-per-provider": 0.75}, [headline])
     assert "foretold 0.75 times the baseline's time at best (serial-per-provider)" in text
     assert "of 1 predictions 1 lie inside" in text and "foretold 3.8 % too low" in text
@@ -59,7 +60,7 @@ def test_the_forecast_is_held_against_the_interval() -> None:
 
 def test_the_pool_is_introduced_with_speed_and_distance() -> None:
     report = pool_report()
-    text = exhibits.pool(report, tables.headline(report))
+    text = exhibits.pool(report, of(report).headline)
     assert "| remote   | remote | llama-server b1 | tiny  | 300 ms" in text
     assert "133 tokens/s" in text and "21.0 ms" in text  # 40 tokens in 300 ms
     # 200 (1 / 200 + 1 / 300) = 1.67
@@ -67,12 +68,12 @@ def test_the_pool_is_introduced_with_speed_and_distance() -> None:
         "local is the fastest; a request takes 1.50 times as long on remote. With one request at "
         "a time on each, all together can be at most 1.67 times as fast as local alone."
     )
-    alone = replace(tables.headline(report), alone_ms={"local": 200.0})
+    alone = replace(of(report).headline, alone_ms={"local": 200.0})
     assert "cannot be compared" in exhibits.pool(report, alone)
 
 
 def test_the_anatomy_names_every_phase_and_what_the_server_did_not_tell() -> None:
-    case = tables.typical(pool_report())
+    case = tables.typical(of(pool_report()))
     text = exhibits.anatomy(case)
     for phase in phases.PHASES:
         known = case[phase.key] is not None

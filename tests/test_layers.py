@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from poclib import cli, report
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.showing import documents
 
 ROOT = Path(__file__).parents[1]
@@ -39,47 +39,48 @@ __main__: cli
 contention: records
 errors:
 pacing: records stats
-parameterfile: errors records
+parameters: errors
 progress:
 recording: errors records report
-records: errors
-report: errors records
+records: parameters
+report: errors parameters records
 stats: errors
-suite: errors measure.experiment measure.pool measure.strategies measure.sweep recording records
-    report showing.catalogue showing.curves showing.format showing.notebooks showing.site
-workload: errors records report
+suite: errors measure.experiment measure.pool measure.strategies measure.sweep parameters
+    recording report showing.catalogue showing.curves showing.format showing.notebooks
+    showing.site
+workload: errors parameters records report
 engines.keeper: .link errors
 engines.link: errors
-engines.llama: errors records
-engines.pool: .llama errors records
+engines.llama: errors parameters
+engines.pool: .llama errors parameters
 providers: .llama_server .ollama .openai .provider
 providers.events: records
 providers.fake: errors records
 providers.llama_server: .events .openai .provider errors records
 providers.ollama: .events .provider records
 providers.openai: .events .provider errors records
-providers.provider: .events .transport errors records
+providers.provider: .events .transport errors parameters records
 providers.sockets:
 providers.transport: .sockets errors records
 measure.adaptive: .policy records
 measure.attempt: .policy errors records
 measure.dispatch: .adaptive .attempt .lanes .policy .strategies errors records
-measure.experiment: .pool .run .strategies engines.pool errors progress recording records report
-    workload
+measure.experiment: .pool .run .strategies engines.pool errors parameters progress recording
+    records report workload
 measure.finder: .experiment contention
 measure.forecast: .strategies pacing records
 measure.identity: .pool errors records
 measure.lanes: .adaptive .attempt .policy .strategies records
 measure.machine: records
 measure.policy:
-measure.pool: engines.pool errors providers records
-measure.repeat: .strategies errors parameterfile records report workload
-measure.ruler: .attempt .dispatch .machine .strategies errors providers records
+measure.pool: engines.pool errors parameters providers records
+measure.repeat: .strategies errors parameters records report workload
+measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records
 measure.run: .adaptive .attempt .dispatch .forecast .identity .machine .policy .pool .ruler
-    .strategies errors pacing progress providers recording records report workload
+    .strategies errors pacing parameters progress providers recording records report workload
 measure.strategies: errors
 measure.stub:
-measure.sweep: .experiment errors parameterfile records report workload
+measure.sweep: .experiment errors parameters records report workload
 reading.belief: .frames .phases records stats
 reading.causes: .frames contention records stats
 reading.compare: .frames records stats
@@ -93,7 +94,7 @@ showing.catalogue: .format .words errors reading.reading records report stats
 showing.causes: .format reading.causes reading.reading records stats
 showing.charts: .format .style .timeline .titles .words reading.phases stats
 showing.comparisons: .format .words reading.compare records stats
-showing.curves: .causes .charts .format .style .words contention parameterfile reading.tables
+showing.curves: .causes .charts .format .style .words contention parameters reading.reading
     records stats
 showing.documents: .format .titles .warnings .words errors records report stats
 showing.exhibits: .format .titles .words reading.frames reading.phases records stats
@@ -104,8 +105,8 @@ showing.style: reading.phases
 showing.timeline: .format .style .titles .words reading.phases stats
 showing.titles: .format .words reading.phases stats
 showing.warnings: .causes .format pacing reading.belief reading.frames records stats
-showing.words: .format .warnings contention pacing reading.belief
-    reading.frames reading.phases records stats
+showing.words: .format .warnings contention pacing reading.belief reading.frames reading.phases
+    records stats
 """
 
 
@@ -276,7 +277,7 @@ def test_a_committed_notebook_has_been_executed(notebook: Path) -> None:
 def test_the_readme_says_what_the_committed_reports_give() -> None:
     samples = report.experiments("sample", ROOT / "data" / "reports")
     text = (ROOT / "README.md").read_text("utf-8")
-    assert documents.readme(text, samples, [tables.headline(one) for one in samples]) == text
+    assert documents.readme(text, samples, [of(one).headline for one in samples]) == text
     said = re.sub(r"\]\([^)]*\)", "]", text)
     for linked in re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / linked).exists(), f"README.md links {linked}"

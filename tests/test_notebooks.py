@@ -22,7 +22,7 @@ from poclib import cli, report, suite
 from poclib.errors import ParameterError
 from poclib.measure.strategies import STRATEGIES
 from poclib.parameters import Parameters
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.showing import notebooks as publish
 
 ROOT = report.root()
@@ -172,7 +172,7 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     ]
     rows = measured.requests
     assert len(rows) == 12 and all(r.outcome == "ok" and r.output_tokens == 8 for r in rows)
-    assert tables.headline(measured).answers_equal.compared == 6
+    assert of(measured).headline.answers_equal.compared == 6
     text = target.read_text("utf-8")
     assert "req/s" not in text and str(tmp_path) not in text
 

@@ -14,7 +14,7 @@ from poclib.errors import ParameterError, RunFailed
 from poclib.measure import experiment, forecast
 from poclib.parameters import Parameters
 from poclib.providers import fake
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.records import Arm, Prompt, Report, Request
 from poclib.showing import warnings as cautions
 from poclib.showing import words
@@ -106,17 +106,17 @@ def test_doctor_says_the_rounds_beside_each_expected_ratio() -> None:
 def test_steady_machines_need_the_fewest_rounds(tmp_path: Path) -> None:
     found = measured(tmp_path, [1.0])
     assert (found.ended, len(found.rounds), found.complete) == ("narrow", pacing.LEAST, True)
-    said = words.report_text(found, tables.headline(found))
+    said = words.report_text(found, of(found).headline)
     assert "ended after 6 rounds, when its interval lay within the band" in said
 
 
 def test_restless_machines_are_measured_until_the_interval_is_narrow(tmp_path: Path) -> None:
     found = measured(tmp_path, [0.86, 1.0, 1.12, 0.95, 1.05], band=0.08)
-    ratio = tables.headline(found).overhead_ratio
+    ratio = of(found).headline.overhead_ratio
     assert found.ended == "narrow" and len(found.rounds) > pacing.LEAST
     assert ratio.low is not None and ratio.high is not None
     assert math.sqrt(ratio.high / ratio.low) <= 1.08
-    one_less = [row.ratio for row in tables.rounds(found).itertuples()][:-1]
+    one_less = [row.ratio for row in of(found).rounds.itertuples()][:-1]
     low, high = stats.interval(one_less)
     assert math.sqrt(high / low) > 1.08  # it did not go on for longer than it had to
 
@@ -126,7 +126,7 @@ def test_the_time_limit_ends_it_and_is_told(tmp_path: Path) -> None:
     assert found.ended == "time" and found.complete
     last_ms = max(row.marks.end_ms or 0 for row in found.requests)
     assert 5_000 < last_ms < 9_000
-    said = "\n".join(cautions.warnings(found, tables.headline(found)))
+    said = "\n".join(cautions.warnings(found, of(found).headline))
     assert f"ended after {len(found.rounds)} rounds, because one more would have passed" in said
 
 
@@ -167,7 +167,7 @@ def test_an_automatic_run_that_was_stopped_goes_on_to_the_same_end(
                 measured(tmp_path / "cut", factors, band=band, resume=True)
     found = measured(tmp_path / "cut", factors, band=band, resume=True)
     assert len(found.resumed_ms) == 2 and found.ended == "narrow"
-    assert tables.headline(found).round_ratios == pytest.approx(tables.headline(whole).round_ratios)
+    assert of(found).headline.round_ratios == pytest.approx(of(whole).headline.round_ratios)
 
 
 def test_how_far_an_automatic_run_is_gets_told(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from poclib import report
 from poclib.reading import phases, tables
+from poclib.reading.reading import of
 from poclib.records import Probe, Request
 
 
@@ -153,6 +154,6 @@ def test_the_parts_of_every_committed_report_add_up(path: Path) -> None:
     assert sum(rest < -1 for rest in rests) <= 0.05 * len(rests)
     if path.parent == FOLDER and path.name.startswith("sample-") and not path.stem.endswith(APART):
         assert sum(abs(rest) <= 1 for rest in rests) > len(rests) / 2
-    frame = tables.overhead(saved).dropna(subset=["over_ms"])
+    frame = tables.overhead(of(saved)).dropna(subset=["over_ms"])
     parts = frame[["network_ms", "ours_ms", "unexplained_ms"]].fillna(0).sum(axis=1)
     assert len(frame) and parts.to_numpy() == pytest.approx(frame["over_ms"].to_numpy())

@@ -17,6 +17,7 @@ from test_tables import PUBLISHED, changed, pool_report
 
 from poclib import report as reports
 from poclib.reading import phases, tables
+from poclib.reading.reading import of
 from poclib.records import Report, Ruler, RulerRow
 from poclib.showing import accuracy, titles, words
 from poclib.showing import charts as plots
@@ -26,8 +27,8 @@ from poclib.showing import timeline as timelines
 from poclib.stats import Ratio, Spread
 
 REPORT = pool_report()
-HEADLINE = tables.headline(REPORT)
-REQUESTS = tables.requests(REPORT)
+HEADLINE = of(REPORT).headline
+REQUESTS = of(REPORT).requests
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_the_timeline_says_how_many_it_leaves_out_and_what_failed(
 ) -> None:
     """The first ones by time are drawn, so that no provider is left out for its name."""
     report = changed(REPORT, "strategy", outcome="failed")
-    frame, headline = tables.requests(report), tables.headline(report)
+    frame, headline = of(report).requests, of(report).headline
     plots.timeline(ax, frame, headline, round=0)
     assert " failed" in texts(ax)
     monkeypatch.setattr(timelines, "MOST_ROWS", 4)
@@ -109,7 +110,7 @@ def test_the_timeline_shows_the_round_that_its_title_speaks_of_and_its_capacity(
             arm["limits"] = {"local": 1, "remote": 3}
     data["providers"][1]["slots"] = 4
     report = Report.model_validate(data)
-    plots.timeline(ax, tables.requests(report), tables.headline(report))
+    plots.timeline(ax, of(report).requests, of(report).headline)
     assert "round 3, of median length: 8 of 8" in texts(ax).replace("\n", " ")
     assert max(b.get_x() + b.get_width() for b in bars(ax, "#000000")) == pytest.approx(1372.8)
     assert "local: one at a time\n" in texts(ax)
@@ -118,7 +119,7 @@ def test_the_timeline_shows_the_round_that_its_title_speaks_of_and_its_capacity(
 
 def test_the_breakdown_draws_the_tables_own_numbers(ax: Axes) -> None:
     plots.breakdown(ax, HEADLINE)
-    frame = tables.breakdown(REPORT).set_index("role")
+    frame = tables.breakdown(of(REPORT)).set_index("role")
     for column, colour in [(p.key, p.colour) for p in phases.SEGMENTS]:
         widths = [bar.get_width() for bar in bars(ax, colour)]
         assert widths == pytest.approx(frame[column].tolist() if column in frame else [])
@@ -219,20 +220,20 @@ def test_lengths_draw_the_points_and_the_line_through_them(ax: Axes) -> None:
                 if row["provider"] == "remote":  # 100 ms and 5 ms a token
                     row |= {"output_tokens": 10 + place, "wall_ms": 100 + 5.0 * (10 + place)}
     report = Report.model_validate(data)
-    plots.lengths(ax, tables.requests(report), tables.lengths(report), HEADLINE)
+    plots.lengths(ax, of(report).requests, tables.lengths(of(report)), HEADLINE)
     points = [line for line in ax.lines if line.get_linestyle() == "None"]
     assert [len(line.get_xdata()) for line in points] == [20, 20]
     (fitted,) = [line for line in ax.lines if line.get_linestyle() != "None"]  # local: all of 40
     assert list(fitted.get_ydata()) == pytest.approx([150, 180])  # from 10 to 16 tokens
     assert ax.get_xlim()[0] == ax.get_ylim()[0] == 0 and "remote\n(n = 20)" in texts(ax)
     assert title(ax) == "One token more took 5.0 ms on remote"
-    alike = tables.lengths(REPORT).to_dict("records")
+    alike = tables.lengths(of(REPORT)).to_dict("records")
     assert titles.lengths(alike).startswith("Every answer has 40 tokens")
     assert titles.lengths([]) == "No answer's length is known"
 
 
 def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
-    row = tables.typical(REPORT)
+    row = tables.typical(of(REPORT))
     plots.anatomy(ax, row | {"token_ms": [42.0, 100.0, 150.0]}, HEADLINE)
     names = ["waiting for a slot", "connecting", "sending", "to first byte", "to first token"]
     assert rows(ax) == [*names, "generating", "our own overhead", "wall time"]
@@ -251,7 +252,7 @@ def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
 
 
 def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
-    row = tables.typical(REPORT)
+    row = tables.typical(of(REPORT))
     told = {"wall_ms": 342.0, "prompt_ms": 20.0, "generation_ms": 300.0, "over_ms": 22.0}
     plots.anatomy(ax, row | told | {"queued_ms": 5000.0}, HEADLINE)
     assert rows(ax)[-3:] == ["server: prompt", "server: generation", "over"]
@@ -264,7 +265,7 @@ def test_the_anatomy_centres_what_only_the_server_can_tell(ax: Axes) -> None:
 
 def test_ratios_are_drawn_evenly_around_one(ax: Axes) -> None:
     bad = replace(HEADLINE, strategy="all-parallel", overhead_ratio=Ratio(6.47, 6.0, 7.2, 5))
-    one = tables.headline(reports.load(PUBLISHED))
+    one = of(reports.load(PUBLISHED)).headline
     plots.ratios(ax, [bad, HEADLINE, one])
     assert ax.get_xscale() == "log"
     low, high = ax.get_xlim()
@@ -302,7 +303,7 @@ def test_the_ecdf_rises_to_all_for_both_arms(ax: Axes) -> None:
 
 
 def test_every_round_is_a_point_beside_the_interval(ax: Axes) -> None:
-    plots.round_ratios(ax, tables.rounds(REPORT), HEADLINE)
+    plots.round_ratios(ax, of(REPORT).rounds, HEADLINE)
     points = next(line for line in ax.lines if len(line.get_xdata()) == 5)
     assert list(points.get_xdata()) == [1, 2, 3, 4, 5]
     assert list(points.get_ydata()) == pytest.approx([0.75, 0.765, 0.78, 0.795, 0.81])
@@ -315,16 +316,16 @@ def test_every_round_is_a_point_beside_the_interval(ax: Axes) -> None:
 def test_every_chart_has_units_a_finding_and_its_provenance_and_returns_none(
     ax: Axes, report: Report
 ) -> None:
-    headline, frame = tables.headline(report), tables.requests(report)
+    headline, frame = of(report).headline, of(report).requests
     charts: list[Callable[[Axes], object]] = [
         lambda ax: plots.timeline(ax, frame, headline),
         lambda ax: plots.breakdown(ax, headline),
         lambda ax: plots.ratios(ax, [headline]),
         lambda ax: plots.ecdf(ax, frame, headline),
-        lambda ax: plots.round_ratios(ax, tables.rounds(report), headline),
+        lambda ax: plots.round_ratios(ax, of(report).rounds, headline),
         lambda ax: plots.shares(ax, headline),
-        lambda ax: plots.overhead(ax, tables.overhead(report), headline),
-        lambda ax: plots.lengths(ax, frame, tables.lengths(report), headline),
+        lambda ax: plots.overhead(ax, tables.overhead(of(report)), headline),
+        lambda ax: plots.lengths(ax, frame, tables.lengths(of(report)), headline),
         lambda ax: plots.drift(ax, frame, words.title_drift(report), headline),
     ]
     for draw in charts:
@@ -346,7 +347,7 @@ def test_strange_text_cannot_break_a_chart(ax: Axes) -> None:
 def test_drift_and_the_rulers_error_are_drawn_or_said_to_be_unknown() -> None:
     for report in (REPORT, reports.load(PUBLISHED)):
         chart = Figure().subplots()
-        plots.drift(chart, tables.requests(report), words.title_drift(report), HEADLINE)
+        plots.drift(chart, of(report).requests, words.title_drift(report), HEADLINE)
         known = bool(report.preparation)
         assert ("one request alone (ms)" in chart.get_ylabel()) == known
         assert ("drift is unknown" in texts(chart)) != known

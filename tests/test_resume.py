@@ -19,7 +19,7 @@ from poclib.errors import ParameterError, ReportError, RunFailed, UnlikeProvider
 from poclib.measure import experiment
 from poclib.parameters import Parameters
 from poclib.providers import fake
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.recording import ReportFile
 from poclib.records import Report, Request
 from poclib.showing import warnings as cautions
@@ -142,7 +142,7 @@ def test_a_cut_round_is_repeated_whole_and_its_rows_are_marked(
     last_ms = max(row.marks.end_ms or 0 for row in every_row(partial))
     later = [row for one in found.rounds[1:] for arm in one.arms for row in arm.requests]
     assert min(row.marks.start_ms or 0 for row in later) >= last_ms
-    headline = tables.headline(found)
+    headline = of(found).headline
     assert headline.requests == 3 * 2 * 4  # the cut round counts nowhere
     (said,) = [one for one in cautions.warnings(found, headline) if "stopped" in one]
     assert "round 2 was repeated whole" in said and f"{len(outcomes)} requests" in said
@@ -253,7 +253,7 @@ def test_a_model_that_was_changed_after_the_last_round_is_noted(tmp_path: Path) 
     found = measured(tmp_path, [fake.Provider("fast", 100), slow])
     assert found.complete and len(found.rounds) == 3
     assert "provider slow was changed during the run (digest fake:1, now fake:9)" in found.notes[0]
-    said = cautions.warnings(found, tables.headline(found))
+    said = cautions.warnings(found, of(found).headline)
     assert any("was changed during the run" in one for one in said)
 
 

@@ -11,6 +11,7 @@ from poclib import report as reports
 from poclib import stats
 from poclib.errors import ReportError
 from poclib.reading import headline, tables
+from poclib.reading.reading import of
 from poclib.records import Arm, Report, Request
 from poclib.showing import words
 
@@ -95,7 +96,7 @@ def pool_report(rounds: int = 5, strategy: str = "serial-per-provider", **change
 
 
 def test_the_published_run_gives_the_known_numbers() -> None:
-    found = tables.headline(reports.load(PUBLISHED)).as_dict()
+    found = of(reports.load(PUBLISHED)).headline.as_dict()
     assert found["overhead_ratio"] == {"median": 0.866, "low": None, "high": None, "rounds": 1}
     assert (found["speedup"], found["efficiency"]) == (1.154, 0.753)
     assert found["added_latency_ms"]["remote"] == {"mean": 22.4, "min": 13.1, "max": 30.2, "n": 4}
@@ -110,7 +111,7 @@ def test_the_published_run_gives_the_known_numbers() -> None:
 
 def test_the_headline_against_plain_loops() -> None:
     report = pool_report()
-    found = tables.headline(report)
+    found = of(report).headline
     ratios, makespans = [], []
     for one in report.rounds:
         took = {}
@@ -149,11 +150,11 @@ def changed(report: Report, arm: str, **changes: Any) -> Report:
 
 
 def test_a_round_without_every_answer_is_left_out_and_counted() -> None:
-    found = tables.headline(changed(pool_report(), "strategy", outcome="failed"))
+    found = of(changed(pool_report(), "strategy", outcome="failed")).headline
     assert found.incomplete_rounds == 1 and found.failed_requests == 1
     assert found.overhead_ratio.rounds == 4
     assert found.round_ratios == pytest.approx([0.765, 0.78, 0.795, 0.81])
-    frame = tables.rounds(changed(pool_report(), "baseline", outcome="cancelled"))
+    frame = of(changed(pool_report(), "baseline", outcome="cancelled")).rounds
     assert frame["complete"].tolist() == [False, True, True, True, True]
     assert np.isnan(frame["baseline_ms"][0]) and np.isnan(frame["ratio"][0])
 
@@ -165,23 +166,23 @@ def test_a_retried_request_counts_its_failure_and_its_first_dispatch() -> None:
     arm["requests"].append(row(0, "remote", 5000, 9000, outcome="cancelled"))
     report = Report.model_validate(data)
     # From the failed attempt's start (4900) to the last answer (6200): a cancelled one is none.
-    assert tables.rounds(report)["strategy_ms"][0] == pytest.approx(1300)
-    found = tables.headline(report)
+    assert of(report).rounds["strategy_ms"][0] == pytest.approx(1300)
+    found = of(report).headline
     assert found.failed_requests == 1 and found.requests == 18
     assert found.wall_ms["remote"] == stats.Spread(300, 300, 300, 4)
 
 
 def test_different_answers_are_counted() -> None:
-    found = tables.headline(changed(pool_report(), "strategy", answer_sha256="other"))
+    found = of(changed(pool_report(), "strategy", answer_sha256="other")).headline
     assert found.answers_equal == stats.Answers(39, 1, 40)
 
 
 def test_without_calibration_the_ideal_comes_from_the_runs_own_rows() -> None:
-    found = tables.headline(pool_report(rounds=1, preparation=[]))
+    found = of(pool_report(rounds=1, preparation=[])).headline
     assert found.ideal_from == "strategy" and found.ideal_ms == pytest.approx(960)
     idle = pool_report(rounds=1, preparation=[]).model_dump()
     idle["providers"].append({**idle["providers"][0], "name": "third"})
-    found = tables.headline(Report.model_validate(idle))
+    found = of(Report.model_validate(idle)).headline
     assert found.ideal_ms is None and found.efficiency is None and "ideal_ms" in found.missing
 
 
@@ -190,7 +191,7 @@ def test_what_no_server_reports_is_missing_not_zero() -> None:
     for arm in data["rounds"][0]["arms"]:
         for one in arm["requests"]:
             one["server"] = {}
-    found = tables.headline(Report.model_validate(data))
+    found = of(Report.model_validate(data)).headline
     assert found.added_latency_ms == {"remote": None, "local": None}
     assert found.network_share is None
     assert {"network_share", "added_latency_ms.remote"} <= set(found.missing)
@@ -198,18 +199,19 @@ def test_what_no_server_reports_is_missing_not_zero() -> None:
 
 def test_a_report_without_rounds_has_reasons_instead_of_numbers() -> None:
     empty = pool_report(rounds=0, preparation=[], probes=[], prompt_sha256=[])
-    found = tables.headline(empty)
+    found = of(empty).headline
     assert found.overhead_ratio == stats.Ratio(None, None, None, 0)
     assert found.verdict == "INCONCLUSIVE" and found.speedup is None
     for key, value in found.as_dict().items():
         assert value is not None or key in {*found.missing, "ideal_from"}, key
-    frames = [tables.requests, tables.rounds, tables.breakdown, tables.distribution]
-    assert all(len(frame(empty)) == 0 for frame in frames)
-    assert tables.requests(empty).dtypes.equals(tables.requests(pool_report()).dtypes)
+    assert len(of(empty).requests) == 0 == len(of(empty).rounds)
+    frames = [tables.breakdown, tables.distribution]
+    assert all(len(frame(of(empty))) == 0 for frame in frames)
+    assert of(empty).requests.dtypes.equals(of(pool_report()).requests.dtypes)
 
 
 def test_requests_are_tidy_and_marked() -> None:
-    frame = tables.requests(pool_report(rounds=2))
+    frame = of(pool_report(rounds=2)).requests
     assert len(frame) == 3 + 2 * 16
     assert frame["warm_up"].sum() == 1 and frame["round"].isna().sum() == 3
     first = frame[frame["order"].eq(0) & frame["round"].notna()].groupby("round")["arm"].first()
@@ -237,45 +239,45 @@ def test_a_cold_connection_is_told_apart() -> None:
         strategy="sequential",
         requests=[Request.model_validate({"prompt": 0, "provider": "local", "marks": marks})],
     )
-    found = tables.requests(pool_report(rounds=0, preparation=[arm])).iloc[0]
+    found = of(pool_report(rounds=0, preparation=[arm])).requests.iloc[0]
     assert found["connect_ms"] == 3 and found["send_ms"] == 3
     assert np.isnan(found["first_byte_wait_ms"]) and np.isnan(found["ms_per_token"])
 
 
 def test_the_breakdown_adds_up_to_the_mean_wall() -> None:
-    frame = tables.breakdown(pool_report(rounds=1)).set_index("role")
+    frame = tables.breakdown(of(pool_report(rounds=1))).set_index("role")
     assert frame.loc["remote"].sum() == pytest.approx(300)
     # By hand: 1 to send, 39 + 2 to the first token, 0.5 our own, the rest generating.
     assert frame.loc["local"].tolist() == pytest.approx([1, 41, 157.5, 0.5])
-    published = tables.breakdown(reports.load(PUBLISHED)).set_index("role")
+    published = tables.breakdown(of(reports.load(PUBLISHED))).set_index("role")
     assert published.loc["remote"].to_dict() == pytest.approx(
         {"answering_ms": 602.25, "outside_ms": 22.4}
     )
 
 
 def test_the_result_is_in_the_prompts_order() -> None:
-    assert tables.result(pool_report()) == "<0><1><2><3><4><5><6><7>"
-    assert tables.result(pool_report(), round=9) is None
-    assert tables.result(changed(pool_report(), "strategy", answer=None)) is None
-    assert tables.result(reports.load(PUBLISHED)) is None
+    assert tables.result(of(pool_report())) == "<0><1><2><3><4><5><6><7>"
+    assert tables.result(of(pool_report()), round=9) is None
+    assert tables.result(of(changed(pool_report(), "strategy", answer=None))) is None
+    assert tables.result(of(reports.load(PUBLISHED))) is None
 
 
 def test_frames_of_providers_distribution_and_comparison() -> None:
     report = pool_report()
-    found = tables.providers(report).set_index("name")
+    found = tables.providers(of(report)).set_index("name")
     assert found.loc["remote", "round_trip_ms"] == 21 and found.loc["remote", "alone_ms"] == 300
     assert found["answered"].tolist() == [60, 20]
-    spread = tables.distribution(report).set_index(["arm", "provider"])
+    spread = tables.distribution(of(report)).set_index(["arm", "provider"])
     assert spread.loc[("baseline", "local"), "n"] == 40
     assert spread["p90_ms"].notna().tolist() == [True, False, False]  # only 40 reach n ≥ 36
-    both = tables.comparison([report, reports.load(PUBLISHED)])
+    both = tables.comparison([of(report), of(reports.load(PUBLISHED))])
     assert both["verdict"].tolist() == ["PASS", "INCONCLUSIVE"]
     assert both["added_local_ms"].tolist() == pytest.approx([2.0, 27.85])
 
 
 def test_busy_is_the_time_with_a_request_in_flight() -> None:
     """Four of local's requests of 200 ms stand beside four of remote's 300 ms: 800 of 1200."""
-    found = tables.headline(pool_report())
+    found = of(pool_report()).headline
     assert found.busy == pytest.approx({"local": 2 / 3, "remote": 1.0})
     assert [(s.provider, s.done) for s in stats.shares(found)] == [("local", 0.5), ("remote", 0.5)]
     assert [s.speed for s in stats.shares(found)] == pytest.approx([0.6, 0.4])
@@ -291,11 +293,11 @@ def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None
     expected = {
         name: sum(wall for p, wall in rows if p == name) / makespan for name in ("local", "remote")
     }
-    assert tables.headline(published).busy == pytest.approx(expected, rel=1e-3)
+    assert of(published).headline.busy == pytest.approx(expected, rel=1e-3)
     data = published.model_dump()
     for row in data["rounds"][0]["arms"][1]["requests"]:
         row["wall_ms"] *= 4  # more than fits one after the other
-    assert tables.headline(Report.model_validate(data)).busy == {}
+    assert of(Report.model_validate(data)).headline.busy == {}
 
 
 def test_the_headline_names_what_requests_did_to_each_other() -> None:
@@ -308,12 +310,12 @@ def test_the_headline_names_what_requests_did_to_each_other() -> None:
             if request["provider"] == "local":
                 request.update(row(request["prompt"], "local", start, 800))
                 request["server"] = {"total_ms": 800, "queue_ms": 602}
-    seen = tables.headline(Report.model_validate(data)).contention
+    seen = of(Report.model_validate(data)).headline.contention
     # 4 x 40 tokens in 800 ms, alone 40 in 220 ms: the median of the baseline's drifting rounds.
     assert list(seen) == ["local"] and seen["local"].in_flight == 4
     assert (seen["local"].behaviour, seen["local"].rate) == ("queues", pytest.approx(1.1))
     assert seen["local"].server == pytest.approx(198 / 218)
-    assert tables.headline(pool_report()).contention == {}
+    assert of(pool_report()).headline.contention == {}
 
 
 def test_streams_by_hand() -> None:
@@ -327,7 +329,7 @@ def test_streams_by_hand() -> None:
         rows.append(request)
     data = pool_report(1).model_dump()
     next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = rows
-    found = tables.headline(reports.Report.model_validate(data)).streams["local"]
+    found = of(reports.Report.model_validate(data)).headline.streams["local"]
     assert (found.n, found.counted) == (7, "server")
     assert found.ttft_ms == {"p50": 50, "p90": None, "p95": None}  # p90 needs 36
     assert found.between_ms["p50"] == 10
@@ -337,10 +339,10 @@ def test_streams_by_hand() -> None:
     for request in rows:
         request["output_tokens"] = None  # no count: pieces stand in
         request["token_ms"].append(request["token_ms"][-1])
-    found = tables.headline(reports.Report.model_validate(data)).streams["local"]
+    found = of(reports.Report.model_validate(data)).headline.streams["local"]
     assert found.counted == "pieces" and found.tokens_per_s == pytest.approx(4 / 0.080)
     report = reports.Report.model_validate(data)
-    said = words.report_text(report, tables.headline(report))
+    said = words.report_text(report, of(report).headline)
     assert "p50 50.0 ms (n 7)" in said and "counted as pieces" in said
 
 
@@ -350,7 +352,7 @@ def test_two_streams_at_once_share_their_time() -> None:
     for request in pair:
         request["token_ms"] = [request["marks"]["start_ms"] + 20]
     next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = pair
-    found = tables.headline(reports.Report.model_validate(data)).streams["local"]
+    found = of(reports.Report.model_validate(data)).headline.streams["local"]
     assert found.together_per_s == pytest.approx(10 / 0.110)
     assert found.ttft_ms["p50"] is None and found.tokens_per_s is None  # two are too few
 
@@ -364,10 +366,10 @@ def test_the_typical_request_is_the_median_one() -> None:
         for row in arm.requests
         if arm.arm == "strategy" and row.provider == "local" and row.wall_ms
     ]
-    row = tables.typical(report, "local")
+    row = tables.typical(of(report), "local")
     assert row["wall_ms"] == sorted(walls)[(len(walls) - 1) // 2] and len(walls) == 20
     assert row["token_ms"] == [] and row["load_ms"] is None
-    assert tables.typical(report)["role"] == "remote"  # where nobody asks
+    assert tables.typical(of(report))["role"] == "remote"  # where nobody asks
 
 
 def test_tokens_are_told_from_the_requests_own_start() -> None:
@@ -376,12 +378,12 @@ def test_tokens_are_told_from_the_requests_own_start() -> None:
         for arm in one["arms"]:
             for row in arm["requests"]:
                 row["token_ms"] = [row["marks"]["start_ms"] + t for t in (42.0, 50.0)]
-    assert tables.typical(Report.model_validate(data))["token_ms"] == [42.0, 50.0]
+    assert tables.typical(of(Report.model_validate(data)))["token_ms"] == [42.0, 50.0]
 
 
 def test_without_times_of_day_there_is_no_case() -> None:
     with pytest.raises(ReportError, match="no answered request has times of day"):
-        tables.typical(reports.load(PUBLISHED))
+        tables.typical(of(reports.load(PUBLISHED)))
 
 
 def limited(strategy: str, limits: dict[str, int] | None) -> Report:
@@ -396,7 +398,8 @@ def test_the_clearest_report_sends_least_at_once_to_most_providers() -> None:
     everything = limited("all-parallel", None)
     some = limited("batched", {"local": 4, "remote": 4})
     one_each = limited("serial-per-provider", {"local": 1, "remote": 1})
-    assert tables.clearest([everything, some, one_each]) is one_each
-    assert tables.clearest([everything, some]) is some
+    readings = [of(everything), of(some), of(one_each)]
+    assert tables.clearest(readings).report is one_each
+    assert tables.clearest(readings[:2]).report is some
     with pytest.raises(ReportError, match="run the experiment first"):
         tables.clearest([])

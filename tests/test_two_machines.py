@@ -19,7 +19,7 @@ from poclib import report
 from poclib.engines.llama import find_model
 from poclib.engines.pool import engine_pool
 from poclib.parameters import ProviderSettings
-from poclib.reading import tables
+from poclib.reading.reading import of
 
 pytestmark = pytest.mark.slow
 
@@ -145,7 +145,7 @@ def test_the_experiment_runs_over_a_real_network(servers: dict[str, str], tmp_pa
         assert done.returncode == 0, done.stderr[-2000:]
     path = tmp_path / "data" / "reports" / "two-machines-serial-per-provider.jsonl"
     measured = report.load(path)
-    headline = tables.headline(measured)
+    headline = of(measured).headline
     assert measured.complete and len(measured.rounds) == 5
     assert {p.name: p.role for p in measured.providers} == {"local": "local", "remote": "remote"}
     assert headline.failed_requests == 0

@@ -10,14 +10,14 @@ from test_cautions import checked
 from test_tables import PUBLISHED, changed, pool_report
 
 from poclib import report as reports
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.records import Report
 from poclib.showing import documents, titles, words
 from poclib.showing import format as notation
 from poclib.showing import warnings as cautions
 from poclib.stats import Contention, Headline, Ratio, Spread
 
-PASSED = tables.headline(pool_report())
+PASSED = of(pool_report()).headline
 
 
 def with_ratio(median: float, low: float | None, high: float | None, **changes: Any) -> Headline:
@@ -75,7 +75,7 @@ def test_text_of_servers_is_harmless_everywhere() -> None:
     arm = data["rounds"][0]["arms"][0]
     arm["requests"][0].update(outcome="failed", error_kind=EVIL, error=EVIL)
     report = Report.model_validate(data)
-    headline = tables.headline(report)
+    headline = of(report).headline
     said = [
         words.provenance(report, headline),
         words.subtitle(headline),
@@ -175,7 +175,7 @@ def test_the_cause_of_what_is_lost_is_named() -> None:
 
 
 def warned(report: Report) -> str:
-    return "\n".join(cautions.warnings(report, tables.headline(report)))
+    return "\n".join(cautions.warnings(report, of(report).headline))
 
 
 def providers(**changes: Any) -> list[dict[str, Any]]:
@@ -238,7 +238,7 @@ def test_warnings_are_chosen_from_the_data() -> None:
 
 def test_the_published_claims_are_held_against_the_rows() -> None:
     report = reports.load(PUBLISHED)
-    said = documents.published_claims(report, tables.headline(report))
+    said = documents.published_claims(report, of(report).headline)
     wrong = [one for one in said if "does **not** follow" in one]
     assert len(wrong) == 2
     assert "60.4 from a local row" in wrong[0] and "13.1 to 30.2 ms" in wrong[0]
@@ -254,7 +254,7 @@ def test_other_claims_get_other_words() -> None:
     data["environment"]["published"]["headlines"]["speedup"] = 1.3
     data["environment"]["published"]["headlines"]["added_latency_ms_range"] = [13, 30]
     report = Report.model_validate(data)
-    said = documents.published_claims(report, tables.headline(report))
+    said = documents.published_claims(report, of(report).headline)
     assert said[0].startswith("Speedup, published as 1.3, does **not** follow")
     assert any("The range of 13 to 30 ms per remote request follows" in one for one in said)
 
@@ -264,7 +264,7 @@ def test_other_claims_get_other_words() -> None:
 )
 def test_claims_in_another_form_are_no_claims(broken: object) -> None:
     report = reports.load(PUBLISHED).model_copy(update={"environment": {"published": broken}})
-    headline = tables.headline(report)
+    headline = of(report).headline
     assert documents.published_claims(report, headline) == []
     assert documents.phase_0_result([report], [headline])
     assert documents.published_claims(pool_report(), PASSED) == []
@@ -282,7 +282,7 @@ SECTIONS = [
 
 def test_the_phase_0_result_has_its_sections_and_computed_numbers() -> None:
     report, published = pool_report(), reports.load(PUBLISHED)
-    text = documents.phase_0_result([published, report], [tables.headline(published), PASSED])
+    text = documents.phase_0_result([published, report], [of(published).headline, PASSED])
     assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS
     assert text.count("| serial-per-provider | 0.78 (0.75 to 0.81, 5 rounds)") == 1
     assert "all-parallel took 6.47 times" in text and "With 5 rounds the interval" in text
@@ -291,7 +291,7 @@ def test_the_phase_0_result_has_its_sections_and_computed_numbers() -> None:
     assert state["A strategy reaches 90 % of the ideal"] == "not met"
     assert len(state) == 7
     for few in ([], [published]):
-        text = documents.phase_0_result(few, [tables.headline(one) for one in few])
+        text = documents.phase_0_result(few, [of(one).headline for one in few])
         assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS and "met" in text
 
 
@@ -299,7 +299,7 @@ def test_warnings_that_differ_in_numbers_only_stand_once_in_the_phase_0_result()
     cold = [pool_report(environment={"load_1min": load, "cores": 2}) for load in (1.7, 1.9)]
     calm = pool_report()
     every = [*cold, calm]
-    text = documents.phase_0_result(every, [tables.headline(one) for one in every])
+    text = documents.phase_0_result(every, [of(one).headline for one in every])
     said = [line for line in text.splitlines() if "load average" in line]
     assert len(said) == 1 and "load average was 1.7" in said[0]
     everywhere = next(line for line in text.splitlines() if "All engines ran" in line)
@@ -320,8 +320,8 @@ def test_comparison_puts_the_best_first_in_both_forms() -> None:
 
 
 def test_titles_state_findings_for_any_report() -> None:
-    empty = tables.headline(pool_report(rounds=0, preparation=[], probes=[]))
-    for headline in (PASSED, empty, tables.headline(reports.load(PUBLISHED))):
+    empty = of(pool_report(rounds=0, preparation=[], probes=[])).headline
+    for headline in (PASSED, empty, of(reports.load(PUBLISHED)).headline):
         for title in (titles.timeline, titles.ecdf, titles.rounds, titles.share,
                       words.finding, words.network, words.why):  # fmt: skip
             assert title(headline) and "None" not in title(headline)
@@ -357,7 +357,7 @@ def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
     failed = {"outcome": "failed", "error": "gone", "error_kind": "Unreachable"}
     arm["requests"].insert(0, {**arm["requests"][0], **failed, "answer_sha256": None})
     report = Report.model_validate(data)
-    headline = tables.headline(report)
+    headline = of(report).headline
     assert headline.failed_requests == 1
     number = notation.number(headline.overhead_ratio.median or 0.0, 2)
     for text in (

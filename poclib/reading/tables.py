@@ -12,49 +12,19 @@ import pandas as pd
 
 from .. import stats
 from ..errors import ReportError
-from ..records import Report, Ruler, RulerRow
+from ..records import Ruler, RulerRow
 from ..report import name
 from . import frames, phases
 from .frames import ROLES, arms, frame
-from .reading import of
+from .reading import Reading
 
 
-def requests(report: Report) -> pd.DataFrame:
-    """One row per request of the whole report, in the order the arms ran.
-
-    `round` is NA and `order` the place in the preparation for warm-up and calibration, which goes
-    on after every round;
-    `order` is 0 for the arm that ran first in its round. `warm_up` rows never count.
-    The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where all are known:
-    `send_ms` holds all before the request's last byte that is no connecting, `last_byte_ms`
-    is from the answer's last byte to its end parsed. `ms_per_token` is wall per output token.
-    `limit` is how many dispatch lets be in flight there (NA: no limit), `slots` the server's.
-    Own times of a server that cannot be are left out (`belief`).
-    """
-    return of(report).requests.copy()
-
-
-def rounds(report: Report) -> pd.DataFrame:
-    """One row per round: round, first (arm that ran first), baseline_ms, strategy_ms, ratio.
-
-    A makespan is from the first dispatch to the last answer, NaN where the arm lacks an
-    answer to some prompt; `complete` says whether the round counts. The ratio is of times per
-    token where the headline's `per_token` says so.
-    """
-    return frames.rounds(report)[0]
-
-
-def headline(report: Report) -> stats.Headline:
-    """Every number that is said of `report`, each None with its reason in `missing`."""
-    return of(report).headline
-
-
-def providers(report: Report) -> pd.DataFrame:
+def providers(reading: Reading) -> pd.DataFrame:
     """One row per provider: what it is, its round trip, its time alone, what it answered."""
-    numbers = headline(report)
-    sent = frames.measured(of(report).requests)
+    numbers = reading.headline
+    sent = frames.measured(reading.requests)
     rows = []
-    for facts in report.providers:
+    for facts in reading.report.providers:
         outcomes = sent.loc[sent["provider"] == facts.name, "outcome"]
         rows.append(
             {
@@ -69,14 +39,14 @@ def providers(report: Report) -> pd.DataFrame:
     return frame(rows, list(rows[0]) if rows else ["name"])
 
 
-def breakdown(report: Report) -> pd.DataFrame:
+def breakdown(reading: Reading) -> pd.DataFrame:
     """Mean milliseconds of each part of a request, a row per role: what the chart draws."""
-    means = headline(report).segments_ms
+    means = reading.headline.segments_ms
     parts = phases.in_use(means.values())
     return frame([{"role": role} | mine for role, mine in means.items()], ["role", *parts])
 
 
-def overhead(report: Report) -> pd.DataFrame:
+def overhead(reading: Reading) -> pd.DataFrame:
     """What lies outside the servers' own time, per answered request of the whole report.
 
     `network_ms` (a round trip as probes found it, a connect where one was opened, the transfer
@@ -84,7 +54,7 @@ def overhead(report: Report) -> pd.DataFrame:
     `server_queue_ms` is inside the server's own time, so beside `over_ms`. NaN where there is
     no source: its time is then among the unexplained. `round` is NA in the preparation.
     """
-    report, _ = of(report).believed
+    report = reading.believed
     role = {facts.name: facts.role for facts in report.providers}
     hidden = phases.hidden_handshakes(report.providers)
     answered = [
@@ -109,13 +79,13 @@ def overhead(report: Report) -> pd.DataFrame:
     return frame(rows, ["provider", "role", "arm", "round", "prompt", *parts])
 
 
-def lengths(report: Report) -> pd.DataFrame:
+def lengths(reading: Reading) -> pd.DataFrame:
     """How wall time follows the answer's length in the strategy's arms, a row per provider.
 
     provider, role, n, shortest_tokens, longest_tokens, and the straight line through them:
     each_ms per token and besides_ms per request, NaN where the lengths cannot carry one.
     """
-    sent = frames.answered(of(report).requests, "strategy")
+    sent = frames.answered(reading.requests, "strategy")
     sent = sent.dropna(subset=["output_tokens", "wall_ms"])
     rows = []
     for (provider, role), group in sent.groupby(["provider", "role"], dropna=False):
@@ -142,11 +112,11 @@ def ruler(check: Ruler, quantity: str = "over_ms") -> pd.DataFrame:
     return frame(rows, list(RulerRow.model_fields))
 
 
-def distribution(report: Report) -> pd.DataFrame:
+def distribution(reading: Reading) -> pd.DataFrame:
     """Mean and quantiles of wall time per arm and provider; NaN where n is too small."""
     rows = []
     levels = (50, 90, 95, 99)
-    timed = frames.answered(of(report).requests)
+    timed = frames.answered(reading.requests)
     for (arm, provider), group in timed.groupby(["arm", "provider"]):
         walls = group["wall_ms"].dropna().tolist()
         mean = sum(walls) / len(walls) if walls else None
@@ -155,10 +125,10 @@ def distribution(report: Report) -> pd.DataFrame:
     return frame(rows, ["arm", "provider", "n", "mean_ms", *(f"p{level}_ms" for level in levels)])
 
 
-def comparison(reports: Sequence[Report]) -> pd.DataFrame:
+def comparison(readings: Sequence[Reading]) -> pd.DataFrame:
     """One row a report: strategy, ratio with interval, and what explains it."""
     rows = []
-    for one in map(headline, reports):
+    for one in (reading.headline for reading in readings):
         remote, local = (one.added_latency_ms[role] for role in ROLES)
         rows.append(
             {
@@ -178,33 +148,33 @@ def comparison(reports: Sequence[Report]) -> pd.DataFrame:
     return frame(rows, list(rows[0]) if rows else ["report"])
 
 
-def result(report: Report, round: int = 0) -> str | None:
+def result(reading: Reading, round: int = 0) -> str | None:
     """The strategy's answers in that round, concatenated in the prompts' order.
 
     None where the round is not there, texts were not stored, or a prompt has no answer.
     """
     texts = {
         row.prompt: row.answer
-        for one in report.rounds
+        for one in reading.report.rounds
         for arm in one.arms
         for row in arm.requests
         if one.index == round and arm.arm == "strategy" and row.outcome == "ok"
         if row.answer is not None
     }
-    if not texts or texts.keys() != frames.prompts(report):
+    if not texts or texts.keys() != frames.prompts(reading.report):
         return None
     return "".join(texts[prompt] for prompt in sorted(texts))
 
 
-def typical(report: Report, *roles: str) -> dict[str, Any]:
-    """The answered request of median wall time in the strategy's arms, a row of `requests`.
+def typical(reading: Reading, *roles: str) -> dict[str, Any]:
+    """The answered request of median wall time in the strategy's arms, a row of `Reading.requests`.
 
     Of the first of `roles` (by default remote, then local) that has one with times of day; of
     an even number the faster of the middle two. With `token_ms`, the offset of each token from
     the request's start (empty where none was stored). What is not known is None.
     Raises `ReportError` where there is no such request.
     """
-    timed = frames.answered(of(report).requests, "strategy")
+    timed = frames.answered(reading.requests, "strategy")
     timed = timed.dropna(subset=["wall_ms", "start_ms"]).sort_values("wall_ms")
     for role in roles or ROLES:
         mine = timed[timed["role"].eq(role)]
@@ -213,26 +183,26 @@ def typical(report: Report, *roles: str) -> dict[str, Any]:
             known: dict[str, Any] = {str(k): None if pd.isna(v) else v for k, v in row.items()}
             tokens = next(
                 r.token_ms
-                for r in report.requests
+                for r in reading.report.requests
                 if (r.provider, r.marks.start_ms) == (row["provider"], row["start_ms"])
             )
             return known | {"token_ms": [t - row["start_ms"] for t in tokens or []]}
     raise ReportError(
-        f"{name(report)}: no answered request has times of day, so none can be drawn; "
+        f"{name(reading.report)}: no answered request has times of day, so none can be drawn; "
         "choose a report that was measured with this program."
     )
 
 
-def clearest(reports: Sequence[Report]) -> Report:
-    """The first report that sends to most providers and least at once: no request hides another.
+def clearest(readings: Sequence[Reading]) -> Reading:
+    """The first that sends to most providers and least at once: no request hides another.
 
     Raises `ReportError` without reports.
     """
-    if not reports:
+    if not readings:
         raise ReportError("there is no report to choose from; run the experiment first.")
 
-    def crowd(report: Report) -> tuple[int, float]:
-        ours = arms(report, "strategy")
+    def crowd(reading: Reading) -> tuple[int, float]:
+        ours = arms(reading.report, "strategy")
         used = {row.provider for arm in ours for row in arm.requests}
         limits = [
             float("inf") if arm.limits is None else max(arm.limits.values(), default=1)
@@ -240,4 +210,4 @@ def clearest(reports: Sequence[Report]) -> Report:
         ]
         return -len(used), max(limits, default=float("inf"))
 
-    return min(reports, key=crowd)
+    return min(readings, key=crowd)

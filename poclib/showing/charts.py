@@ -75,7 +75,7 @@ def breakdown(ax: Axes, *headlines: Headline) -> None:
 def overhead(ax: Axes, overheads: pd.DataFrame, headline: Headline) -> None:
     """Every request's time outside its server as a point, and each part of it; a tick at means.
 
-    `overheads` is `tables.overhead(report)`: a row per request with provider, role, arm,
+    `overheads` is `tables.overhead(reading)`: a row per request with provider, role, arm,
     over_ms, network_ms, server_queue_ms, ours_ms, unexplained_ms. The strategy's arms are drawn.
     """
     mine = overheads[overheads["arm"].eq("strategy")]
@@ -257,7 +257,7 @@ def shares(ax: Axes, headline: Headline) -> None:
 def lengths(ax: Axes, requests: pd.DataFrame, lines: pd.DataFrame, headline: Headline) -> None:
     """Wall time against the answer's length, a point a request, and the line through them.
 
-    `requests` is `tables.requests(report)`, `lines` is `tables.lengths(report)`; the strategy's
+    `requests` is `reading.requests`, `lines` is `tables.lengths(reading)`; the strategy's
     answered requests are drawn, a mark per provider.
     """
     rows = lines.to_dict("records")

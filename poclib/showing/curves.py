@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from ..contention import Found, conclude, levels
 from ..parameters import get, put
-from ..reading import tables
+from ..reading.reading import of
 from ..records import Report
 from ..stats import Headline
 from . import words
@@ -100,7 +100,7 @@ def along(
     most = max(sets.values(), key=lambda alike: len({x for _, x in alike}), default={})
     points = []
     for (strategy, x), report in most.items():
-        headline = tables.headline(report)
+        headline = of(report).headline
         if headline.overhead_ratio.median is not None:
             points.append(Point(strategy, x, headline, ideal(report, headline)))
     points.sort(key=lambda point: point.x, reverse=more_is_better)
@@ -194,7 +194,7 @@ def points_table(points: Sequence[tuple[Mapping[str, str], Report | None]]) -> s
     Below it what could change the verdicts.
     """
     keys = list(dict.fromkeys(key for changed, _ in points for key in changed))
-    headlines = [tables.headline(report) if report else None for _, report in points]
+    headlines = [of(report).headline if report else None for _, report in points]
     rows = []
     for (changed, _), headline in zip(points, headlines, strict=True):
         cells = ["failed", "-", "-"]

@@ -25,7 +25,7 @@ def timeline(
 ) -> None:
     """Gantt of the strategy in one round: a row per request, grouped by provider.
 
-    `requests` is `tables.requests(report)`. Over each group stands how many may be in flight
+    `requests` is `reading.requests`. Over each group stands how many may be in flight
     there. A grey bar is the wait for a slot, its tick the moment the request was meant to
     start. Time 0 is the arm's first dispatch; a dashed line shows the ideal. Without `round`
     it is the one whose length is nearest to the median that the title speaks of.
@@ -143,7 +143,7 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
 def drift(ax: Axes, requests: pd.DataFrame, title: str, headline: Headline) -> None:
     """One request alone on each machine over the run: calibration, from start to end.
 
-    `requests` is `tables.requests(report)`, `title` is `words.title_drift(report)`.
+    `requests` is `reading.requests`, `title` is `words.title_drift(report)`.
     """
     put_titles(ax, title, words.subtitle(headline))
     timed = requests[requests["arm"].eq("calibration") & requests["outcome"].eq("ok")]

@@ -29,7 +29,7 @@ from poclib.errors import ModelMissing
 from poclib.measure import experiment
 from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import KINDS, Provider
-from poclib.reading import tables
+from poclib.reading.reading import of
 from poclib.records import Exchange, Prompt, Report
 from poclib.showing import words
 
@@ -282,7 +282,7 @@ def measured(
         "context_tokens": 1024,
     }
     found = experiment.measure(Parameters.read(values), folder=folder)
-    headline = tables.headline(found)
+    headline = of(found).headline
     rounds = ", ".join(f"{one:.2f}" for one in headline.round_ratios)
     lines.append(
         f"{server.kind:12} {strategy}, {machines} machine{'s' * (machines > 1)}, {prompts} prompts:"
@@ -306,7 +306,7 @@ def test_one_machine_against_itself_is_neither_faster_nor_slower(
     server: Server, prompts: str, tmp_path: Path, figures: list[str]
 ) -> None:
     found = measured(server, tmp_path, "sequential", prompts, 1, figures)
-    ratio = tables.headline(found).overhead_ratio.median
+    ratio = of(found).headline.overhead_ratio.median
     assert ratio is not None and 0.95 <= ratio <= 1.05
 
 
@@ -318,5 +318,5 @@ def test_two_equal_machines_take_about_half(
     if len(server.urls) < 2:
         pytest.skip(f"{VARIABLES[server.kind]} names one server, and this takes two equal ones")
     found = measured(server, tmp_path, strategy, prompts, 2, figures)
-    ratio = tables.headline(found).overhead_ratio.median
+    ratio = of(found).headline.overhead_ratio.median
     assert ratio is not None and 0.45 <= ratio <= 0.62
