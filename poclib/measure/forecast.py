@@ -1,4 +1,4 @@
-"""What calibration alone promises, before any prompt is spread. Knows no result and no sentence.
+"""What calibration alone promises, before any prompt is spread.
 
 Asked before a run (`poc doctor`) and after it, to hold the promise against what was measured.
 """
@@ -34,13 +34,19 @@ def ratios(
     }
 
 
-def alone_ms(report: Report) -> dict[str, float]:
-    """`expected_ms` by the first calibration: what was known before.
+def each(reports: Sequence[Report]) -> dict[str, float]:
+    """By strategy, its ratio as foretold by the facts of before its own report's first round.
 
-    The later ones, after each round, are left out. Empty unless every provider answered then.
+    A report in which some provider was not calibrated then is left out.
     """
-    found = expected_ms(calibrated(report.preparation))
-    return found if set(found) == {facts.name for facts in report.providers} else {}
+    foretold: dict[str, float] = {}
+    for report in reports:
+        alone_ms = expected_ms(calibrated(report.preparation))
+        capacity = {facts.name: facts.capacity for facts in report.providers}
+        if alone_ms.keys() == capacity.keys():
+            promised = ratios(len(report.prompt_sha256), alone_ms, capacity)
+            foretold |= {name: r for name, r in promised.items() if name == report.strategy}
+    return foretold
 
 
 def expected_ms(calibrated: Mapping[str, Sequence[Request]]) -> dict[str, float]:
@@ -51,20 +57,20 @@ def expected_ms(calibrated: Mapping[str, Sequence[Request]]) -> dict[str, float]
     """
     walls = {p: fmean(row.wall_ms or 0.0 for row in rows) for p, rows in calibrated.items()}
     tokens = {p: fmean(pacing.length(row) or 0 for row in rows) for p, rows in calibrated.items()}
-    if not tokens or not min(tokens.values()) or max(tokens.values()) == min(tokens.values()):
+    if not all(tokens.values()) or len(set(tokens.values())) < 2:
         return walls
     usual = fmean(tokens.values())
     return {p: wall_ms / tokens[p] * usual for p, wall_ms in walls.items()}
 
 
 def calibrated(preparation: Sequence[Arm]) -> dict[str, list[Request]]:
-    """The answered requests of each provider's first calibration."""
-    found: dict[str, list[Request]] = {}
+    """The answered requests of each provider's first calibration; later ones are of the rounds."""
+    first: dict[str, list[Request]] = {}
     for arm in preparation:
         rows = [row for row in arm.requests if row.outcome == "ok" and row.wall_ms]
         if arm.arm == "calibration" and rows:
-            found.setdefault(rows[0].provider, rows)
-    return found
+            first.setdefault(rows[0].provider, rows)
+    return first
 
 
 def powers(
@@ -79,14 +85,3 @@ def powers(
     if noise is None:
         return {}
     return {name: pacing.power(ratio, noise, gate, band) for name, ratio in expected.items()}
-
-
-def each(reports: Sequence[Report]) -> dict[str, float]:
-    """By strategy, its ratio as foretold by the facts of before its own report's first round."""
-    found = {}
-    for report in reports:
-        capacity = {facts.name: facts.capacity for facts in report.providers}
-        foretold = ratios(len(report.prompt_sha256), alone_ms(report), capacity)
-        if report.strategy in foretold:
-            found[report.strategy] = foretold[report.strategy]
-    return found

@@ -1,8 +1,4 @@
-"""What this machine does while a run goes on: the coordinator's own, and the engines' processes.
-
-Knows processes by their number; no provider's server and no prompt. Judges nothing. Imports
-`records`.
-"""
+"""What this machine does while a run goes on: the coordinator's own, and the engines' processes."""
 
 from __future__ import annotations
 
@@ -11,23 +7,20 @@ import contextlib
 import gc
 import os
 import platform
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
 from ..records import EngineUse, Lags, Moment
 
-ASK_EVERY_S = 0.05
-LOOK_EVERY_S = 2.0
+ASK_EVERY_S, LOOK_EVERY_S = 0.05, 2.0
 # More samples than these are thinned by half, the larger lag of two kept.
 MOST_LAGS, MOST_MOMENTS = 10_000, 2_000
-# Beginning and end count; in between only threads come and go, and reading them costs time.
-SAMPLE_EVERY_S = 1.0
 _CORES = Path("/sys/devices/system/cpu")
 
 
@@ -48,8 +41,8 @@ def environment() -> dict[str, object]:
 def undisturbed() -> Iterator[None]:
     """Keep the garbage collector away from what is there already, while the block runs.
 
-    A full collection walks over every object: in a process that has loaded what notebooks and
-    the command line load it stops everything for over 100 ms, in the middle of a request.
+    A full collection walks over every object: in a notebook's process it stops everything for
+    over 100 ms, in the middle of a request.
     """
     if gc.get_freeze_count():
         yield  # an outer block does
@@ -62,12 +55,11 @@ def undisturbed() -> Iterator[None]:
 
 
 class Monitor:
-    """What was seen so far: `lags` of the event loop, `moments` of the machine.
+    """What was seen so far: lags of the event loop, `moments` of the machine.
 
-    A thread asks the loop again and again to note the time: how late it does so is how late an
+    A thread asks the loop 20 times a second to note the time: how late it does so is how late an
     answer would have been noticed. Beside that it reads what else the machine did, and whether
-    its clock was set. 20 short questions a second; what is kept is bounded however long a run
-    is. `clock` gives milliseconds since the report's anchor, from any thread.
+    its clock was set. `clock` gives milliseconds since the report's anchor, from any thread.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -75,8 +67,7 @@ class Monitor:
         self._clock = clock
         self._lags: list[tuple[float, float]] = []
         self._ask_every_s, self._look_every_s = ASK_EVERY_S, LOOK_EVERY_S
-        self._stop = threading.Event()
-        self._answered = threading.Event()
+        self._stop, self._answered = threading.Event(), threading.Event()
         self._wall_ahead_s = time.time() - time.perf_counter()
         self._process = psutil.Process()
         self._before = self._counters()
@@ -88,8 +79,7 @@ class Monitor:
     @contextlib.contextmanager
     def watching(self, loop: asyncio.AbstractEventLoop) -> Iterator[Monitor]:
         """Watch `loop` and the machine for as long as the block runs."""
-        thread = threading.Thread(target=self._watch, args=(loop,), name="poclib-monitor")
-        thread.daemon = True
+        thread = threading.Thread(target=self._watch, args=(loop,), daemon=True)
         thread.start()
         try:
             yield self
@@ -100,25 +90,23 @@ class Monitor:
 
     def look(self) -> None:
         """Note what the machine did since the last look."""
-        before, now = self._before, self._counters()
-        self._before = now
-        spent = {key: now[key] - before[key] for key in now}
+        before, self._before = self._before, self._counters()
+        spent = {key: now_s - before[key] for key, now_s in self._before.items()}
 
         def share(seconds: float) -> float:
             """Between 0 and 1: the counters step in hundredths of a second, each by itself."""
             return round(min(1.0, max(0.0, seconds / max(1e-9, spent["all"]))), 4)
 
-        self.moments.append(
-            Moment(
-                at_ms=max(0.0, self._clock()),
-                others=share(spent["busy"] - spent["own"]),
-                own=share(spent["own"]),
-                steal=share(spent["steal"]),
-                load_1min=_load_1min(),
-                throttled=_throttled(),
-                wall_ahead_ms=1000 * (time.time() - time.perf_counter() - self._wall_ahead_s),
-            )
+        moment = Moment(
+            at_ms=max(0.0, self._clock()),
+            others=share(spent["busy"] - spent["own"]),
+            own=share(spent["own"]),
+            steal=share(spent["steal"]),
+            load_1min=_load_1min(),
+            throttled=_throttled(),
+            wall_ahead_ms=1000 * (time.time() - time.perf_counter() - self._wall_ahead_s),
         )
+        self.moments.append(moment)
         if len(self.moments) > MOST_MOMENTS:
             del self.moments[1::2]
             self._look_every_s *= 2
@@ -127,13 +115,10 @@ class Monitor:
         look_at_s = time.perf_counter()
         while not self._stop.wait(self._ask_every_s):
             self._answered.clear()
-            try:
+            with suppress(RuntimeError):  # the loop is closed: the block is about to end
                 loop.call_soon_threadsafe(self._note, self._clock())
-            except RuntimeError:  # the loop is closed
-                return
-            while not self._answered.wait(0.5):
-                if self._stop.is_set():
-                    return
+            while not self._answered.wait(0.5) and not self._stop.is_set():
+                pass
             if time.perf_counter() >= look_at_s:
                 self.look()
                 look_at_s = time.perf_counter() + self._look_every_s
@@ -155,100 +140,70 @@ class Monitor:
         steal_s = times.get("steal", 0.0)
         busy_s = every_s - times["idle"] - times.get("iowait", 0.0) - steal_s
         own_s = 0.0
-        with suppress(psutil.Error):
-            for process in [self._process, *self._process.children(recursive=True)]:
-                with suppress(psutil.Error):
-                    own_s += sum(process.cpu_times()[:2])
+        for process in [self._process, *self._process.children(recursive=True)]:
+            with suppress(psutil.Error):
+                own_s += sum(process.cpu_times()[:2])
         return {"all": every_s, "busy": busy_s, "steal": steal_s, "own": own_s}
 
 
 class EngineSampler:
-    """Watches engines' processes while its block runs; then `used` has a row for each provider.
+    """What engines' processes use while its block runs; then `used` has a row for each provider.
 
     `pids` maps a provider to its processes; one without any, as a person's own server, has no row.
     """
 
     def __init__(self, pids: Mapping[str, Sequence[int]]) -> None:
         self.used: list[EngineUse] = []
-        self._engines = {name: _Engine(own) for name, own in pids.items() if own}
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="poclib-usage", daemon=True)
+        self._engines = {
+            name: [psutil.Process(pid) for pid in own if psutil.pid_exists(pid)]
+            for name, own in pids.items()
+            if own
+        }
 
     def __enter__(self) -> EngineSampler:
-        for engine in self._engines.values():
-            engine.begin()
-        if self._engines:
-            self._thread.start()
+        self._begun_s = time.monotonic()
+        self._before = {name: _used(processes) for name, processes in self._engines.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._engines:
-            self._thread.join()
-        self.used = [engine.end(name) for name, engine in self._engines.items()]
+        wall_ms = 1000 * (time.monotonic() - self._begun_s)
+        for name, processes in self._engines.items():
+            now, before = _used(processes), self._before[name]
+            row = EngineUse(
+                provider=name,
+                wall_ms=wall_ms,
+                cpu_ms=1000 * max(0.0, now.cpu_s - before.cpu_s),
+                processes=len(processes),
+                threads=len(now.switches),
+                cores=len(now.cores) or None,
+                involuntary_switches=now.switched - before.switched if now.switches else None,
+            )
+            self.used.append(row)
 
-    def _watch(self) -> None:
-        while not self._over.wait(SAMPLE_EVERY_S):
-            for engine in self._engines.values():
-                engine.look()
+
+class _Used(NamedTuple):
+    """What the processes of one provider have used so far; switches by thread."""
+
+    cpu_s: float
+    switches: dict[int, int]
+    cores: set[int]
+
+    @property
+    def switched(self) -> int:
+        return sum(self.switches.values())
 
 
-class _Engine:
-    """The processes of one provider. What was last seen of a thread that ended counts."""
-
-    def __init__(self, pids: Sequence[int]) -> None:
-        self.processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-        self.threads = 0
-        self.cpu_s: dict[int, float] = {}
-        self.switches: dict[int, tuple[int, int]] = {}
-
-    def begin(self) -> None:
-        self.look()
-        self.begun_s, self.before = time.monotonic(), self._sums()
-        self.threads = 0
-
-    def look(self) -> None:
-        threads = 0
-        for process in self.processes:
-            with suppress(psutil.Error):
-                self.cpu_s[process.pid] = sum(process.cpu_times()[:2])
-                # Linux counts switches by thread; what it gives for a process is its first one.
-                own = [each.id for each in process.threads()]
-                threads += len(own)
-                for thread in own if sys.platform == "linux" else [process.pid]:
-                    with suppress(psutil.Error):
-                        counted = psutil.Process(thread).num_ctx_switches()
-                        self.switches[thread] = (counted.voluntary, counted.involuntary)
-        self.threads = max(self.threads, threads)
-
-    def end(self, name: str) -> EngineUse:
-        self.look()
-        wall_s = time.monotonic() - self.begun_s
-        cpu_s, *switches = (now - old for now, old in zip(self._sums(), self.before, strict=True))
-        voluntary, involuntary = map(int, switches) if self.switches else (None, None)
-        return EngineUse(
-            provider=name,
-            wall_ms=wall_s * 1000,
-            cpu_ms=max(0.0, cpu_s) * 1000,
-            processes=len(self.processes),
-            threads=self.threads,
-            cores=self._cores(),
-            voluntary_switches=voluntary,
-            involuntary_switches=involuntary,
-        )
-
-    def _sums(self) -> tuple[float, float, float]:
-        """Processor seconds, and switches that were voluntary and that were not, so far."""
-        counts = self.switches.values()
-        return sum(self.cpu_s.values()), sum(v for v, _ in counts), sum(i for _, i in counts)
-
-    def _cores(self) -> int | None:
-        """On how many cores they may run; None where the system does not tell."""
-        allowed: set[int] = set()
-        for process in self.processes:
-            with suppress(psutil.Error, AttributeError):
-                allowed |= set(process.cpu_affinity())
-        return len(allowed) or None
+def _used(processes: Sequence[psutil.Process]) -> _Used:
+    cpu_s, switches, cores = 0.0, dict[int, int](), set[int]()
+    for process in processes:
+        with suppress(psutil.Error, AttributeError):  # not every system tells all of it
+            cpu_s += sum(process.cpu_times()[:2])
+            # Linux counts switches by thread; what it gives for a process is its first one.
+            for thread in process.threads():
+                counted = psutil.Process(thread.id).num_ctx_switches()
+                switches[thread.id] = counted.involuntary
+            cores |= set(process.cpu_affinity())
+    return _Used(cpu_s, switches, cores)
 
 
 def _load_1min() -> float | None:

@@ -1,8 +1,7 @@
 """Checks the instrument on itself: known delays in, what a report would say of them out.
 
-The measuring half's own check: real providers, transport and dispatch against `stub`, a server
-of known behaviour in a process of its own. An error is what was measured minus what the stub's
-own clock says it did, so it holds all that is ours. Knows no report and no machine of a person.
+Real providers, transport and dispatch are held against `stub`, a server of known behaviour in a
+process of its own. An error is what was measured minus what the stub's own clock says it did.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from ..errors import EngineError, ReportError
 from ..parameters import Parameters, ProviderSettings
 from ..providers import KINDS
 from ..records import Arm, Probe, Prompt, Request, Ruler, RulerRow
+from ..report import explained
 from .attempt import Rules
 from .dispatch import run_arm
 from .machine import undisturbed
@@ -113,14 +113,14 @@ async def _measured(case: Case, url: str) -> tuple[Arm, list[Probe]]:
     def clock() -> float:
         return (time.perf_counter() - anchor_s) * 1000
 
-    text = f"{case.delay_ms:g} {case.tokens} {case.gap_ms:g}"
-    limits = {"known": case.in_flight}
-    strategy, rules = STRATEGIES["shared-queue"], Rules(retries=0, request_timeout_s=30)
-
     async def asked(count: int) -> Arm:
+        text = f"{case.delay_ms:g} {case.tokens} {case.gap_ms:g}"
         prompts = [Prompt(index, text) for index in range(count)]
+        limits, expected_ms = {"known": case.in_flight}, {"known": 100.0}
+        rules = Rules(retries=0, request_timeout_s=30)
+        queue = STRATEGIES["shared-queue"]
         return await run_arm(
-            "strategy", strategy, prompts, [sender], limits, {"known": 100.0}, clock, rules
+            "strategy", queue, prompts, [sender], limits, expected_ms, clock, rules
         )
 
     try:
@@ -132,21 +132,22 @@ async def _measured(case: Case, url: str) -> tuple[Arm, list[Probe]]:
 
 
 def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
-    """Measured minus true, for each quantity a report holds of `arm`; failed requests raise.
+    """Measured minus true, for each quantity that a report holds of `arm`.
 
-    The truth of a request is in its server timings. A connection opened anew pays no round
-    trip at the stub, so the link's counts once, and all of its `connect_ms` is error.
+    The truth of a request is in its server timings. A connection opened anew pays no round trip at
+    the stub, so the link's counts once, and all of its `connect_ms` is error. Raises `EngineError`
+    where a request failed.
     """
     errors: dict[str, list[float]] = {}
     for row in arm.requests:
-        if row.outcome != "ok" or row.over_ms is None or row.error:
+        if row.outcome != "ok" or row.over_ms is None:
             raise EngineError(f"the ruler's own request failed: {row.error or row.outcome}.")
-        for quantity, error in _errors(row, case.round_trip_ms).items():
+        own_ms = (row.server.prompt_ms or 0) - case.delay_ms
+        for quantity, error in {**_errors(row, case.round_trip_ms), "stub": own_ms}.items():
             errors.setdefault(quantity, []).append(error)
-        errors.setdefault("stub", []).append((row.server.prompt_ms or 0) - case.delay_ms)
-    for probe in probes:
-        if probe.wire_ms is not None:
-            errors.setdefault("network_ms", []).append(probe.wire_ms - case.round_trip_ms)
+    wires = [probe.wire_ms for probe in probes if probe.wire_ms is not None]
+    if wires:
+        errors["network_ms"] = [wire_ms - case.round_trip_ms for wire_ms in wires]
     if case.in_flight == 1:
         starts = [row.marks.start_ms or 0 for row in arm.requests]
         ends = [row.marks.end_ms or 0 for row in arm.requests]
@@ -159,11 +160,11 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
             delay_ms=case.delay_ms,
             round_trip_ms=case.round_trip_ms,
             keep_alive=case.keep_alive,
-            n=len(found),
-            bias_ms=median(found),
-            p95_ms=_p95([abs(error) for error in found]),
+            n=len(values),
+            bias_ms=median(values),
+            p95_ms=_p95([abs(error) for error in values]),
         )
-        for quantity, found in errors.items()
+        for quantity, values in errors.items()
     ]
 
 
@@ -172,17 +173,17 @@ def _errors(row: Request, round_trip_ms: float) -> dict[str, float]:
     marks, server, tokens = row.marks, row.server, row.token_ms or []
     ttft = (marks.first_token_ms or 0) - (marks.start_ms or 0)
     connect = 0.0
-    found: dict[str, float] = {}
+    errors: dict[str, float] = {}
     if marks.connected_ms is not None and marks.connect_start_ms is not None:
-        connect = found["connect_ms"] = marks.connected_ms - marks.connect_start_ms
-    found |= {
+        connect = errors["connect_ms"] = marks.connected_ms - marks.connect_start_ms
+    errors |= {
         "ttft_ms": ttft - connect - (server.prompt_ms or 0) - round_trip_ms,
         "over_ms": (row.over_ms or 0) - connect - round_trip_ms,
     }
     if len(tokens) > 1:
         spans = tokens[-1] - tokens[0] - (server.generation_ms or 0)
-        found["inter_token_ms"] = spans / (len(tokens) - 1)
-    return found
+        errors["inter_token_ms"] = spans / (len(tokens) - 1)
+    return errors
 
 
 def _p95(values: Sequence[float]) -> float | None:
@@ -190,14 +191,12 @@ def _p95(values: Sequence[float]) -> float | None:
     return sorted(values)[int(0.95 * len(values))] if len(values) >= 72 else None
 
 
-def save(found: Ruler, root: Path) -> Path:
+def save(check: Ruler, root: Path) -> Path:
     """Keep the last check as data/ruler.json. Raises `ReportError` where that fails."""
     path = root / FILE
-    try:
+    with explained(FILE.as_posix(), "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ReportError(f"{FILE}: cannot be written ({error.strerror}).") from None
+        path.write_text(check.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return path
 
 

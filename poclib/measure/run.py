@@ -76,7 +76,7 @@ class Run:
             self.preparation, self.probes = list(kept.preparation), list(kept.probes)
             for round_ in kept.rounds:
                 for arm in round_.arms:
-                    self._note(round_.index, arm.arm, pacing.span(arm))
+                    self._note(round_.index, arm.arm, pacing.Span(arm.requests))
             still_ms = (
                 now - datetime.datetime.fromisoformat(self.created).astimezone()
             ).total_seconds() * 1000

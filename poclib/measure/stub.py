@@ -1,10 +1,9 @@
 """A server of known behaviour on loopback, to check the ruler against; run in its own process.
 
-It knows HTTP and two wire formats only as far as poclib's own providers speak them, and imports
-nothing of ours. A prompt tells it what to do: "DELAY TOKENS GAP", so many milliseconds before
-the first token and between tokens. It spins towards each deadline, and reports in llama.cpp's
-`timings` not what was asked but what it did, by its own monotonic clock. One thread, one loop:
-64 answers at once disturb each other by tens of microseconds.
+It imports nothing of ours. A prompt tells it what to do: "DELAY TOKENS GAP", so many milliseconds
+before the first token and between tokens. It spins towards each deadline, and reports in
+llama.cpp's `timings` not what was asked but what it did, by its own monotonic clock. A selector of
+its own, since asyncio's loop would add 0.1 to 0.2 ms between a byte's arrival and its notice.
 
     python -m poclib.measure.stub ROUND_TRIP_MS    prints its port, serves until its input ends
 """
@@ -12,6 +11,7 @@ the first token and between tokens. It spins towards each deadline, and reports 
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import selectors
 import socket
@@ -21,6 +21,10 @@ from dataclasses import dataclass, field
 
 # From so long before a deadline on, the loop spins: a selector sleeps in whole milliseconds.
 _SPIN_S = 0.002
+_LISTED = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 27\r\n\r\n"
+    b'{"object":"list","data":[]}'
+)
 
 
 def _chunk(last: bool, more: dict[str, object]) -> bytes:
@@ -31,14 +35,14 @@ def _chunk(last: bool, more: dict[str, object]) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
+def _head(keep: bool) -> bytes:
+    lines = ["HTTP/1.1 200 OK", "content-type: text/event-stream", "transfer-encoding: chunked"]
+    return "\r\n".join([*lines, *([] if keep else ["connection: close"]), "\r\n"]).encode()
+
+
 # All but the last token are ready beforehand: making them would delay what is said to be sent.
 _TOKEN = _chunk(False, {})
-_HEADS = {
-    keep: b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    + (b"" if keep else b"connection: close\r\n")
-    + b"transfer-encoding: chunked\r\n\r\n"
-    for keep in (True, False)
-}
+_HEADS = {keep: _head(keep) for keep in (True, False)}
 
 
 @dataclass
@@ -46,45 +50,41 @@ class _Connection:
     """One connection, and the answer it is giving."""
 
     socket: socket.socket
-    received: bytearray = field(default_factory=bytearray)
+    received: bytes = b""
     keep: bool = True
-    due_s: list[float] = field(default_factory=list)
+    due_s: list[float] = field(default_factory=list)  # when its tokens leave the server
+    sent: int = 0
     arrived_s: float = 0.0
     first_s: float = 0.0
-    sent: int = 0
 
 
 class Stub:
     """Listens on a free port of 127.0.0.1. `round_trip_ms` is added to every exchange."""
 
-    def __init__(self, round_trip_ms: float = 0.0) -> None:
+    def __init__(self, round_trip_ms: float) -> None:
         self._half_s = round_trip_ms / 2000
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._due: list[tuple[float, int, _Connection, bytes]] = []
-        self._count = 0
+        self._due: list[tuple[float, int, _Connection]] = []
+        self._numbers = itertools.count()
         self.port: int = self._listener.getsockname()[1]
 
-    def serve(self, until: object = None) -> None:
-        """Serve until the file `until`, such as standard input, ends; None for ever."""
-        if until is not None:
-            self._selector.register(until, selectors.EVENT_READ)  # type: ignore[arg-type]
+    def serve(self) -> None:
+        """Serve until standard input ends."""
+        self._selector.register(sys.stdin, selectors.EVENT_READ)
         while True:
-            wait_s = self._due[0][0] - time.perf_counter() if self._due else None
-            if wait_s is not None:
-                wait_s = max(0.0, wait_s - _SPIN_S)
-            for key, _ in self._selector.select(wait_s):
+            wait_s = self._due[0][0] - time.perf_counter() - _SPIN_S if self._due else None
+            for key, _ in self._selector.select(None if wait_s is None else max(0.0, wait_s)):
                 if key.fileobj is self._listener:
                     self._accept()
-                elif key.fileobj is until:
+                elif key.fileobj is sys.stdin:
                     return
                 else:
                     self._read(key.data)
             while self._due and self._due[0][0] <= time.perf_counter():
-                _, _, connection, body = heapq.heappop(self._due)
-                self._send(connection, body)
+                self._send(heapq.heappop(self._due)[2])
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
@@ -101,77 +101,64 @@ class Stub:
             self._close(connection)
             return
         connection.received += data
-        head, end, rest = bytes(connection.received).partition(b"\r\n\r\n")
-        if not end:
-            return
+        head, end, rest = connection.received.partition(b"\r\n\r\n")
         lines = head.lower().split(b"\r\n")
-        length = next((int(one[15:]) for one in lines if one.startswith(b"content-length:")), 0)
-        if len(rest) < length:
+        length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
+        if not end or len(rest) < length:
             return
-        connection.received.clear()
+        connection.received, connection.sent = b"", 0
         connection.keep = b"connection: close" not in lines
         # The request's way here and the answer's way back cost half a round trip each.
         connection.arrived_s = time.perf_counter() + self._half_s
-        if head.startswith(b"GET"):
-            body = b'{"object":"list","data":[]}'
-            answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-            answer += b"content-length: %d\r\n\r\n%b" % (len(body), body)
-            self._plan(connection.arrived_s + self._half_s, connection, answer)
-            return
-        delay_ms, tokens, gap_ms = json.loads(rest)["prompt"].split()[-3:]
-        first_s = connection.arrived_s + float(delay_ms) / 1000
-        connection.sent = 0
-        connection.due_s = [first_s + n * float(gap_ms) / 1000 for n in range(int(tokens))]
-        self._plan(connection.due_s[0] + self._half_s, connection, b"")
+        connection.due_s = []
+        if not head.startswith(b"GET"):
+            delay_ms, tokens, gap_ms = map(float, json.loads(rest)["prompt"].split()[-3:])
+            first_s = connection.arrived_s + delay_ms / 1000
+            connection.due_s = [first_s + n * gap_ms / 1000 for n in range(int(tokens))]
+        self._plan(connection, connection.due_s[0] if connection.due_s else connection.arrived_s)
 
-    def _plan(self, due_s: float, connection: _Connection, body: bytes) -> None:
-        self._count += 1
-        heapq.heappush(self._due, (due_s, self._count, connection, body))
+    def _plan(self, connection: _Connection, leaves_s: float) -> None:
+        due = leaves_s + self._half_s, next(self._numbers), connection
+        heapq.heappush(self._due, due)
 
-    def _send(self, connection: _Connection, body: bytes) -> None:
-        """Send a whole answer, or the next token of one and plan the token after it."""
-        last = bool(body)
-        if not body:
-            body, last = self._token(connection)
+    def _send(self, connection: _Connection) -> None:
+        """Send the next token and plan the one after it; or the list that a GET asked for."""
         try:
-            connection.socket.sendall(body)
+            connection.socket.sendall(self._token(connection) if connection.due_s else _LISTED)
         except OSError:
             self._close(connection)
             return
-        if last and not connection.keep:
+        if connection.sent < len(connection.due_s):
+            self._plan(connection, connection.due_s[connection.sent])
+        elif not connection.keep:
             self._close(connection)
-        elif not last:
-            self._plan(connection.due_s[connection.sent] + self._half_s, connection, b"")
 
-    def _token(self, connection: _Connection) -> tuple[bytes, bool]:
+    def _token(self, connection: _Connection) -> bytes:
+        """The next token, behind the head where it is the first; the last says what was done."""
         now_s = time.perf_counter() - self._half_s  # when it left the server
         start = b""
         if not connection.sent:
-            connection.first_s = now_s
-            start = _HEADS[connection.keep]
+            connection.first_s, start = now_s, _HEADS[connection.keep]
         connection.sent += 1
         if connection.sent < len(connection.due_s):
-            return start + _TOKEN, False
-        end: dict[str, object] = {
-            "stop_type": "limit",
-            "tokens_predicted": connection.sent,
-            "tokens_evaluated": 3,
-            "usage": {"prompt_tokens": 3, "completion_tokens": connection.sent},
-            "timings": {
-                "prompt_ms": 1000 * (connection.first_s - connection.arrived_s),
-                "predicted_ms": 1000 * (now_s - connection.first_s),
-            },
+            return start + _TOKEN
+        timings = {
+            "prompt_ms": 1000 * (connection.first_s - connection.arrived_s),
+            "predicted_ms": 1000 * (now_s - connection.first_s),
         }
-        return start + _chunk(True, end) + b"0\r\n\r\n", True
+        usage = {"prompt_tokens": 3, "completion_tokens": connection.sent}
+        counts = {"tokens_predicted": connection.sent, "tokens_evaluated": 3, "usage": usage}
+        end = _chunk(True, {"stop_type": "limit", "timings": timings, **counts})
+        return start + end + b"0\r\n\r\n"
 
     def _close(self, connection: _Connection) -> None:
-        self._due = [one for one in self._due if one[2] is not connection]
+        self._due = [due for due in self._due if due[2] is not connection]
         heapq.heapify(self._due)
         self._selector.unregister(connection.socket)
         connection.socket.close()
 
 
 if __name__ == "__main__":
-    stub = Stub(float(sys.argv[1]) if len(sys.argv) > 1 else 0.0)
+    stub = Stub(float(sys.argv[1]))
     print(stub.port, flush=True)
-    stub.serve(sys.stdin)
+    stub.serve()
