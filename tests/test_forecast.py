@@ -36,7 +36,8 @@ def test_only_what_was_known_before_the_first_round_is_asked() -> None:
     ]
     data["preparation"] = [*before, later]
     report = reports.Report.model_validate(data)
-    assert forecast.alone_ms(report) == {"local": 200.0, "remote": 300.0}
+    known = forecast.calibrated(report.preparation)
+    assert forecast.expected_ms(known) == {"local": 200.0, "remote": 300.0}
     # Four each: 4 x 300 of 8 x 200.
     assert forecast.each([report]) == {"serial-per-provider": pytest.approx(0.75)}
     assert forecast.each([reports.load(PUBLISHED)]) == {}  # it has no calibration
