@@ -47,7 +47,7 @@ def connect(link: EmulatedLink) -> socket.socket:
 
 
 def linked(port: int, **numbers: float) -> closing[EmulatedLink]:
-    return closing(EmulatedLink([port], **numbers))
+    return contextlib.nullcontext(EmulatedLink([port], **numbers))
 
 
 def receive(connection: socket.socket, size: int) -> bytes:
@@ -162,7 +162,7 @@ def test_a_dropped_link_cuts_refuses_and_comes_back(server: Server) -> None:
 
 def test_each_target_has_a_port_of_its_own_and_all_share_the_link() -> None:
     servers = [Server(), Server()]
-    with closing(EmulatedLink([each.port for each in servers], round_trip_ms=5)) as link:
+    with contextlib.nullcontext(EmulatedLink([each.port for each in servers], round_trip_ms=5)) as link:
         for port, server in zip(link.ports, servers, strict=True):
             with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as client:
                 assert echo_ms(client, server.accept()) >= 5

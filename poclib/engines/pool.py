@@ -1,57 +1,49 @@
 """The embedded pool: real llama.cpp engines on this machine, each on a core of its own.
 
-Knows what each provider was asked to be and how an engine is started and ended; nothing of
-prompts, strategies or wire formats. Imports `errors`, `records`, and `llama`, which finds engines
-and model. Each engine is run by `keeper`, a process that outlives nothing: whatever ends this
-process ends the engines too.
+Each engine is run by `keeper`, a process that outlives nothing: whatever ends this process ends
+the engines too.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import secrets
+import select
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from ..errors import EngineError
 from ..parameters import Link, ProviderSettings
 from . import llama
 
-DEFAULT_SLOTS = 4
-READY_S = 60.0
-_ANSWER_S = 15.0
-_END_S = 10.0
-_HOST = "127.0.0.1"
+_DEFAULT_SLOTS = 4
+# A keeper itself gives up before.
+_READY_S, _DONE_S, _END_S = 100.0, 15.0, 10.0
+_PACKAGE_HOME = Path(__file__).resolve().parents[2]
 
 
 class Ports:
     """The addresses of an engine's processes, each lent to the request that is sent there.
 
-    A bare engine has as many as slots, another engine has one. What is more than `slots` waits
-    in the engine, as in any server, or finds none where the engine `refuses`.
+    A bare engine has as many as slots, another engine has one. What is more than its slots waits
+    in the engine, as in any server; an engine that refuses takes `most` requests and no more.
     """
 
-    def __init__(self, urls: Sequence[str], slots: int, refuses: bool = False) -> None:
-        self.urls, self._most = tuple(urls), slots if refuses else None
-        self._lent = dict.fromkeys(self.urls, 0)
+    def __init__(self, urls: Sequence[str], most: int | None = None) -> None:
+        self.most, self._lent = most, dict.fromkeys(urls, 0)
 
     @contextmanager
     def take(self) -> Iterator[str | None]:
         """The address with the fewest requests, until the block ends; None where it refuses."""
-        if self._most is not None and sum(self._lent.values()) >= self._most:
+        if self.most is not None and sum(self._lent.values()) >= self.most:
             yield None
             return
-        url = min(self.urls, key=lambda url: self._lent[url])
+        url = min(self._lent, key=self._lent.__getitem__)
         self._lent[url] += 1
         try:
             yield url
@@ -60,15 +52,16 @@ class Ports:
 
 
 class RunningEngine:
-    """One provider's engine: this side of its keeper process, told by lines and heard by lines.
+    """One provider's engine: this side of its keeper process.
 
-    `wait` must have returned before `ports` (its link's, where it has a link), `pids` and
-    `pinned` are there. What it is told raises `EngineError` where it is not done.
+    `wait` must have returned before `ports` (its link's, where it has a link), `url` (for what is
+    no prompt) and `pids` are there. Methods raise `EngineError` where they cannot do their work.
     """
 
     ports: Ports
+    url: str
     pids: tuple[int, ...]
-    pinned: bool
+    pinned = sys.platform == "linux"
 
     def __init__(
         self,
@@ -79,62 +72,46 @@ class RunningEngine:
         context_tokens: int,
         turn: tuple[int, int] | None,
     ) -> None:
-        self.name, self.settings, self.build, self.engine = (
-            settings.name,
-            settings,
-            build,
-            build.label,
-        )
+        """Start it; `turn` is which of how many it has where it never runs while others do."""
+        self.name, self.build, self.engine = settings.name, build, build.label
         self.model, self.model_digest = model.stem, llama.model_digest(model)
         self.cores, self.turns = tuple(cores), turn[1] if turn else None
-        bare = settings.engine_kind == "bare"
-        self.slots = settings.slots or DEFAULT_SLOTS
-        if settings.engine_kind == "queueing":
-            self.slots = 1
+        self.slots = 1 if settings.engine_kind == "queueing" else settings.slots or _DEFAULT_SLOTS
+        self._most = self.slots if settings.refuses else None
         self.api_key = secrets.token_urlsafe(24)
-        self._heard: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._ended: dict[str, Any] | None = None
-        package = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-        self._keeper = subprocess.Popen(
+        processes, slots = (self.slots, 1) if settings.engine_kind == "bare" else (1, self.slots)
+        config = {
+            "engines": processes,
+            "command": llama.command(build, model, settings, slots, context_tokens),
+            "environment": dict(build.environment),
+            "key": self.api_key,
+            "cores": self.cores,
+            "speed": settings.speed,
+            "turn": turn,
+            "link": None if settings.link == Link() else settings.link.model_dump(),
+        }
+        # A person's own settings of llama-server would make the engines' work unlike.
+        kept = {key: text for key, text in os.environ.items() if not key.startswith("LLAMA_ARG_")}
+        self._process = subprocess.Popen(
             [sys.executable, "-m", f"{__package__}.keeper"],
+            bufsize=0,  # `select` would not see a line that waits in a buffer
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": path},
+            env=kept,
+            cwd=_PACKAGE_HOME,
             start_new_session=True,
-            encoding="utf-8",
-            errors="replace",
         )
-        self._hearing = threading.Thread(target=self._hear, daemon=True)
-        self._hearing.start()
-        each = 1 if bare else self.slots
-        self._say(
-            {
-                **llama.starting(build, model, settings, each, context_tokens, self.api_key),
-                "engines": self.slots if bare else 1,
-                "key": self.api_key,
-                "cores": self.cores,
-                "speed": settings.speed,
-                "turn": turn,
-                "link": None if settings.link == Link() else settings.link.model_dump(),
-                "ready_s": READY_S,
-            }
-        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._to_keeper, self._from_keeper = self._process.stdin, self._process.stdout
+        self._problem = "its keeper has ended"
+        self._send(json.dumps(config))
 
-    @property
-    def url(self) -> str:
-        """The address where it answers what is no prompt."""
-        return self.ports.urls[0]
-
-    def wait(self, until_s: float) -> None:
-        """Wait until it answers. Raises `EngineError` where it does not."""
-        event = self._next(max(0.0, until_s - time.monotonic()) + _END_S)
-        if "ready" not in event:
-            raise self._error(event)
-        urls = [f"http://{_HOST}:{port}" for port in event["ready"]["ports"]]
-        self.ports = Ports(urls, self.slots, self.settings.refuses)
-        self.pids, self.pinned = tuple(event["ready"]["pids"]), event["ready"]["pinned"]
+    def wait(self) -> None:
+        """Wait until it answers."""
+        ready = self._next(_READY_S)["ready"]
+        urls = [f"http://127.0.0.1:{port}" for port in ready["ports"]]
+        self.ports, self.url, self.pids = Ports(urls, self._most), urls[0], tuple(ready["pids"])
 
     def drop_link(self) -> None:
         """Cut the link's connections and refuse new ones."""
@@ -146,69 +123,45 @@ class RunningEngine:
 
     def check(self) -> None:
         """Raises `EngineError`, with the engine's last words, where it has ended by itself."""
-        if self._ended is not None:
-            raise self._error(self._ended)
+        if self._process.poll() is not None:
+            self._next(0)
 
-    def release(self) -> None:
-        """Let the keeper end its engine and itself; returns at once."""
-        with suppress(OSError, ValueError):
-            assert self._keeper.stdin is not None
-            self._keeper.stdin.close()
-
-    def join(self) -> None:
-        """Wait until both are gone; kill what stays."""
+    def end(self) -> None:
+        """Let the keeper end its engine and itself; it is killed where it does not."""
+        self._to_keeper.close()
         try:
-            self._keeper.wait(_END_S)
+            self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
-            with suppress(psutil.NoSuchProcess):
-                for engine in psutil.Process(self._keeper.pid).children():
-                    engine.kill()
-            self._keeper.kill()
-            self._keeper.wait()
-        self._hearing.join(_END_S)
-        if self._keeper.stdout is not None:
-            self._keeper.stdout.close()
+            self._process.kill()
+            self._process.wait()
+        self._from_keeper.close()
 
     def _tell(self, command: str) -> None:
         self.check()
-        self._say(command)
-        event = self._next(_ANSWER_S)
-        if event.get("done") is not True:
-            raise self._error(event)
+        self._send(command)
+        self._next(_DONE_S)
 
-    def _hear(self) -> None:
-        assert self._keeper.stdout is not None
-        stray: list[str] = []  # a traceback: kept, to be told where nothing better comes
-        for line in self._keeper.stdout:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                stray.append(line.strip())
-                continue
-            if "ended" in event:
-                self._ended = event
-            self._heard.put(event)
-        last = {"ended": "its keeper has ended", "log": " | ".join(stray[-5:])}
-        self._ended = self._ended or last
-        self._heard.put(self._ended)
-
-    def _say(self, line: str | dict[str, Any]) -> None:
-        assert self._keeper.stdin is not None
+    def _send(self, line: str) -> None:
         with suppress(BrokenPipeError):  # it has ended; what it said last tells why
-            self._keeper.stdin.write(json.dumps(line) + "\n")
-            self._keeper.stdin.flush()
+            self._to_keeper.write(f"{line}\n".encode())
 
     def _next(self, limit_s: float) -> dict[str, Any]:
-        try:
-            return self._heard.get(timeout=limit_s)
-        except queue.Empty:
-            return {"failed": f"its keeper did not answer within {limit_s:.0f} s"}
-
-    def _error(self, event: dict[str, Any]) -> EngineError:
-        reasons = (event.get(key) for key in ("failed", "ended", "done"))
-        reason = next((text for text in reasons if text), "its keeper said nothing of use")
-        log = f"; its last words: {event['log']}" if event.get("log") else "."
-        return EngineError(f"embedded engine of provider {self.name}: {reason}{log}")
+        """What the keeper says next. Raises `EngineError` where that is a problem."""
+        while select.select([self._from_keeper], [], [], limit_s)[0]:
+            if not (line := self._from_keeper.readline().decode(errors="replace").strip()):
+                break
+            try:
+                event: dict[str, Any] = json.loads(line)
+            except ValueError:  # a traceback, whose last line says most
+                self._problem = f"its keeper has ended: {line}"
+                continue
+            if "problem" not in event:
+                return event
+            self._problem = event["problem"]
+            break
+        else:
+            self._problem = f"its keeper did not answer within {limit_s:.0f} s"
+        raise EngineError(f"embedded engine of provider {self.name}: {self._problem}.")
 
 
 @contextmanager
@@ -221,15 +174,6 @@ def engine_pool(
     `settings`; all are of the first build that answers on this machine. Raises `EngineError`
     where none does within 60 s.
     """
-    engines = _start(settings, context_tokens)
-    try:
-        yield engines
-    finally:
-        _end(engines)
-
-
-def _start(settings: Sequence[ProviderSettings], context_tokens: int) -> list[RunningEngine]:
-    """Engines of the first build that answers here; those of a build that does not are ended."""
     model, cores = llama.find_model(), _cores(settings)
     for each in settings:
         if each.model not in (None, model.stem):
@@ -237,22 +181,23 @@ def _start(settings: Sequence[ProviderSettings], context_tokens: int) -> list[Ru
                 f"provider {each.name} asks for model {each.model}, but the embedded engines have "
                 f"{model.stem}; leave model out, or name its GGUF file in $POCLIB_MODEL."
             )
-    problems, until_s = "", time.monotonic() + READY_S
+    takers, problems = [each.name for each in settings if each.takes_turns], ""
     for build in llama.builds():
-        engines: list[RunningEngine] = []
-        try:
-            for each, own_cores in zip(settings, cores, strict=True):
-                turn = _turn(each, settings)
-                engines.append(RunningEngine(build, model, each, own_cores, context_tokens, turn))
-            for engine in engines:
-                engine.wait(until_s)
-            return engines
-        except EngineError as error:
-            _end(engines)
-            problems += f" {build.label}: {error}"
-        except BaseException:
-            _end(engines)
-            raise
+        with ExitStack() as stack:
+            engines: list[RunningEngine] = []
+            try:
+                for each, own in zip(settings, cores, strict=True):
+                    shares = each.takes_turns and len(takers) > 1
+                    turn = (takers.index(each.name), len(takers)) if shares else None
+                    engines.append(RunningEngine(build, model, each, own, context_tokens, turn))
+                    stack.callback(engines[-1].end)
+                for engine in engines:
+                    engine.wait()
+            except EngineError as error:
+                problems += f" {build.label}: {error}"
+                continue
+            yield engines
+            return
     raise EngineError(
         f"no embedded engine runs here.{problems}"
         if problems
@@ -260,36 +205,19 @@ def _start(settings: Sequence[ProviderSettings], context_tokens: int) -> list[Ru
     )
 
 
-def _end(engines: Sequence[RunningEngine]) -> None:
-    for engine in engines:
-        engine.release()
-    for engine in engines:
-        engine.join()
-
-
-def _turn(one: ProviderSettings, settings: Sequence[ProviderSettings]) -> tuple[int, int] | None:
-    """Which turn of how many an engine has that never runs while others of these do."""
-    names = [each.name for each in settings if each.takes_turns]
-    return (names.index(one.name), len(names)) if one.takes_turns and len(names) > 1 else None
-
-
 def _cores(settings: Sequence[ProviderSettings]) -> list[list[int]]:
     """Each engine's cores: from the one asked for on, or the available ones in turn."""
-    me = psutil.Process()
-    can_pin = hasattr(me, "cpu_affinity")
-    available = me.cpu_affinity() if can_pin else list(range(os.cpu_count() or 1))
+    if sys.platform == "linux":
+        available = sorted(os.sched_getaffinity(0))
+    else:
+        available = list(range(os.cpu_count() or 1))
     cores = []
-    for index, one in enumerate(settings):
-        if one.core is not None and one.core not in available:
+    for index, each in enumerate(settings):
+        if each.core not in (None, *available) or each.cores > len(available):
             raise EngineError(
-                f"provider {one.name} asks for core {one.core}, but this process may use only "
-                f"{', '.join(map(str, available))}; choose one of these or leave core out."
+                f"provider {each.name} asks for cores that this process may not use; it may use "
+                f"{', '.join(map(str, available))}: change core or cores."
             )
-        if one.cores > len(available):
-            raise EngineError(
-                f"provider {one.name} asks for more cores than the {len(available)} that this "
-                "process may use; set cores lower."
-            )
-        first = index if one.core is None else available.index(one.core)
-        cores.append([available[(first + i) % len(available)] for i in range(one.cores)])
+        first = index if each.core is None else available.index(each.core)
+        cores.append([available[(first + i) % len(available)] for i in range(each.cores)])
     return cores
