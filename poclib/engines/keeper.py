@@ -41,7 +41,6 @@ _TURN_S = 0.100
 _POLL_S, _WATCH_S = 0.010, 0.200
 _READY_S, _ANSWER_S = 60.0, 15.0
 _PROMPT = json.dumps({"prompt": "One", "n_predict": 1})
-_LOADING = 503
 _DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
 
 
@@ -65,30 +64,28 @@ class Engine:
             raise EngineError(f"it cannot be started ({error.strerror})") from None
 
     def wait(self, until_s: float) -> int:
-        """Wait until it answers one token: some instructions are first needed there.
+        """Wait until it answers one token (some instructions are first needed there): its port.
 
-        Returns its port; `until_s` is a moment of the monotonic clock. Raises `EngineError`, also
-        where the parent ends meanwhile.
+        `until_s` is a moment of the monotonic clock. Raises `EngineError`.
         """
         while time.monotonic() < until_s and not _parent_speaks(_POLL_S):
             self.check()
-            port = self._port()
-            status = None if port is None else self._answer(port)
-            if port is not None and status == 200:
+            if (port := self._port()) is None:
+                continue
+            if (status := self._answer(port)) == 200:
                 return port
-            if status not in (None, _LOADING):
+            if status not in (None, 503):  # 503: it is still loading the model
                 raise self._problem(f"it gave no answer (HTTP {status})")
         raise self._problem(f"it was not ready after {_READY_S:.0f} s")
 
     def check(self) -> None:
         """Raises `EngineError` where the process has ended."""
-        code = self.process.poll()
+        if (code := self.process.poll()) is None:
+            return
+        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         if code == -signal.SIGILL:
-            lacks = "it uses an instruction that this processor lacks"
-            raise self._problem(f"it was ended by SIGILL ({lacks})")
-        if code is not None:
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"by itself, with code {code}"
-            raise self._problem(f"it was ended {how}")
+            how += " (it uses an instruction that this processor lacks)"
+        raise self._problem(f"it {how}")
 
     def _problem(self, sentence: str) -> EngineError:
         size = self._log.seek(0, os.SEEK_END)
@@ -206,8 +203,8 @@ def main() -> None:
     engines: list[Engine] = []
     try:
         _keep(json.loads(sys.stdin.readline()), engines)
-    except EngineError as error:
-        _say(problem=str(error))
+    except Exception as error:
+        _say(problem=str(error) if isinstance(error, EngineError) else repr(error))
     finally:
         for engine in engines:
             engine.process.kill()

@@ -28,7 +28,7 @@ _TO_TARGET, _TO_CLIENT = 0, 1
 _RESET = None  # among chunks; b"" is the end of the stream
 _EARLY_S = 0.0002  # the system wakes a thread late: it asks to be woken this much early
 _STOP_S = 5.0
-_MOST = 450  # connections: `select` watches no more than 1024 files
+_MOST_FILES = 1000  # `select` can watch 1024
 
 _Held = asyncio.Queue[tuple[float, bytes | None]]  # chunks, with the moment at which each is due
 
@@ -76,8 +76,6 @@ class EmulatedLink:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_STOP_S)
 
     async def _listen(self) -> None:
-        if self._servers:
-            return
         for listener, target in zip(self._listeners, self._targets, strict=True):
             carry = functools.partial(self._carry, target)
             self._servers.append(await asyncio.start_server(carry, sock=listener, backlog=1024))
@@ -90,8 +88,7 @@ class EmulatedLink:
         self._servers = []
         for connection in self._connections:
             connection.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
+        await asyncio.gather(*self._connections, return_exceptions=True)
         self._listeners = [_bound(port) for port in self.ports]  # deaf: connections are refused
 
     async def _carry(self, target: int, client: StreamReader, to_client: StreamWriter) -> None:
@@ -103,7 +100,7 @@ class EmulatedLink:
         ends, reset = [to_client], True
         there, back = _Held(_HELD_CHUNKS), _Held(_HELD_CHUNKS)
         try:
-            if not self._servers or len(self._connections) > _MOST:
+            if not self._servers or to_client.get_extra_info("socket").fileno() > _MOST_FILES:
                 raise ConnectionResetError
             server, to_server = await asyncio.open_connection(_HOST, target)
             ends.append(to_server)

