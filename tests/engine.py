@@ -12,6 +12,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from aiohttp import web
+
 from poclib.errors import Rejected
 from poclib.providers import fake
 from poclib.records import Exchange, Prompt, ServerTimings
@@ -29,31 +31,26 @@ class Engine:
         self.slots, self.step_ms, self.most, self.tokens = slots, step_ms, most, tokens
         self.waiting: list[asyncio.Queue[str]] = []
         self.active: dict[asyncio.Queue[str], int] = {}
-        self._at_work: asyncio.Task[None] | None = None
-
-    def full(self) -> bool:
-        return len(self.waiting) + len(self.active) >= self.most
+        self._work: asyncio.Task[None] | None = None
 
     def ask(self) -> asyncio.Queue[str]:
         """Where "begun" comes, then `tokens` times "token"."""
-        told: asyncio.Queue[str] = asyncio.Queue()
-        self.waiting.append(told)
-        if self._at_work is None or self._at_work.done():
-            self._at_work = asyncio.get_running_loop().create_task(self._work())
-        return told
+        events: asyncio.Queue[str] = asyncio.Queue()
+        self.waiting.append(events)
+        if self._work is None or self._work.done():
+            self._work = asyncio.get_running_loop().create_task(self._step())
+        return events
 
-    async def _work(self) -> None:
+    async def _step(self) -> None:
         while self.waiting or self.active:
             while self.waiting and len(self.active) < self.slots:
-                one = self.waiting.pop(0)
-                self.active[one] = self.tokens
-                one.put_nowait("begun")
+                events = self.waiting.pop(0)
+                self.active[events] = self.tokens
+                events.put_nowait("begun")
             await asyncio.sleep(self.step_ms(len(self.active)) / 1000)
-            for one in list(self.active):
-                one.put_nowait("token")
-                self.active[one] -= 1
-                if not self.active[one]:
-                    del self.active[one]
+            for events in self.active:
+                events.put_nowait("token")
+            self.active = {events: n - 1 for events, n in self.active.items() if n > 1}
 
 
 class Provider(fake.Provider):
@@ -69,84 +66,66 @@ class Provider(fake.Provider):
         self.engine, self.tells, self.streams = engine, tells, streams
 
     async def _serve(self, prompt: Prompt, exchange: Exchange) -> None:
-        if self.engine.full():
+        if len(self.engine.waiting) + len(self.engine.active) >= self.engine.most:
             raise Rejected("no room", self.name, 503)
         arrived_ms = exchange.clock()
-        told = self.engine.ask()
-        await told.get()
+        events = self.engine.ask()
+        await events.get()
         queue_ms = exchange.clock() - arrived_ms
         for _ in range(self.engine.tokens):
-            await told.get()
+            await events.get()
             exchange.token_ms += [exchange.clock()] if self.streams else []
         exchange.output_tokens = self.engine.tokens
-        took_ms = exchange.clock() - arrived_ms
         if self.tells:
+            took_ms = exchange.clock() - arrived_ms
             exchange.server = ServerTimings(queue_ms=queue_ms, total_ms=took_ms)
 
 
 @contextlib.contextmanager
 def serving(engine: Engine) -> Iterator[str]:
     """The address of a vLLM with this engine, on a loop in a thread of its own."""
-    started: list[Any] = []
-    ready = threading.Event()
 
-    async def serve() -> None:
-        server = await asyncio.start_server(lambda r, w: _answer(engine, r, w), "127.0.0.1", 0)
-        ended = asyncio.Event()
-        started.extend([server.sockets[0].getsockname()[1], asyncio.get_running_loop(), ended])
-        ready.set()
-        await ended.wait()
-        server.close()
+    async def tell(_: web.Request) -> web.Response:
+        model = {"id": "m", "owned_by": "vllm", "max_model_len": 1024}
+        return web.json_response({"version": "0.32", "data": [model]})
 
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    async def stream(request: web.Request) -> web.StreamResponse:
+        now, answer = asyncio.get_running_loop().time, web.StreamResponse()
+        await answer.prepare(request)
+        events, moments_s = engine.ask(), [now()]
+        for count in range(engine.tokens + 1):
+            await events.get()
+            moments_s.append(now())
+            if count:
+                choice = {"text": "x ", "finish_reason": [None, "length"][count == engine.tokens]}
+                await _write(answer, {"choices": [choice]})
+        arrived_s, begun_s, first_s, *_, last_s = moments_s
+        metrics = {
+            "queue_time_ms": 1000 * (begun_s - arrived_s),
+            "time_to_first_token_ms": 1000 * (first_s - begun_s),
+            "generation_time_ms": 1000 * (last_s - first_s),
+        }
+        usage = {"prompt_tokens": 3, "completion_tokens": engine.tokens}
+        await _write(answer, {"choices": [], "usage": usage, "metrics": metrics})
+        await answer.write(b"data: [DONE]\n\n")
+        return answer
+
+    async def serve() -> int:
+        app = web.Application()
+        app.add_routes([web.get("/{path:.*}", tell), web.post("/{path:.*}", stream)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port: int = runner.addresses[0][1]
+        return port
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    assert ready.wait(10)
-    port, loop, ended = started
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        loop.call_soon_threadsafe(ended.set)
-        thread.join(10)
+    yield f"http://127.0.0.1:{asyncio.run_coroutine_threadsafe(serve(), loop).result(10)}"
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
 
 
-async def _answer(
-    engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> None:
-    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-        while True:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = [x for x in head.lower().split(b"\r\n") if x.startswith(b"content-length:")]
-            await reader.readexactly(int(length[0][15:]) if length else 0)
-            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-            if head.startswith(b"POST"):
-                await _stream(engine, writer)
-            else:
-                mine = {"id": "m", "owned_by": "vllm", "max_model_len": 1024}
-                _write(writer, json.dumps({"version": "0.32", "data": [mine]}))
-            writer.write(b"0\r\n\r\n")
-            await writer.drain()
-    writer.close()
-
-
-async def _stream(engine: Engine, writer: asyncio.StreamWriter) -> None:
-    now = asyncio.get_running_loop().time
-    arrived_s, told = now(), engine.ask()
-    await told.get()
-    begun_s, first_s = now(), 0.0
-    for count in range(1, engine.tokens + 1):
-        await told.get()
-        first_s = first_s or now()
-        choice = {"text": "x ", "finish_reason": "length" if count == engine.tokens else None}
-        _write(writer, f"data: {json.dumps({'choices': [choice]})}\n\n")
-    metrics = {
-        "queue_time_ms": 1000 * (begun_s - arrived_s),
-        "time_to_first_token_ms": 1000 * (first_s - begun_s),
-        "generation_time_ms": 1000 * (now() - first_s),
-    }
-    usage = {"prompt_tokens": 3, "completion_tokens": engine.tokens}
-    end = {"choices": [], "usage": usage, "metrics": metrics}
-    _write(writer, f"data: {json.dumps(end)}\n\ndata: [DONE]\n\n")
-
-
-def _write(writer: asyncio.StreamWriter, text: str) -> None:
-    writer.write(b"%x\r\n%b\r\n" % (len(text.encode()), text.encode()))
+async def _write(answer: web.StreamResponse, event: dict[str, Any]) -> None:
+    await answer.write(f"data: {json.dumps(event)}\n\n".encode())

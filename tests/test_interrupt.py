@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -17,7 +17,7 @@ import pytest
 
 from poclib import report
 from poclib.errors import ReportError
-from poclib.showing import notebooks as publish
+from poclib.showing import notebooks
 
 pytestmark = pytest.mark.slow
 
@@ -35,120 +35,87 @@ providers:
 PATIENCE_S = 60.0
 
 
-def whole_rounds(path: Path) -> int:
-    with contextlib.suppress(ReportError, FileNotFoundError):
-        return len(report.load(path).rounds)
-    return 0
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """A home with one notebook and the parameters, and what makes the command use it."""
-    root, notebook = report.root(), publish.strategy_notebook()
-    (tmp_path / "data" / "reports").mkdir(parents=True)
-    (tmp_path / "notebooks").mkdir()
-    shutil.copy(notebook, tmp_path / "notebooks")
-    (tmp_path / "stopped.yaml").write_text(PARAMETERS)
-    path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "POCLIB_HOME": str(tmp_path), "PYTHONPATH": path}
-
-
-def command(tmp_path: Path) -> list[str]:
-    asked = [str(tmp_path / "stopped.yaml"), "--only", "shared-queue"]
-    return [sys.executable, "-m", "poclib", "run", *asked]
-
-
-@contextlib.contextmanager
-def begun(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process group of its own, as under a terminal; killed with the block."""
-    with subprocess.Popen(
-        command(tmp_path),
+def run(home: Path, *words: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as under a terminal, with a home of its own."""
+    if not (home / "data").exists():
+        (home / "data" / "reports").mkdir(parents=True)
+        (home / "notebooks").mkdir()
+        shutil.copy(notebooks.strategy_notebook(), home / "notebooks")
+        (home / "stopped.yaml").write_text(PARAMETERS)
+    asked = ["run", str(home / "stopped.yaml"), "--only", "shared-queue"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "poclib", *asked, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        cwd=report.root(),
         start_new_session=True,
-        env=environment,
-    ) as run:
-        try:
-            yield run
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
+        env={**os.environ, "POCLIB_HOME": str(home)},
+        # Whoever started these tests may have had it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
-def waited(run: subprocess.Popen[str], until: Callable[[], object]) -> None:
-    ends_s = time.monotonic() + PATIENCE_S
-    while not until() and run.poll() is None and time.monotonic() < ends_s:
-        time.sleep(0.02)
-    assert until()
+def interrupted(
+    running: subprocess.Popen[str],
+    when: Callable[[], object],
+    before: Callable[[list[psutil.Process]], None] = len,
+) -> None:
+    """Ctrl-C, to the whole group as a terminal does: it ends in time and leaves nobody behind.
 
-
-def interrupted(run: subprocess.Popen[str], everyone: list[psutil.Process]) -> None:
-    """Ctrl-C, to the whole group as a terminal does: it ends in time and leaves nobody behind."""
-    pressed_s = time.monotonic()
-    os.killpg(run.pid, signal.SIGINT)
-    said, _ = run.communicate(timeout=PATIENCE_S)
-    took_s = time.monotonic() - pressed_s
+    `before` gets every process that the command has started, just before that.
+    """
+    try:
+        ends_s = time.monotonic() + PATIENCE_S
+        while not when() and running.poll() is None and time.monotonic() < ends_s:
+            time.sleep(0.02)
+        assert when()
+        everyone = psutil.Process(running.pid).children(recursive=True)
+        before(everyone)
+        pressed_s = time.monotonic()
+        os.killpg(running.pid, signal.SIGINT)
+        output, _ = running.communicate(timeout=PATIENCE_S)
+        took_s = time.monotonic() - pressed_s
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
     print(f"Ctrl-C to the end: {took_s:.2f} s")
-    assert run.returncode == 130 and "Traceback" not in said, said[-2000:]
-    assert "interrupted" in said
+    assert running.returncode == 130 and "Traceback" not in output, output[-2000:]
+    assert "interrupted" in output and took_s < 10
     assert not psutil.wait_procs(everyone, timeout=PATIENCE_S)[1]
-    assert took_s < 10
 
 
-def test_ctrl_c_while_the_kernel_starts_ends_the_command_too(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
+def test_ctrl_c_while_the_kernel_starts_ends_the_command_too(tmp_path: Path) -> None:
     """A kernel that is not there yet heeds no signal, and nobody may wait for it."""
-    with begun(tmp_path, environment) as run:
-        me = psutil.Process(run.pid)
-        waited(run, lambda: me.children(recursive=True))
-        interrupted(run, me.children(recursive=True))
+    running = run(tmp_path)
+    interrupted(running, psutil.Process(running.pid).children)
 
 
-def test_ctrl_c_ends_an_engine_that_is_suspended_too(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
-    with begun(tmp_path, environment) as run:
-        log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
-        waited(run, lambda: whole_rounds(log))
-        everyone = psutil.Process(run.pid).children(recursive=True)
-        keepers = [one for one in everyone if one.cmdline()[-1:] == ["poclib.engines.keeper"]]
+def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
+    path = tmp_path / "data" / "reports" / "stopped-shared-queue.jsonl"
+
+    def measured() -> bool:
+        with contextlib.suppress(ReportError, FileNotFoundError):
+            return len(report.load(log).rounds) >= 2
+        return False
+
+    def suspend_engines(everyone: list[psutil.Process]) -> None:
+        keepers = [p for p in everyone if p.cmdline()[-1:] == ["poclib.engines.keeper"]]
         engines = [engine for keeper in keepers for engine in keeper.children()]
         assert len(engines) == 2
         for engine in engines:
             engine.suspend()
-        interrupted(run, everyone)
-    assert (
-        len(report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.jsonl").rounds) >= 1
-    )
 
-
-def test_ctrl_c_saves_all_leaves_no_process_and_the_run_can_be_resumed(
-    tmp_path: Path, environment: dict[str, str]
-) -> None:
-    log = tmp_path / "data" / "runs" / "stopped-shared-queue.jsonl"
-    with begun(tmp_path, environment) as run:
-        waited(run, lambda: whole_rounds(log) >= 2)
-        everyone = psutil.Process(run.pid).children(recursive=True)
-        assert len(everyone) >= 5  # the kernel, and two engines with their keepers
-        interrupted(run, everyone)
-    saved = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.jsonl")
+    interrupted(run(tmp_path), measured, suspend_engines)
+    saved, kept = report.load(path), report.load(log)
     assert not saved.complete and len(saved.rounds) >= 2
-    kept = report.load(log)
-    assert [one.index for one in kept.rounds] == [one.index for one in saved.rounds]
+    assert [each.index for each in kept.rounds] == [each.index for each in saved.rounds]
 
-    again = subprocess.run(
-        [*command(tmp_path), "--resume"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=PATIENCE_S,
-        env=environment,
-        check=False,
-    )
-    assert again.returncode == 0, again.stdout[-2000:]
-    whole = report.load(tmp_path / "data" / "reports" / "stopped-shared-queue.jsonl")
-    assert whole.complete and [one.index for one in whole.rounds] == [*range(6)]
+    again = run(tmp_path, "--resume")
+    output, _ = again.communicate(timeout=PATIENCE_S)
+    assert again.returncode == 0, output[-2000:]
+    whole = report.load(path)
+    assert whole.complete and [each.index for each in whole.rounds] == [*range(6)]
     assert whole.rounds[: len(saved.rounds)] == saved.rounds and len(whole.resumed_ms) == 1
     assert not log.exists()
