@@ -98,7 +98,7 @@ def serving(engine: Engine) -> Iterator[str]:
             moments_s.append(now())
             if count:
                 choice = {"text": "x ", "finish_reason": [None, "length"][count == engine.tokens]}
-                await _write(answer, {"choices": [choice]})
+                await answer.write(_line({"choices": [choice]}))
         arrived_s, begun_s, first_s, *_, last_s = moments_s
         metrics = {
             "queue_time_ms": 1000 * (begun_s - arrived_s),
@@ -106,8 +106,8 @@ def serving(engine: Engine) -> Iterator[str]:
             "generation_time_ms": 1000 * (last_s - first_s),
         }
         usage = {"prompt_tokens": 3, "completion_tokens": engine.tokens}
-        await _write(answer, {"choices": [], "usage": usage, "metrics": metrics})
-        await answer.write(b"data: [DONE]\n\n")
+        end = _line({"choices": [], "usage": usage, "metrics": metrics})
+        await answer.write(end + b"data: [DONE]\n\n")
         return answer
 
     async def serve() -> int:
@@ -127,5 +127,5 @@ def serving(engine: Engine) -> Iterator[str]:
     thread.join(10)
 
 
-async def _write(answer: web.StreamResponse, event: dict[str, Any]) -> None:
-    await answer.write(f"data: {json.dumps(event)}\n\n".encode())
+def _line(event: dict[str, Any]) -> bytes:
+    return f"data: {json.dumps(event)}\n\n".encode()

@@ -1,8 +1,4 @@
-"""Two machines for real, on one: coordinator and engines each in a network namespace.
-
-The servers are what a person would start, on private addresses over a virtual link; the
-run is `poc run params/two-machines.yaml` with only the addresses and the kind changed.
-"""
+"""Two machines for real, on one: coordinator and servers each in a network namespace."""
 
 from __future__ import annotations
 
@@ -73,6 +69,7 @@ def coordinator() -> Iterator[str]:
 
 
 def test_the_experiment_runs_over_a_real_network(coordinator: str, tmp_path: Path) -> None:
+    """`poc run params/two-machines.yaml` with only the addresses and the kind changed."""
     root = report.root()
     for folder in ("notebooks", "params", "data"):
         shutil.copytree(root / folder, tmp_path / folder)
@@ -84,7 +81,7 @@ def test_the_experiment_runs_over_a_real_network(coordinator: str, tmp_path: Pat
     text = text.replace("http://192.168.1.20:11434", f"http://10.77.2.2:{PORT}")
     params.write_text(text)
 
-    def poc(*words: str) -> subprocess.CompletedProcess[str]:
+    def poc(*words: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["ip", "netns", "exec", coordinator, sys.executable, "-m", "poclib", *words],
             capture_output=True,
@@ -96,10 +93,10 @@ def test_the_experiment_runs_over_a_real_network(coordinator: str, tmp_path: Pat
         )
 
     until_s = time.monotonic() + 60
-    while (doctor := poc("doctor", str(params))).returncode and time.monotonic() < until_s:
+    while (doctor := poc("doctor", params)).returncode and time.monotonic() < until_s:
         time.sleep(1)  # the servers are starting
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr
-    done = poc("run", str(params), "--only", "serial-per-provider")
+    done = poc("run", params, "--only", "serial-per-provider")
     assert done.returncode == 0, done.stderr[-2000:]
 
     reading = read(str(tmp_path / "data" / "reports" / "two-machines-serial-per-provider.jsonl"))

@@ -122,7 +122,7 @@ class RunningEngine:
 
     def check(self) -> None:
         """Raises `EngineError`, with the engine's last words, where it has ended by itself."""
-        if self._process.poll() is not None:
+        if select.select([self._from_keeper], [], [], 0)[0]:  # unasked, it only tells a problem
             self._next(0)
 
     def end(self) -> None:
