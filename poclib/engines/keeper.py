@@ -19,6 +19,7 @@ import ctypes
 import http.client
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -88,8 +89,7 @@ class Engine:
         raise self._problem(f"it {how}")
 
     def _problem(self, sentence: str) -> EngineError:
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - 4000))
+        self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")
         words = " | ".join(line.strip() for line in lines if line.strip())[-1200:]
         return EngineError(f"{sentence}; its last words: {words or 'none'}")
@@ -173,7 +173,12 @@ def _keep(config: Mapping[str, Any], engines: list[Engine]) -> None:
     for _ in range(config["engines"]):  # one by one: warming up together they would thrash
         engines.append(Engine(config))
         ports.append(engines[-1].wait(until_s))
-    link = None if config["link"] is None else EmulatedLink(ports, **config["link"])
+    link = None
+    if config["link"] is not None:
+        with contextlib.suppress(ValueError):  # `select`, by which the link waits, has this limit
+            _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))
+        link = EmulatedLink(ports, **config["link"])
     processes = [engine.process for engine in engines]
     if config["speed"] < 1 or config["turn"] is not None:
         slowing = (processes, config["speed"], config["turn"])

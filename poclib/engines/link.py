@@ -28,7 +28,6 @@ _TO_TARGET, _TO_CLIENT = 0, 1
 _RESET = None  # among chunks; b"" is the end of the stream
 _EARLY_S = 0.0002  # the system wakes a thread late: it asks to be woken this much early
 _STOP_S = 5.0
-_MOST_FILES = 1000  # `select` can watch 1024
 
 _Held = asyncio.Queue[tuple[float, bytes | None]]  # chunks, with the moment at which each is due
 
@@ -88,7 +87,7 @@ class EmulatedLink:
         self._servers = []
         for connection in self._connections:
             connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.gather(*self._connections)
         self._listeners = [_bound(port) for port in self.ports]  # deaf: connections are refused
 
     async def _carry(self, target: int, client: StreamReader, to_client: StreamWriter) -> None:
@@ -100,7 +99,7 @@ class EmulatedLink:
         ends, reset = [to_client], True
         there, back = _Held(_HELD_CHUNKS), _Held(_HELD_CHUNKS)
         try:
-            if not self._servers or to_client.get_extra_info("socket").fileno() > _MOST_FILES:
+            if not self._servers:  # it was accepted just before they were closed
                 raise ConnectionResetError
             server, to_server = await asyncio.open_connection(_HOST, target)
             ends.append(to_server)
@@ -110,8 +109,8 @@ class EmulatedLink:
                 group.create_task(self._read(_TO_CLIENT, open_s, server, back))
                 group.create_task(self._write(back, to_client))
             reset = False
-        except* OSError:
-            pass  # the other end gets a reset, too
+        except* (OSError, asyncio.CancelledError):
+            pass  # both ends get a reset
         finally:
             self._connections.remove(task)
             for end in ends:

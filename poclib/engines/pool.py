@@ -1,7 +1,6 @@
 """The embedded pool: real llama.cpp engines on this machine, each on a core of its own.
 
-Each engine is run by `keeper`, a process that outlives nothing: whatever ends this process ends
-the engines too.
+Each is run by a `keeper`, a process of its own: whatever ends this process ends the engines too.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _READY_S, _DONE_S, _END_S = 100.0, 15.0, 10.0
 class Ports:
     """The addresses of an engine's processes, each lent to the request that is sent there.
 
-    A bare engine has as many as slots, another engine has one. What is more than its slots waits
-    in the engine, as in any server; an engine that refuses takes `most` requests and no more.
+    A bare engine has as many as slots, another has one. Requests beyond its slots wait in the
+    engine, as in any server; one that refuses takes `most` and no more.
     """
 
     def __init__(self, urls: Sequence[str], most: int | None = None) -> None:
