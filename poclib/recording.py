@@ -1,6 +1,6 @@
 """A report written as it happens: each fact on disk before the next request goes to its slot.
 
-Knows files and records; not what an experiment is for. `report` describes the format, and reads it.
+`report` describes the format, and reads it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .errors import FolderHeld
+from .errors import FolderHeld, ReportError
 from .records import REPORT_VERSION, Arm, Report
 from .report import (
     FOLDER,
@@ -26,8 +25,8 @@ from .report import (
     NO_ROUND,
     STATE,
     SUFFIXES,
-    SURPRISES,
     explained,
+    load,
     name,
     root,
     shown_path,
@@ -42,24 +41,20 @@ COMMAND = ".command.lock"
 def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
     """Hold `folder` for one run, or what else `lock` stands for there.
 
-    Raises `FolderHeld` where another run holds it. The system itself lets go of the lock when its
-    process ends, however that is, so that no stale lock can be left behind.
+    The system lets go of the lock when its process ends, however that is. Raises `FolderHeld`
+    where another run holds it.
     """
     with explained(folder.name, "written"):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / lock).open("a+")
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if _taken(file):
             file.seek(0)
             raise FolderHeld(
                 f"another run (process {file.read(20).strip() or 'unknown'}) is writing to the "
                 f"folder {folder.name}, and two at once would measure each other; wait until it "
                 "has ended, or end it."
-            ) from None
-        except OSError:
-            pass  # this file system knows no locks
+            )
         with contextlib.suppress(OSError):  # only for the sentence above
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -70,24 +65,31 @@ def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
 def held(folder: Path) -> bool:
     """Whether a run holds `folder` now."""
     with contextlib.suppress(OSError), (folder / ".lock").open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+        return _taken(file)
+    return False
+
+
+def _taken(file: io.TextIOBase) -> bool:
+    """Whether another process has the lock of `file`; if not, this one has it now."""
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # this file system knows no locks
     return False
 
 
 class ReportFile:
     """A report while it is written: each line is whole and on its way to disk when `write` returns.
 
-    So a run that is killed keeps what was measured. Without a path the lines stay in memory, for
-    runs that save nothing. Raises `ReportError` where the file cannot be written.
+    Without a path nothing is kept. Raises `ReportError` where the file cannot be written.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.bytes = 0
-        self._file: io.RawIOBase | io.BytesIO | None = io.BytesIO() if path is None else None
+        self._file: io.RawIOBase | None = None
 
     @contextlib.contextmanager
     def open(self, again: bool = False) -> Iterator[ReportFile]:
@@ -98,36 +100,39 @@ class ReportFile:
             self._file = self.path.open("r+b" if again else "wb", buffering=0)
             if again:  # whatever a stop tore off in the middle of its last line goes
                 self.bytes = self.path.read_bytes().rfind(b"\n") + 1
-                self._file.truncate(self.bytes)
-                self._file.seek(self.bytes)
+                self._cut()
         try:
             yield self
         finally:
-            file, self._file = self._file, None
-            with explained(self.path.name, "written"):
-                file.close()
+            self._file.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add one line, which other readers of the file see at once, and whole."""
+        if self.path is None:
+            return
         assert self._file is not None, "the file is open while a run goes on"
-        data = as_bytes(line)
-        with explained(self.path.name if self.path else "memory", "written"):
+        rest = memoryview(as_bytes(line))
+        size = len(rest)
+        with explained(self.path.name, "written"):
             try:
-                rest = memoryview(data)
                 while rest:
                     rest = rest[self._file.write(rest) or 0 :]
             except OSError:
-                with contextlib.suppress(OSError):  # not half a line
-                    self._file.truncate(self.bytes)
-                    self._file.seek(self.bytes)
+                with contextlib.suppress(OSError):
+                    self._cut()  # not half a line
                 raise
-        self.bytes += len(data)
+        self.bytes += size
 
     def sync(self) -> None:
         """Have the disk itself keep it, against a loss of power; slow, so between arms only."""
-        if self.path is not None and self._file is not None:
+        if self._file is not None:
             with contextlib.suppress(OSError):  # not every system can
                 os.fsync(self._file.fileno())
+
+    def _cut(self) -> None:
+        assert self._file is not None
+        self._file.truncate(self.bytes)
+        self._file.seek(self.bytes)
 
 
 def as_bytes(line: Mapping[str, Any]) -> bytes:
@@ -136,16 +141,15 @@ def as_bytes(line: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def header(report: Report) -> dict[str, Any]:
-    """A report's first line: what was asked for. No address or key is in it, nor any prompt's
-    text unless the parameters ask for that."""
-    fields = report.model_dump(mode="json", include=_HEADER)
-    if given := report.parameters:
-        # A file's name is a path on this machine.
-        texts = isinstance(given.prompts, list)
-        if isinstance(given.prompts, str) or (texts and not given.store_text):
-            fields["parameters"]["prompts"] = max(1, len(report.prompt_sha256))
-    return {"format": FORMAT, "version": REPORT_VERSION, **fields}
+def _rounded(value: Any, key: str = "") -> Any:
+    """The same structure; floats under a *_ms key rounded to the microsecond, no infinity."""
+    if isinstance(value, dict):
+        return {k: _rounded(v, k) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v, key) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return round(value, 3) if isinstance(value, float) and key.endswith("_ms") else value
 
 
 _HEADER = {
@@ -154,8 +158,30 @@ _HEADER = {
 }
 
 
-def lines(report: Report) -> Iterator[dict[str, Any]]:
-    """A whole report as the lines of its file."""
+def header(report: Report) -> dict[str, Any]:
+    """A report's first line: what was asked for, without addresses, keys and names of files.
+
+    Prompts' texts are in it only where the parameters ask for that.
+    """
+    fields = report.model_dump(mode="json", include=_HEADER)
+    if given := report.parameters:
+        texts = isinstance(given.prompts, list)
+        if isinstance(given.prompts, str) or (texts and not given.store_text):
+            fields["parameters"]["prompts"] = max(1, len(report.prompt_sha256))
+    return {"format": FORMAT, "version": REPORT_VERSION, **fields}
+
+
+def state(report: Report) -> dict[str, Any]:
+    """A report's last line: what is known only when a run ends."""
+    return report.model_dump(mode="json", include=STATE)
+
+
+def text(report: Report) -> bytes:
+    """What a report's file holds."""
+    return b"".join(map(as_bytes, _lines(report)))
+
+
+def _lines(report: Report) -> Iterator[dict[str, Any]]:
     yield header(report)
     yield {"facts": [facts.model_dump(mode="json") for facts in report.providers]}
     yield from ({"probe": probe.model_dump(mode="json")} for probe in report.probes)
@@ -169,11 +195,6 @@ def lines(report: Report) -> Iterator[dict[str, Any]]:
     yield {"state": state(report)}
 
 
-def state(report: Report) -> dict[str, Any]:
-    """A report's last line: what is known only when a run ends."""
-    return report.model_dump(mode="json", include=STATE)
-
-
 def _arm_lines(arm: Arm, index: int, **more: str) -> Iterator[dict[str, Any]]:
     fields = arm.model_dump(mode="json", exclude={"requests", "arm", "turn"}, exclude_defaults=True)
     begin = {key: fields.pop(key, None) for key in ("strategy", "limits")}
@@ -183,51 +204,19 @@ def _arm_lines(arm: Arm, index: int, **more: str) -> Iterator[dict[str, Any]]:
     yield {"end": fields}
 
 
-def text(report: Report) -> bytes:
-    """What a report's file holds."""
-    return b"".join(map(as_bytes, lines(report)))
-
-
 def save(report: Report, folder: Path | None = None) -> Path:
     """Write `report` as <experiment>-<strategy>.jsonl and return its path; see `keep`."""
-    target = (folder or root() / FOLDER) / f"{name(report)}.jsonl"
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    with explained(shown_path(target), "written"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(text(report))
-                file.flush()
-                os.fsync(file.fileno())
-            return keep(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+    return _put(text(report), (folder or root() / FOLDER) / f"{name(report)}.jsonl")
 
 
 def keep(source: Path, target: Path) -> Path:
-    """Put the file `source` in the place `target`: whole or not at all. Returns `target`.
+    """Copy the finished file `source` to `target`, whole or not at all, and return `target`.
 
     A report already there is moved to older/<name>-<when it was created> first; only an
     unfinished state of the same run is replaced. Raises `ReportError`.
     """
-    with explained(shown_path(target), "written"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for other in (target.with_suffix(suffix) for suffix in SUFFIXES):
-            if other.exists() and not other.samefile(source):
-                _keep_older(other, source)
-        if source.parent == target.parent:
-            source.replace(target)
-        else:
-            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            shutil.copyfile(source, partial)
-            partial.replace(target)
-        with contextlib.suppress(OSError):  # not every system lets a folder be synced
-            handle = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-    return target
+    with explained(source.name, "read"):
+        return _put(source.read_bytes(), target)
 
 
 def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
@@ -240,40 +229,40 @@ def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
     return saved
 
 
-def _keep_older(existing: Path, successor: Path) -> None:
-    if existing.read_bytes() == successor.read_bytes():
+def _put(data: bytes, target: Path) -> Path:
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    with explained(shown_path(target), "written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            for suffix in SUFFIXES:
+                if (existing := target.with_suffix(suffix)).exists():
+                    _set_aside(existing, data)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    return target
+
+
+def _set_aside(existing: Path, successor: bytes) -> None:
+    if existing.read_bytes() == successor:
         return
-    created, complete = _age(existing)
-    if created == _age(successor)[0] and not complete:
+    try:
+        was = load(existing)
+        created, complete = was.created, was.complete
+    except ReportError:
+        changed_s = existing.stat().st_mtime
+        created, complete = datetime.fromtimestamp(changed_s, UTC).isoformat()[:19], True
+    if not complete and created == json.loads(successor.partition(b"\n")[0])["created"]:
         return  # an unfinished state of this very run
     folder = existing.parent / "older"
     folder.mkdir(exist_ok=True)
     stem = f"{existing.stem}-{re.sub(r'[^0-9A-Za-z.+-]', '-', created)[:64]}"
-    target, count = folder / f"{stem}{existing.suffix}", 1
-    while target.exists():
-        count += 1
-        target = folder / f"{stem}-{count}{existing.suffix}"
-    existing.replace(target)
-
-
-def _age(path: Path) -> tuple[str, bool]:
-    """When a report was created, and whether it is complete, from its first and last line."""
-    with contextlib.suppress(OSError, *SURPRISES):
-        data = path.read_bytes()
-        if path.suffix == ".json":
-            old = json.loads(data)
-            return str(old["created"]), bool(old["complete"])
-        first, last = data.split(b"\n", 1)[0], data.rstrip(b"\n").rpartition(b"\n")[2]
-        return str(json.loads(first)["created"]), bool(json.loads(last)["state"]["complete"])
-    return datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds"), True
-
-
-def _rounded(value: Any, key: str = "") -> Any:
-    """The same structure; floats under a *_ms key rounded to the microsecond, no infinity."""
-    if isinstance(value, dict):
-        return {k: _rounded(v, k) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v, key) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return round(value, 3) if isinstance(value, float) and key.endswith("_ms") else value
+    aside, number = folder / f"{stem}{existing.suffix}", 1
+    while aside.exists():
+        number += 1
+        aside = folder / f"{stem}-{number}{existing.suffix}"
+    existing.replace(aside)

@@ -1,8 +1,7 @@
-"""The facts: what was asked for, who answered, and every event of every request.
+"""The facts: who answered, and every event of every request.
 
-Typed and validated; no arithmetic beyond a difference of two fields of one row.
-All times are milliseconds; `*_ms` marks are offsets from the report's one wall-clock
-anchor (`Report.created`), taken from a monotonic clock. Absent is None, never 0.
+Times are milliseconds; `*_ms` marks are offsets from the report's one wall-clock anchor
+(`Report.created`), taken from a monotonic clock. Absent is None, never 0.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ Role = Literal["first", "retry", "hedge"]
 
 
 class Record(BaseModel):
-    """A validated, immutable record: unknown keys are errors, so a typo cannot pass."""
+    """A validated, immutable record; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class ProviderFacts(Record):
-    """One provider as it was found before the run: who it is, never where."""
+    """One provider as it was before the run: who it is, never where."""
 
     name: Name
     kind: str
@@ -77,9 +76,8 @@ class ServerTimings(Record):
 class RequestMarks(Record):
     """Offsets of transport events from the report's anchor; None where none was seen.
 
-    `connected_ms` is None on a warm connection: no connect took place. `ready_ms` is when the
-    connection was there, new or warm: what came before was our own work. `end_ms` of an answer is
-    its last byte's arrival and our own work on it, without the event loop's wait for its turn.
+    `connected_ms` is None on a warm connection; what comes before `ready_ms` is our own work;
+    `end_ms` is the last byte's arrival and our work on it, without the event loop's delay.
     """
 
     assigned_ms: Milliseconds | None = None
@@ -108,7 +106,8 @@ class Prompt:
 class Exchange:
     """One request while it runs: a provider fills it in, whatever comes of it.
 
-    `clock` gives milliseconds since the report's anchor, from a monotonic clock.
+    `clock` gives milliseconds since the report's anchor; `arrived_s` is when bytes last came
+    from the network, by `time.perf_counter`, where that is known.
     """
 
     clock: Callable[[], float]
@@ -123,7 +122,6 @@ class Exchange:
     thoughts: list[str] = field(default_factory=list)
     thought_ms: list[float] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
-    # When bytes last came from the network, by `time.perf_counter`, where that is known.
     arrived_s: Callable[[], float] | None = None
 
     def mark(self, event: str) -> None:
@@ -143,9 +141,8 @@ class Exchange:
         if self.arrived_s is None:
             return now_ms
         waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
-        return max(
-            now_ms - waited_ms, *self.marks.values(), *self.thought_ms[-1:], *self.token_ms[-1:]
-        )
+        earlier_ms = [*self.marks.values(), *self.thought_ms[-1:], *self.token_ms[-1:]]
+        return max(now_ms - waited_ms, *earlier_ms)
 
 
 class Request(Record):
@@ -174,20 +171,16 @@ class Request(Record):
 
     @property
     def over_ms(self) -> float | None:
-        """Wall minus the server's own time, which two clocks may make a bit less than nothing.
-
-        None where the server reports none.
-        """
+        """Wall minus the server's own time, at least 0; None where the server reports none."""
         if self.wall_ms is None or self.server.total_ms is None:
             return None
         return max(0.0, self.wall_ms - self.server.total_ms)
 
 
 class EngineUse(Record):
-    """What the processes of one embedded engine used of this machine during one arm.
+    """What one embedded engine used during one arm; `threads` is the most at a time.
 
-    `threads` is the most that existed at a time. Switches are summed over all threads:
-    voluntary where a thread waited, involuntary where the system took the core from it.
+    Switches of all threads: voluntary where one waited, involuntary where it lost its core.
     """
 
     provider: Name
@@ -201,9 +194,9 @@ class EngineUse(Record):
 
 
 class LimitChange(Record):
-    """A provider's live limit was set to `limit`, after trouble or success with `in_flight`.
+    """A provider's live limit was set to `limit`, with `in_flight` requests under way.
 
-    Reason "learned": an arm began with what the one before had found.
+    Reason "learned": an arm began with what the arm before it had learned.
     """
 
     provider: Name
@@ -216,18 +209,14 @@ class LimitChange(Record):
 class Arm(Record):
     """One strategy over all prompts, once. `limits` is what dispatch enforced, None = none.
 
-    `cut_ms` is the moment at which the arm reached `arm_limit_s` and was stopped.
-
-    `makespan_ms` is a fact only of runs published without times of day (it cannot be
-    derived from their rows); a measured arm leaves it None and is computed on reading.
+    `makespan_ms` is given only in runs published without times of day; else it is computed.
     """
 
     arm: ArmName
     turn: str | None = None  # of warm-up, calibration or capacity: whose, and after which round
     strategy: Name
     limits: dict[Name, int] | None = None
-    # Providers that were cut off or killed on purpose while it ran, and when.
-    struck_ms: dict[Name, Milliseconds] = {}
+    struck_ms: dict[Name, Milliseconds] = {}  # when providers were cut off on purpose
     makespan_ms: Milliseconds | None = None
     cut_ms: Milliseconds | None = None
     requests: list[Request] = []
@@ -245,8 +234,7 @@ class Round(Record):
 class Probe(Record):
     """One tiny request on a warm connection: the round trip to a provider at a moment.
 
-    `wire_ms` is its part from the request's last byte sent to the answer's first byte: the
-    network and the server, without our own work.
+    `wire_ms` is its part from the last byte sent to the first byte received.
     """
 
     provider: Name
@@ -256,7 +244,7 @@ class Probe(Record):
 
 
 class Lags(Record):
-    """How late the coordinator's event loop was when asked, `lag_ms`, at `at_ms` each."""
+    """How late the coordinator's event loop was: `lag_ms` at the moments `at_ms`."""
 
     at_ms: list[float] = []
     lag_ms: list[float] = []
@@ -265,9 +253,8 @@ class Lags(Record):
 class Moment(Record):
     """The coordinator's machine at a moment: shares (0 to 1) of all cores since the one before.
 
-    `own` is this process and the engines it started, `others` everybody else, `steal` what the
-    host of a virtual machine took. `throttled` counts slowings for heat so far. `wall_ahead_ms`
-    is how far the clock on the wall has moved against the monotonic one since the start.
+    `own` is this process and its engines, `steal` what the host of a virtual machine took.
+    `throttled` counts slowings for heat, `wall_ahead_ms` is the wall clock against the monotonic.
     """
 
     at_ms: Milliseconds
@@ -321,8 +308,7 @@ class Report(Record):
     prompt_sha256: list[str] = []
     prompts: list[str] | None = None
     prompt_characters: list[int] = []
-    # Whether each arm's texts began with a mark of their own, so that no cache knew them.
-    marked: bool = False
+    marked: bool = False  # whether each arm's texts began with a mark that no cache knew
     fastest: Name | None = None
     gate_max_ratio: float = 2.0
     band: float = 0.05
@@ -331,10 +317,8 @@ class Report(Record):
     rounds: list[Round] = []
     # What ended `rounds: auto`: an interval narrow enough, the time, or the most rounds there are.
     ended: Literal["narrow", "time", "most"] | None = None
-    # Rounds that a stop cut short, repeated whole in `rounds`: kept, and counted nowhere.
-    cut: list[Round] = []
-    # When the run went on after a stop.
-    resumed_ms: list[Milliseconds] = []
+    cut: list[Round] = []  # cut short by a stop and repeated whole in `rounds`: counted nowhere
+    resumed_ms: list[Milliseconds] = []  # when the run went on after a stop
     lags: Lags = Lags()
     moments: list[Moment] = []
     ruler: Ruler | None = None
@@ -344,4 +328,4 @@ class Report(Record):
     @property
     def requests(self) -> list[Request]:
         """Every attempt of every round, in order; preparation not among them."""
-        return [row for one in self.rounds for arm in one.arms for row in arm.requests]
+        return [row for round_ in self.rounds for arm in round_.arms for row in arm.requests]

@@ -1,7 +1,4 @@
-"""What a run sends: its prompts with their marks, and how large a report of them would be.
-
-Knows texts and numbers; sends nothing. Imports `errors`, `records` and `report`.
-"""
+"""What a run sends: its prompts with their marks, and how large a report of them would be."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from .records import Prompt
 
 # Sizes in a report's file: of a row without its tokens, and of each token's time and text.
 ROW_BYTES, TOKEN_BYTES = 1100, 14
-MAX_CHARACTERS = 32 * 2**20  # of a file of prompts
+MAX_BYTES = 64 * 2**20  # of a file of prompts
 MARK_LETTERS = 6
 MARKS = len(ascii_lowercase) ** MARK_LETTERS
 
@@ -36,34 +33,34 @@ def texts(prompts: int | list[str] | str) -> list[str]:
     or its only one; a .jsonl or .json as texts, or as objects with a `prompt`. Raises
     `ParameterError` for a file that cannot be read or holds none.
     """
+    if isinstance(prompts, int):
+        built_in = resources.files(__package__).joinpath("prompts.txt").read_text("utf-8")
+        lines = built_in.splitlines()
+        return [lines[i % len(lines)] for i in range(prompts)]
     if isinstance(prompts, str):
         prompts = [text.strip() for text in _in_file(Path(prompts)) if text.strip()]
-    if isinstance(prompts, list):
-        if not prompts or not all(text.strip() for text in prompts):
-            raise ParameterError(
-                "prompts: there is none, or an empty one; give a number, a list or a file."
-            )
-        return prompts
-    built_in = resources.files(__package__).joinpath("prompts.txt").read_text("utf-8").splitlines()
-    return [built_in[i % len(built_in)] for i in range(prompts)]
+    if not prompts or not all(text.strip() for text in prompts):
+        raise ParameterError(
+            "prompts: there is none, or an empty one; give a number, a list or a file."
+        )
+    return prompts
 
 
 def _in_file(path: Path) -> list[str]:
-    """The texts of a file in any form that editors and spreadsheets save them in."""
     text, kind = _read(path), path.suffix.lower()
+    # Not splitlines: to it a form feed, or a Unicode separator within a text, is an end, too.
+    lines = re.split(r"\r\n|\n|\r", text)
     try:
         if kind in (".csv", ".tsv"):
             return _column(text, "\t" if kind == ".tsv" else ",;\t")
-        if kind == ".json":
-            if not isinstance(rows := json.loads(text), list):
-                raise TypeError
-            return [_prompt(row) for row in rows]
-        # Not splitlines: to it a form feed, or a Unicode separator within a text, is an end, too.
-        lines = re.split(r"\r\n|\n|\r", text)
-        if kind == ".jsonl":
-            return [_prompt(json.loads(line)) for line in lines if line.strip()]
-        return lines
-    except (csv.Error, KeyError, RecursionError, TypeError, ValueError):
+        if kind not in (".json", ".jsonl"):
+            return lines
+        whole = kind == ".json"
+        rows = json.loads(text) if whole else [json.loads(line) for line in lines if line.strip()]
+        if not isinstance(rows, list):
+            raise TypeError
+        return [_prompt(row) for row in rows]
+    except (csv.Error, LookupError, RecursionError, TypeError, ValueError):
         raise ParameterError(
             f"prompts: the {kind} file is not one of prompts: a .csv or .tsv needs a column headed "
             'prompt or no other; a .json or .jsonl needs texts, or objects like {"prompt": "…"}.'
@@ -74,41 +71,34 @@ def _read(path: Path) -> str:
     try:
         if not path.is_file():  # a device, a pipe: it may never end
             raise OSError
-        with path.open("rb") as file:
-            data = file.read(4 * MAX_CHARACTERS + 1)  # as many bytes as they can take
-        if len(data) > 4 * MAX_CHARACTERS:
-            text = " " * len(data)
-        elif data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            text = data.decode("utf-16")
-        else:
-            text = data.decode("utf-8-sig")
+        if path.stat().st_size > MAX_BYTES:
+            raise ParameterError(
+                f"prompts: the file has more than {MAX_BYTES // 2**20} MiB; "
+                "take fewer or shorter ones."
+            )
+        data = path.read_bytes()
+        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if wide else "utf-8-sig")
         if "\0" in text:
             raise ValueError
+        return text
     except (OSError, ValueError):
         raise ParameterError(
             f"prompts: cannot read {str(path)[:200]!r} as a text file; is it there, and UTF-8?"
         ) from None
-    if len(text) > MAX_CHARACTERS:
-        raise ParameterError(
-            f"prompts: the file has more than {MAX_CHARACTERS // 2**20} million characters; "
-            "take fewer or shorter ones."
-        )
-    return text
 
 
 def _column(text: str, separators: str) -> list[str]:
     """A table's column headed `prompt`, whatever parts its columns, or its only column."""
-    tables = [
-        [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
-        for separator in separators
-    ]
-    for head, *rows in filter(None, tables):
-        if "prompt" in (named := [cell.strip().lower() for cell in head]):
-            at = named.index("prompt")
-            return [row[at] for row in rows if len(row) > at]
-    if any(len(row) > 1 for row in tables[0]):
+    for separator in separators:
+        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        for head in table.fieldnames or []:
+            if head.strip().lower() == "prompt":
+                return [row[head] or "" for row in table]
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separators[0]))
+    if any(len(row) > 1 for row in rows):
         raise ValueError
-    return [row[0] for row in tables[0]]
+    return [row[0] for row in rows if row]
 
 
 def _prompt(row: Any) -> str:
@@ -132,9 +122,9 @@ def prompts(texts: Sequence[str], count: int, salt: str, first_mark: int | None)
 def mark(number: int) -> str:
     """Six letters that make a text's beginning unlike that of any other number up to MARKS.
 
-    Servers keep the work on a text's beginning and reuse it for the next text that begins alike.
-    Single letters with spaces are a token each in the usual vocabularies, so every mark is equally
-    long; the first letter changes from one number to the next, so that neighbours share nothing.
+    Servers reuse their work on a text for the next one that begins alike. Single letters with
+    spaces are a token each in the usual vocabularies, so every mark is equally long; the first
+    letter changes from one number to the next, so that neighbours share nothing.
     """
     letters = []
     for _ in range(MARK_LETTERS):
@@ -150,8 +140,8 @@ def sha256(text: str) -> str:
 
 def row_bytes(parameters: Parameters) -> int:
     """About what one request takes in a report's file."""
-    p = parameters
-    return ROW_BYTES + (TOKEN_BYTES * p.max_tokens if p.stream or p.store_text else 0)
+    tokens = parameters.max_tokens if parameters.stream or parameters.store_text else 0
+    return ROW_BYTES + TOKEN_BYTES * tokens
 
 
 def check_size(parameters: Parameters, requests: int) -> None:

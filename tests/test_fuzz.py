@@ -155,7 +155,7 @@ def test_a_file_of_prompts_that_is_none_is_one_sentence(name: str) -> None:
 
 
 def test_a_huge_file_of_prompts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workload, "MAX_CHARACTERS", 20)
+    monkeypatch.setattr(workload, "MAX_BYTES", 20)
     path = tmp_path / "prompts.txt"
     path.write_text("one\n\n two \n")
     assert workload.texts(str(path)) == ["one", "two"]

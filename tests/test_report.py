@@ -123,14 +123,14 @@ def changed(**keys: object) -> str:
 
 BEYOND = [{"prompt": 1, "provider": "local"}]
 BAD = {
-    "empty": ("", "not whole JSON"),
+    "empty": ("", "not a report"),
     "truncated": (changed()[:200], "truncated"),
-    "binary": ("\x00\x01", "not whole JSON"),
-    "nested": ("[" * 200_000, "not whole JSON"),
-    "infinite": ('{"format": "poclib-report", "version": Infinity}', "not whole JSON"),
+    "binary": ("\x00\x01", "not a report"),
+    "nested": ("[" * 200_000, "not a report"),
+    "infinite": ('{"format": "poclib-report", "version": Infinity}', "not a report"),
     "a list": ("[]", "not a report"),
     "other JSON": ('{"version": 1}', "not a report"),
-    "a huge number": (changed(version=10**30), "not whole JSON"),
+    "a huge number": (changed(version=10**30), "not a report"),
     "no version": (changed(version=None), "version"),
     "true version": (changed(version=True), "version"),
     "unknown key": (changed(rouns=[]), "rouns"),
