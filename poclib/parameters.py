@@ -9,8 +9,9 @@ A dotted key means the same everywhere (`--set`, sweeps, charts):
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import re
+import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -242,10 +243,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{key}: {problem}{given}."
 
 
-# Plain words and numbers, as YAML 1.2 has them: `010`, `1:30`, `no` and 2026-01-02 are texts, which
-# no parameter takes for a number or a switch.
-_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
-_NUMBER = re.compile(r"[-+]?(?!0[0-9])([0-9](_?[0-9])*\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 # Of a text whose aliases are written out: a few lines can stand for more than any memory holds.
 _MOST_CHARACTERS, _DEEPEST = 2**21, 40
@@ -301,11 +298,12 @@ def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
 
 
 def _word(text: str) -> Any:
-    if text.lower() in _WORDS:
-        return _WORDS[text.lower()]
-    if not _NUMBER.fullmatch(text):
-        return text
-    return float(text) if set(text) & set(".eE") else int(text)
+    """What JSON takes it for; so `010`, `1:30`, `no` and 2026-01-02 are texts, as in YAML 1.2."""
+    if text in ("", "~"):
+        return None
+    with contextlib.suppress(ValueError):
+        return json.loads(text.lower())
+    return text
 
 
 def changes(given: Sequence[str], where: str = "--set") -> dict[str, Any]:

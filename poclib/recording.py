@@ -19,18 +19,7 @@ from typing import Any
 
 from .errors import FolderHeld, ReportError
 from .records import REPORT_VERSION, Arm, Report
-from .report import (
-    FOLDER,
-    FORMAT,
-    NO_ROUND,
-    STATE,
-    SUFFIXES,
-    explained,
-    load,
-    name,
-    root,
-    shown_path,
-)
+from .report import FOLDER, NO_ROUND, STATE, SUFFIXES, explained, load, name, root, shown_path
 
 # Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
 # for itself, and another command must not slip in between two of them.
@@ -152,10 +141,8 @@ def _rounded(value: Any, key: str = "") -> Any:
     return round(value, 3) if isinstance(value, float) and key.endswith("_ms") else value
 
 
-_HEADER = {
-    *("experiment", "strategy", "created", "poclib", "source", "parameters", "environment"),
-    *("prompt_sha256", "prompt_characters", "prompts", "gate_max_ratio", "band"),
-}
+# The fields of a report that have lines of their own.
+_FACTS = {"providers", "preparation", "probes", "rounds", "cut", "resumed_ms"}
 
 
 def header(report: Report) -> dict[str, Any]:
@@ -163,12 +150,12 @@ def header(report: Report) -> dict[str, Any]:
 
     Prompts' texts are in it only where the parameters ask for that.
     """
-    fields = report.model_dump(mode="json", include=_HEADER)
+    fields = report.model_dump(mode="json", exclude=STATE | _FACTS)
     if given := report.parameters:
         texts = isinstance(given.prompts, list)
         if isinstance(given.prompts, str) or (texts and not given.store_text):
             fields["parameters"]["prompts"] = max(1, len(report.prompt_sha256))
-    return {"format": FORMAT, "version": REPORT_VERSION, **fields}
+    return fields | {"version": REPORT_VERSION}
 
 
 def state(report: Report) -> dict[str, Any]:
@@ -212,8 +199,8 @@ def save(report: Report, folder: Path | None = None) -> Path:
 def keep(source: Path, target: Path) -> Path:
     """Copy the finished file `source` to `target`, whole or not at all, and return `target`.
 
-    A report already there is moved to older/<name>-<when it was created> first; only an
-    unfinished state of the same run is replaced. Raises `ReportError`.
+    The report of another run that is there is moved to older/<name>-<when it was created> first.
+    Raises `ReportError`.
     """
     with explained(source.name, "read"):
         return _put(source.read_bytes(), target)
@@ -248,21 +235,14 @@ def _put(data: bytes, target: Path) -> Path:
 
 
 def _set_aside(existing: Path, successor: bytes) -> None:
-    if existing.read_bytes() == successor:
-        return
+    """Move the report of another run to older/; an earlier state of the same run may go."""
     try:
-        was = load(existing)
-        created, complete = was.created, was.complete
+        created = load(existing).created
     except ReportError:
         changed_s = existing.stat().st_mtime
-        created, complete = datetime.fromtimestamp(changed_s, UTC).isoformat()[:19], True
-    if not complete and created == json.loads(successor.partition(b"\n")[0])["created"]:
-        return  # an unfinished state of this very run
-    folder = existing.parent / "older"
-    folder.mkdir(exist_ok=True)
-    stem = f"{existing.stem}-{re.sub(r'[^0-9A-Za-z.+-]', '-', created)[:64]}"
-    aside, number = folder / f"{stem}{existing.suffix}", 1
-    while aside.exists():
-        number += 1
-        aside = folder / f"{stem}-{number}{existing.suffix}"
-    existing.replace(aside)
+        created = datetime.fromtimestamp(changed_s, UTC).isoformat(timespec="seconds")
+    if created != json.loads(successor.partition(b"\n")[0])["created"]:
+        moment = re.sub(r"[^0-9A-Za-z.+-]", "-", created)[:64]
+        older = existing.parent / "older"
+        older.mkdir(exist_ok=True)
+        existing.replace(older / f"{existing.stem}-{moment}{existing.suffix}")
