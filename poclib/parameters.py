@@ -16,15 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import ParameterError
 
@@ -112,13 +104,6 @@ class Strike(Asked):
     after: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
-# What pydantic cannot say of a field that may be of several kinds.
-_NEEDS = {
-    "rounds": "a number from 1, or auto",
-    "prompts": "a number from 1 to 100,000, a list of texts, or the name of a file",
-}
-
-
 class Parameters(Asked):
     """Everything that decides what a run does. A notebook's parameters and a YAML's keys."""
 
@@ -126,14 +111,17 @@ class Parameters(Asked):
     notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
     strategy: Name = "serial-per-provider"
     providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
-    # The first so many built-in ones, a list of texts, or the name of a file: see `workload.texts`.
-    prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = 8
+    prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = Field(
+        8, description="a number from 1 to 100,000, a list of texts, or the name of a file"
+    )
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 40
     context_tokens: Annotated[int, Field(ge=64, le=10_000_000)] = 2048
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 7
     stream: bool = True
     # auto: until the interval is narrow enough for the band, or run_limit_s would be passed.
-    rounds: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = 5
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = Field(
+        5, description="a number from 1, or auto"
+    )
     warm_up_prompts: Annotated[int, Field(ge=0, le=100)] = 1
     calibration_prompts: Annotated[int, Field(ge=1, le=100)] = 4
     gate_max_ratio: Annotated[float, Field(gt=0)] = 2.0
@@ -157,15 +145,6 @@ class Parameters(Asked):
     store_text: bool = False
     # What to do about an unfinished run, no part of what is measured: it is not saved.
     resume: bool = Field(default=False, exclude=True)
-
-    @field_validator(*_NEEDS, mode="wrap")
-    @classmethod
-    def _say_all_kinds(cls, given: Any, check: Any, info: ValidationInfo) -> Any:
-        try:
-            return check(given)
-        except ValidationError:
-            needs = _NEEDS[info.field_name or ""]
-            raise ValueError(f"needs {needs} (given {given!r:.60})") from None
 
     @model_validator(mode="after")
     def _names_are_sound(self) -> Parameters:
@@ -230,6 +209,10 @@ _PLAIN = {
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a validation error as one sentence naming key, problem and cure."""
     first = error.errors()[0]
+    given = f" (given {first['input']!r:.60})"
+    field = model.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    if field and field.description:  # of a value that may be of several kinds
+        return f"{first['loc'][0]}: needs {field.description}{given}."
     path = ".".join(map(str, first["loc"]))[:200] or "the whole"
     key = "".join(c if c.isprintable() else "?" for c in path)
     if first["type"] == "extra_forbidden":
@@ -239,8 +222,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     if first["type"] == "missing":
         return f"{key} is missing; add it (see params/ for commented examples)."
     problem = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
-    given = "" if first["type"] == "value_error" else f" (given {first['input']!r:.60})"
-    return f"{key}: {problem}{given}."
+    return f"{key}: {problem}{'' if first['type'] == 'value_error' else given}."
 
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
