@@ -96,30 +96,21 @@ def test_lines_that_several_providers_share_may_be_written_once() -> None:
     assert parameters.values("", "it") is None
 
 
-def loaded(suffix: str, *lines: dict[str, Any]) -> Report | None:
-    """The report in such a file, None where it was refused in a sentence that names the file."""
+@FEW
+@given(
+    st.dictionaries(st.sampled_from(list(Report.model_fields)), JSON, max_size=8),
+    st.lists(st.dictionaries(st.sampled_from(LINE_KEYS), JSON, max_size=5), max_size=6),
+)
+def test_reports_of_any_shape(values: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    whole = {"format": report.FORMAT, "version": 1, **values}
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"x{suffix}"
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        try:
-            return report.load(path)
-        except ReportError as error:
-            assert path.name in str(error)
-            return None
-
-
-@FEW
-@given(st.dictionaries(st.sampled_from(list(Report.model_fields)), JSON, max_size=8))
-def test_reports_of_any_shape(values: dict[str, Any]) -> None:
-    whole = loaded(".json", {"format": report.FORMAT, "version": 1, **values})
-    assert whole is None, "no such accident makes a whole report"
-
-
-@FEW
-@given(st.lists(st.dictionaries(st.sampled_from(LINE_KEYS), JSON, max_size=5), max_size=6))
-def test_journals_of_any_shape(rows: list[dict[str, Any]]) -> None:
-    started = loaded(".jsonl", HEAD, *rows)
-    assert started is None or started.experiment == "x"
+        for name, lines in (("x.json", [whole]), ("x.jsonl", [HEAD, *rows])):
+            path = Path(folder) / name
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            try:
+                assert report.load(path).experiment == "x" and name == "x.jsonl"
+            except ReportError as error:
+                assert name in str(error)
 
 
 @FEW

@@ -82,16 +82,12 @@ def test_no_number_takes_what_is_none(key: str, value: Any) -> None:
         Parameters.read({"providers": [PROVIDER], key: value})
 
 
-LINKS = [{"round_trip_ms": float("inf")}, {"bandwidth_mbit_s": float("inf")}]
-UNFIT = [{"model": "\ud83d"}, *({"link": link} for link in LINKS)]
-
-
-@pytest.mark.parametrize(
-    "given", [{"prompts": ["\ud83d"]}, *({"providers": [PROVIDER | unfit]} for unfit in UNFIT)]
-)
-def test_what_could_not_be_saved_and_read_back_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError):
-        Parameters.read({"providers": [PROVIDER], **given})
+def test_what_could_not_be_saved_and_read_back_is_refused() -> None:
+    for unfit in ({"link": {"round_trip_ms": float("inf")}}, {"model": "\ud83d"}):
+        with pytest.raises(ParameterError):
+            Parameters.read({"providers": [PROVIDER | unfit]})
+    with pytest.raises(ParameterError, match="saved and read back"):
+        Parameters.read({"providers": [PROVIDER], "prompts": ["\ud83d"]})
 
 
 FIVE = ["Why?", 'Say "hi", twice.', "Größe; Maß\u2028und Ziel", "a\x0cb\x85c", "ä\x1cö"]

@@ -63,13 +63,15 @@ class Gossip(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def ports() -> Iterator[list[int]]:
-    with contextlib.ExitStack() as stack:
-        servers = [ThreadingHTTPServer(("127.0.0.1", 0), Gossip) for _ in range(2)]
-        for server in servers:
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), Gossip) as first,
+        ThreadingHTTPServer(("127.0.0.1", 0), Gossip) as second,
+    ):
+        for server in (first, second):
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            stack.callback(server.server_close)
-            stack.callback(server.shutdown)
-        yield [server.server_address[1] for server in servers]
+        yield [first.server_port, second.server_port]
+        first.shutdown()
+        second.shutdown()
 
 
 def printed_and_listed(command: list[str], environment: dict[str, str]) -> tuple[str, str]:
