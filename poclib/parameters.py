@@ -209,20 +209,22 @@ _PLAIN = {
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first problem of a validation error as one sentence naming key, problem and cure."""
     first = error.errors()[0]
-    given = f" (given {first['input']!r:.60})"
-    field = model.model_fields.get(str(first["loc"][0])) if first["loc"] else None
-    if field and field.description:  # of a value that may be of several kinds
-        return f"{first['loc'][0]}: needs {field.description}{given}."
-    path = ".".join(map(str, first["loc"]))[:200] or "the whole"
+    kind, steps = first["type"], [str(step) for step in first["loc"]]
+    path = ".".join(steps)[:200] or "the whole"
     key = "".join(c if c.isprintable() else "?" for c in path)
-    if first["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         known = [*model.model_fields, *ProviderSettings.model_fields, *Link.model_fields]
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        near = difflib.get_close_matches(steps[-1], known, n=1)
         return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
-    if first["type"] == "missing":
+    if kind == "missing":
         return f"{key} is missing; add it (see params/ for commented examples)."
-    problem = _PLAIN.get(first["type"], first["msg"].removeprefix("Value error, "))
-    return f"{key}: {problem}{'' if first['type'] == 'value_error' else given}."
+    problem = _PLAIN.get(kind, first["msg"].removeprefix("Value error, "))
+    if kind == "value_error":
+        return f"{key}: {problem}."
+    field = model.model_fields.get(steps[0]) if steps else None
+    if field and field.description:  # of a value that may be of several kinds
+        key, problem = steps[0], f"needs {field.description}"
+    return f"{key}: {problem} (given {first['input']!r:.60})."
 
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
@@ -288,14 +290,14 @@ def _word(text: str) -> Any:
     return text
 
 
-def changes(given: Sequence[str], where: str = "--set") -> dict[str, Any]:
-    """Each `KEY=VALUE` as its key and its value. Raises `ParameterError`."""
+def changes(given: Sequence[str]) -> dict[str, Any]:
+    """Each `KEY=VALUE` of `--set` as its key and its value. Raises `ParameterError`."""
     found = {}
     for change in given:
         key, equals, value = change.partition("=")
         if not equals:
-            raise ParameterError(f"{where} {change}: write it as KEY=VALUE.")
-        found[key.strip()] = values(value, f"{where} {key}")
+            raise ParameterError(f"--set {change}: write it as KEY=VALUE.")
+        found[key.strip()] = values(value, f"--set {key}")
     return found
 
 
