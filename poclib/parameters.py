@@ -306,9 +306,8 @@ def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set "
 
     Raises `ParameterError`, with `before` in front of the key, where it is no key.
     """
-    places, path = _places(parameters, key)
+    places, path, names = _places(parameters, key)
     if not places:
-        names = [provider["name"] for provider in _named(parameters)]
         known = [*ProviderSettings.model_fields, *Parameters.model_fields, *names, "engines"]
         near = difflib.get_close_matches(path[0], known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the providers are: {', '.join(names)}."
@@ -323,30 +322,28 @@ def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set "
 
 def get(parameters: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted `key`; None where there is none, or providers have different ones."""
-    places, path = _places(parameters, key)
+    places, path, _ = _places(parameters, key)
     for step in path:
         places = [place.get(step) if isinstance(place, Mapping) else None for place in places]
     return places[0] if places and all(place == places[0] for place in places) else None
 
 
-def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str]]:
-    """Where a dotted key points: to the run or to providers, and the steps from there."""
-    providers = _named(parameters)
-    owners = [p for p in providers if key.startswith(f"{p['name']}.")]
-    if owners:  # a name may hold a dot: the longest one that fits
-        owner = max(owners, key=lambda p: len(p["name"]))
-        return [owner], key.removeprefix(f"{owner['name']}.").split(".")
-    path = key.split(".")
-    if path[0] in Parameters.model_fields or path[0] in parameters:
-        return [parameters], path
-    return (providers if path[0] in ProviderSettings.model_fields else []), path
-
-
-def _named(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The providers, as far as they are what they should be."""
+def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str], list[str]]:
+    """The run or the providers that a dotted key is of, its steps there, all providers' names."""
     given = parameters.get("providers")
-    listed = given if isinstance(given, list) else []
-    return [p for p in listed if isinstance(p, dict) and isinstance(p.get("name"), str)]
+    listed = [p for p in given if isinstance(p, dict)] if isinstance(given, list) else []
+    providers = {p["name"]: p for p in listed if isinstance(p.get("name"), str)}
+    owners = [name for name in providers if key.startswith(f"{name}.")]
+    if owners:  # a name may hold a dot: the longest one that fits
+        owner = max(owners, key=len)
+        return [providers[owner]], key.removeprefix(f"{owner}.").split("."), [*providers]
+    path = key.split(".")
+    places: list[Any] = []
+    if path[0] in Parameters.model_fields or path[0] in parameters:
+        places = [parameters]
+    elif path[0] in ProviderSettings.model_fields:
+        places = [*providers.values()]
+    return places, path, [*providers]
 
 
 def with_capacities(text: str, capacities: Mapping[str, int]) -> str:
