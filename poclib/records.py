@@ -270,7 +270,7 @@ class RulerRow(Record):
     """The instrument's error of one quantity: measured minus true, against a known server.
 
     `bias_ms` is the median error, `p95_ms` the 95th percentile of its size, None of too few.
-    The quantity "stub" is the known server's own: what it did minus what was asked of it.
+    "stub" is the known server's own error: what it did minus what was asked of it.
     """
 
     quantity: str

@@ -77,15 +77,13 @@ def ports() -> Iterator[list[int]]:
 def printed_and_listed(command: list[str], environment: dict[str, str]) -> tuple[str, str]:
     """What a command prints until it ends well, and every command line of its processes."""
     listed: set[str] = set()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as run:
+    pipe = subprocess.PIPE
+    with psutil.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, env=environment) as run:
         while True:
             with contextlib.suppress(psutil.Error):
-                parent = psutil.Process(run.pid)
-                listed |= {" ".join(p.cmdline()) for p in (parent, *parent.children(True))}
+                listed |= {" ".join(process.cmdline()) for process in (run, *run.children(True))}
             with contextlib.suppress(subprocess.TimeoutExpired):
-                printed, _ = run.communicate(timeout=0.2)
+                printed = run.communicate(timeout=0.2)[0].decode()
                 break
     assert run.returncode == 0, printed[-3000:]
     assert len(listed) >= 2
