@@ -21,8 +21,7 @@ from .errors import FolderHeld, ReportError
 from .records import REPORT_VERSION, Arm, Report
 from .report import FOLDER, NO_ROUND, STATE, SUFFIXES, explained, load, name, root, shown_path
 
-# Held in data/runs by a command for as long as it takes: each measurement of it holds that folder
-# for itself, and another command must not slip in between two of them.
+# Held by a command, so that no other slips in between two of its measurements.
 COMMAND = ".command.lock"
 
 
@@ -37,13 +36,17 @@ def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / lock).open("a+")
     with file:
-        if _taken(file):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             file.seek(0)
             raise FolderHeld(
                 f"another run (process {file.read(20).strip() or 'unknown'}) is writing to the "
                 f"folder {folder.name}, and two at once would measure each other; wait until it "
                 "has ended, or end it."
-            )
+            ) from None
+        except OSError:
+            pass  # this file system knows no locks
         with contextlib.suppress(OSError):  # only for the sentence above
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -53,20 +56,11 @@ def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
 
 def held(folder: Path) -> bool:
     """Whether a run holds `folder` now."""
-    with contextlib.suppress(OSError), (folder / ".lock").open("r+") as file:
-        return _taken(file)
-    return False
-
-
-def _taken(file: io.TextIOBase) -> bool:
-    """Whether another process has the lock of `file`; if not, this one has it now."""
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        pass  # this file system knows no locks
-    return False
+        with only_one(folder):
+            return False
+    except ReportError as error:
+        return isinstance(error, FolderHeld)
 
 
 class ReportFile:
@@ -241,7 +235,8 @@ def _set_aside(existing: Path, successor: bytes) -> None:
     except ReportError:
         changed_s = existing.stat().st_mtime
         created = datetime.fromtimestamp(changed_s, UTC).isoformat(timespec="seconds")
-    if created != json.loads(successor.partition(b"\n")[0])["created"]:
+    same = created == json.loads(successor.partition(b"\n")[0])["created"]
+    if existing.suffix == ".json" or not same:
         moment = re.sub(r"[^0-9A-Za-z.+-]", "-", created)[:64]
         older = existing.parent / "older"
         older.mkdir(exist_ok=True)

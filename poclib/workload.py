@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import hashlib
 import io
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
 
 from . import report
 from .errors import ParameterError
@@ -57,9 +57,10 @@ def _in_file(path: Path) -> list[str]:
             return lines
         whole = kind == ".json"
         rows = json.loads(text) if whole else [json.loads(line) for line in lines if line.strip()]
-        if not isinstance(rows, list):
+        found = [row["prompt"] if isinstance(row, dict) else row for row in rows]
+        if not isinstance(rows, list) or not all(isinstance(text, str) for text in found):
             raise TypeError
-        return [_prompt(row) for row in rows]
+        return found
     except (csv.Error, LookupError, RecursionError, TypeError, ValueError):
         raise ParameterError(
             f"prompts: the {kind} file is not one of prompts: a .csv or .tsv needs a column headed "
@@ -68,24 +69,17 @@ def _in_file(path: Path) -> list[str]:
 
 
 def _read(path: Path) -> str:
-    try:
-        if not path.is_file():  # a device, a pipe: it may never end
-            raise OSError
-        if path.stat().st_size > MAX_BYTES:
-            raise ParameterError(
-                f"prompts: the file has more than {MAX_BYTES // 2**20} MiB; "
-                "take fewer or shorter ones."
-            )
-        data = path.read_bytes()
-        wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        text = data.decode("utf-16" if wide else "utf-8-sig")
-        if "\0" in text:
-            raise ValueError
-        return text
-    except (OSError, ValueError):
-        raise ParameterError(
-            f"prompts: cannot read {str(path)[:200]!r} as a text file; is it there, and UTF-8?"
-        ) from None
+    with contextlib.suppress(OSError, ValueError):
+        if path.is_file() and path.stat().st_size <= MAX_BYTES:  # no device: it may never end
+            data = path.read_bytes()
+            wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+            text = data.decode("utf-16" if wide else "utf-8-sig")
+            if "\0" not in text:
+                return text
+    raise ParameterError(
+        f"prompts: cannot read {str(path)[:200]!r} as a text file; is it there, in UTF-8, and of "
+        f"at most {MAX_BYTES // 2**20} MiB?"
+    )
 
 
 def _column(text: str, separators: str) -> list[str]:
@@ -99,13 +93,6 @@ def _column(text: str, separators: str) -> list[str]:
     if any(len(row) > 1 for row in rows):
         raise ValueError
     return [row[0] for row in rows if row]
-
-
-def _prompt(row: Any) -> str:
-    text = row["prompt"] if isinstance(row, dict) else row
-    if not isinstance(text, str):
-        raise TypeError
-    return text
 
 
 def prompts(texts: Sequence[str], count: int, salt: str, first_mark: int | None) -> list[Prompt]:

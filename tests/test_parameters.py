@@ -132,10 +132,10 @@ NO_PROMPTS = [
     *(("x.jsonl", line, "objects like") for line in (b'{"text": "Hello"}\n', b"Hello\n", b"5\n")),
     *(("x.json", text, "objects like") for text in (b'{"prompt": "Hi"}', b'"Hi"', b"[" * 10**5)),
     ("x.txt", b"\xef\xbb\xbf\r\n \x0c\n", "there is none"),
-    ("x.txt", b"Hello" * 20, "fewer or shorter"),
-    ("x.txt", "Größe".encode("latin-1"), "is it there, and UTF-8"),
-    ("x.txt", "Hello".encode("utf-16-le"), "is it there, and UTF-8"),
-    ("x.txt", codecs.BOM_UTF16_LE + b"H", "is it there, and UTF-8"),
+    ("x.txt", b"Hello" * 20, "at most 0 MiB"),
+    ("x.txt", "Größe".encode("latin-1"), "is it there, in UTF-8"),
+    ("x.txt", "Hello".encode("utf-16-le"), "is it there, in UTF-8"),
+    ("x.txt", codecs.BOM_UTF16_LE + b"H", "is it there, in UTF-8"),
     *((name, None, "cannot read") for name in ("/dev/zero", "a\0b", ".", "x" * 5000, "/dev/stdin")),
 ]
 
@@ -144,7 +144,7 @@ NO_PROMPTS = [
 def test_a_file_that_holds_no_prompts_is_refused(
     name: str, data: bytes | None, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if words == "fewer or shorter":
+    if words == "at most 0 MiB":
         monkeypatch.setattr(workload, "MAX_BYTES", 99)
     if data is not None:
         (tmp_path / name).write_bytes(data)
