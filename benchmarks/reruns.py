@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from poclib import report
+from poclib import report, stats
 from poclib.cli import read_yaml
 from poclib.measure import experiment, repeat
 from poclib.parameters import Parameters
@@ -61,8 +61,8 @@ def counted(kind: str) -> str:
         f"  medians: {min(medians):.3f} to {max(medians):.3f}",
     ]
     if len(reports) > 1:
-        pairs = list(zip(reports, headlines, strict=True))
-        again = [agreement.between(pairs[0], other) for other in pairs[1:]]
+        first, *others = map(of, reports)
+        again = [agreement.between(first, other) for other in others]
         places = Counter(one.place for one in again)
         equal, compared = (sum(getattr(one, k) for one in again) for k in ("equal", "compared"))
         lines += [
@@ -81,7 +81,7 @@ def main() -> None:
         for _ in range(count):
             one = measure(kind)
             headline = of(one).headline
-            against = agreement.ratio_of_ratios(
+            against = stats.ratio_of_ratios(
                 of(found(kind)[0]).headline.overhead_ratio, headline.overhead_ratio
             )
             print(

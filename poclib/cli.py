@@ -270,9 +270,11 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     given = read_yaml(params) if params else {}
     parameters = repeat.parameters(first, given, changed_keys(changes))
     second = experiment.measure(parameters, experiment.bar(report.name(first)))
-    headlines = of(first).headline, of(second).headline
-    found = agreement.between((first, headlines[0]), (second, headlines[1]))
-    click.echo(comparisons.agreement(found, *headlines, agreement.unlike([first, second])))
+    readings = of(first), of(second)
+    headlines = [reading.headline for reading in readings]
+    found = agreement.between(*readings)
+    unlike = agreement.unlike(readings)
+    click.echo(comparisons.agreement(found, headlines[0], headlines[1], unlike))
     _warn([first, second], headlines, ["the first", "the second"])
     sys.exit(0 if found.agrees else 1)
 
@@ -288,7 +290,7 @@ def compare(names: tuple[str, ...], anyway: bool) -> None:
 
     readings = [read(name) for name in names]
     reports, headlines = [r.report for r in readings], [r.headline for r in readings]
-    unlike = agreement.unlike(reports)
+    unlike = agreement.unlike(readings)
     if unlike and not anyway:
         raise ReportError(comparisons.refusal(unlike))
     changes = agreement.over_the_first(headlines)

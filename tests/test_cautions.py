@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 from test_tables import pool_report, row
 
-from poclib.reading.frames import calibrations
 from poclib.reading.reading import of
 from poclib.records import Report, Request, Ruler, RulerRow
 from poclib.showing import warnings as cautions
@@ -127,8 +126,8 @@ def test_a_headline_below_the_rulers_error_is_marked() -> None:
 
 
 def test_calibrations_are_in_order_and_only_what_was_answered() -> None:
-    rows = calibrations(pool_report())
+    rows = of(pool_report())
     assert [one.wall_ms for one in rows["local"]] == [200]
     failed = Request.model_validate(row(0, "local", 0, 5, outcome="failed"))
     arm = pool_report().preparation[1].model_copy(update={"requests": [failed]})
-    assert calibrations(pool_report(preparation=[arm])) == {}
+    assert of(pool_report(preparation=[arm])) == {}

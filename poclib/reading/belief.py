@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 
 from ..records import Arm, Report, Request, ServerTimings
 from ..stats import median
-from .frames import places
 from .phases import between
 
 # The same prompt at the same provider in the two arms of a round, as they came.
@@ -29,24 +28,22 @@ MORE_CACHED = 0.25
 def believed(report: Report) -> tuple[Report, dict[str, str]]:
     """`report` without the own times of servers that told one that cannot be, and why of each."""
     reasons: dict[str, str] = {}
-    for row in (row for _, _, arm in places(report) for row in arm.requests):
+    rows = [row for arm in report.preparation for row in arm.requests] + report.requests
+    for row in rows:
         if row.outcome == "ok" and row.provider not in reasons and (why := _impossible(row)):
             reasons[row.provider] = why
     if not reasons:
         return report, reasons
 
-    def without(arm: Arm) -> Arm:
-        rows = [
-            row.model_copy(update={"server": ServerTimings()}) if row.provider in reasons else row
-            for row in arm.requests
-        ]
-        return arm.model_copy(update={"requests": rows})
+    def without(arms: Sequence[Arm]) -> list[Arm]:
+        return [arm.model_copy(update={"requests": [*map(silenced, arm.requests)]}) for arm in arms]
 
-    rounds = [
-        one.model_copy(update={"arms": [without(arm) for arm in one.arms]}) for one in report.rounds
-    ]
-    preparation = [without(arm) for arm in report.preparation]
-    return report.model_copy(update={"rounds": rounds, "preparation": preparation}), reasons
+    def silenced(row: Request) -> Request:
+        return row.model_copy(update={"server": ServerTimings()} if row.provider in reasons else {})
+
+    rounds = [one.model_copy(update={"arms": without(one.arms)}) for one in report.rounds]
+    changes = {"preparation": without(report.preparation), "rounds": rounds}
+    return report.model_copy(update=changes), reasons
 
 
 def _impossible(row: Request) -> str | None:
@@ -86,9 +83,9 @@ def cached(report: Report) -> list[str]:
         before = {(row.provider, row.prompt): row for row in first.requests if row.outcome == "ok"}
         for row in second.requests:
             if row.outcome == "ok" and (mate := before.get((row.provider, row.prompt))):
-                mine = orders.setdefault(row.provider, {"baseline": [], "strategy": []})
-                mine[second.arm].append((mate, row))
-    return [why for name, mine in orders.items() if (why := _collapsed(name, [*mine.values()]))]
+                pairs = orders.setdefault(row.provider, {"baseline": [], "strategy": []})
+                pairs[second.arm].append((mate, row))
+    return [why for name, pairs in orders.items() if (why := _collapsed(name, [*pairs.values()]))]
 
 
 def _collapsed(name: str, orders: Sequence[Sequence[Pair]]) -> str | None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median, median_high
+from typing import TYPE_CHECKING
 
 from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, middle, over, tokens
-from ..records import Arm, EngineUse, ProviderFacts, Report, Request
+from ..records import Arm, ArmName, EngineUse, ProviderFacts, Report, Request
 from ..stats import Contention
-from .frames import arms
+
+if TYPE_CHECKING:
+    from .reading import Reading
 
 
 @dataclass(frozen=True)
 class Cause:
     """One provider in one kind of arm, medians over all rounds, against one request alone there."""
 
-    arm: str
+    arm: ArmName
     provider: ProviderFacts
     found: Level
     alone: Level
@@ -45,12 +48,9 @@ class Cause:
     def contention(self) -> Contention:
         """As it stands in the headline; no rate where it is not by the rate that it is named."""
         by_rate = behaviour(self.found, self.alone) == self.behaviour
-        return Contention(
-            self.behaviour,
-            self.found.in_flight,
-            over(self.found.tokens_per_s, self.alone.tokens_per_s) if by_rate else None,
-            over(self.found.server_ms, self.alone.server_ms),
-        )
+        rate = over(self.found.tokens_per_s, self.alone.tokens_per_s) if by_rate else None
+        server = over(self.found.server_ms, self.alone.server_ms)
+        return Contention(self.behaviour, self.found.in_flight, rate, server)
 
     @property
     def wanting(self) -> int | None:
@@ -72,46 +72,44 @@ class Cause:
     @property
     def switches_per_token(self) -> float | None:
         """How often the system took a core from a thread of it, for each token."""
-        counts = [u.involuntary_switches for u in self.use]
-        known = [count for count in counts if count is not None]
-        return over(sum(known), self.tokens) if counts and len(known) == len(counts) else None
+        known = [u.involuntary_switches for u in self.use if u.involuntary_switches is not None]
+        return over(sum(known), self.tokens) if known and len(known) == len(self.use) else None
 
 
-def causes(report: Report) -> list[Cause]:
+def causes(reading: Reading) -> list[Cause]:
     """The baseline and the strategy, a row for each provider that took part."""
-    calm = [*arms(report, "calibration"), *arms(report, "baseline")]
+    calm = [*reading.arms("calibration"), *reading.arms("baseline")]
     rows = [
-        _cause(arm, facts, arms(report, arm), alone(mine))
+        _cause(arm, facts, reading.arms(arm), alone(quiet))
         for arm in ("baseline", "strategy")
-        for facts in report.providers
-        if (mine := _rows(calm, facts.name)) and _rows(arms(report, arm), facts.name)
+        for facts in reading.report.providers
+        if (quiet := _rows(calm, facts.name)) and _rows(reading.arms(arm), facts.name)
     ]
     costs = [cause.cpu_ms_per_token for cause in rows if cause.arm == "baseline"]
     return [replace(cause, cpu_alone_ms=costs[0] if costs else None) for cause in rows]
 
 
-def _rows(among: Sequence[Arm], provider: str) -> list[Request]:
-    return [row for arm in among for row in arm.requests if row.provider == provider]
+def _rows(arms: Sequence[Arm], provider: str) -> list[Request]:
+    return [row for arm in arms for row in arm.requests if row.provider == provider]
 
 
-def _cause(arm: str, facts: ProviderFacts, among: Sequence[Arm], calm: Level) -> Cause:
-    mine = [rows for one in among if (rows := _rows([one], facts.name))]
-    each = [level(rows) for rows in mine]
-
-    together = replace(
-        each[0],
-        in_flight=median_high(one.in_flight for one in each),
-        answered=sum(one.answered for one in each),
-        refused=sum(one.refused for one in each),
-        tokens_per_s=middle(one.tokens_per_s for one in each),
-        request_ms=middle(one.request_ms for one in each),
-        server_ms=middle(one.server_ms for one in each),
-        ttft_ms=middle(one.ttft_ms for one in each),
+def _cause(kind: ArmName, facts: ProviderFacts, arms: Sequence[Arm], calm: Level) -> Cause:
+    own = [rows for arm in arms if (rows := _rows([arm], facts.name))]
+    levels = [level(rows) for rows in own]
+    together = Level(
+        in_flight=median_high(each.in_flight for each in levels),
+        answered=sum(each.answered for each in levels),
+        refused=sum(each.refused for each in levels),
+        tokens_per_s=middle(each.tokens_per_s for each in levels),
+        request_ms=middle(each.request_ms for each in levels),
+        server_ms=middle(each.server_ms for each in levels),
+        ttft_ms=middle(each.ttft_ms for each in levels),
     )
-    use = tuple(u for one in among for u in one.engines if u.provider == facts.name)
-    return Cause(arm, facts, together, calm, use, sum(map(tokens, mine)))
+    use = tuple(use for arm in arms for use in arm.engines if use.provider == facts.name)
+    return Cause(kind, facts, together, calm, use, sum(map(tokens, own)))
 
 
+# TRANSITION
 def at_least(report: Report) -> float | None:
     """A bound from below on the ratio where arms were stopped at their limit; None if none was.
 

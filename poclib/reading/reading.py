@@ -7,49 +7,69 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from .. import report as files
-from ..records import Report, Request
+from ..records import Arm, ArmName, Report, Request
 from ..stats import Headline
-from . import belief, causes, frames, headline
+from . import belief, causes, headline
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Reading:
-    """A report and all that follows from it; `report` is as it was saved."""
+    """A report and all that follows from it.
+
+    `report` is as it was saved; `believed` is without the servers' own times that cannot be, and
+    `disbelieved` has the servers that told them, with the reason.
+    """
 
     def __init__(self, report: Report) -> None:
         self.report = report
+        self.believed, self.disbelieved = belief.believed(report)
+
+    def arms(self, kind: ArmName) -> list[Arm]:
+        """The arms of that kind, in the order they ran, without times that cannot be."""
+        rounds = [arm for round_ in self.believed.rounds for arm in round_.arms]
+        return [arm for arm in (*self.believed.preparation, *rounds) if arm.arm == kind]
+
+    def answered(self, kind: ArmName) -> list[Request]:
+        """The requests whose times count: answered, in an arm of that kind."""
+        return [row for arm in self.arms(kind) for row in arm.requests if row.outcome == "ok"]
 
     @cached_property
-    def _belief(self) -> tuple[Report, dict[str, str]]:
-        return belief.believed(self.report)
+    def calibrations(self) -> dict[str, list[Request]]:
+        """The answered calibration requests of each provider, in the order they were sent."""
+        rows: dict[str, list[Request]] = {}
+        for row in self.answered("calibration"):
+            if row.wall_ms:
+                rows.setdefault(row.provider, []).append(row)
+        return rows
 
-    @property
-    def believed(self) -> Report:
-        """The report without servers' own times that cannot be."""
-        return self._belief[0]
+    @cached_property
+    def causes(self) -> list[causes.Cause]:
+        """What several requests at once did to each provider, baseline and strategy."""
+        return causes.causes(self)
 
-    @property
-    def disbelieved(self) -> dict[str, str]:
-        """The servers whose own times cannot be, and why."""
-        return self._belief[1]
+    @cached_property
+    def headline(self) -> Headline:
+        """Every number that is said of the report, each None with its reason in `missing`."""
+        return headline.headline(self)
 
     @cached_property
     def requests(self) -> pd.DataFrame:
-        """One row per request of the whole report, in the order the arms ran.
+        """One row per request of the whole report, in the order the arms ran. Copy it to change it.
 
         `round` is NA and `order` the place in the preparation for warm-up and calibration, which
         goes on after every round; `order` is 0 for the arm that ran first in its round. `warm_up`
         rows never count. The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where
-        all are known: `send_ms` holds all before the request's last byte that is no connecting,
-        `last_byte_ms` is from the answer's last byte to its end parsed. `ms_per_token` is wall
-        per output token. `limit` is how many dispatch lets be in flight there (NA: no limit),
-        `slots` the server's. Own times of a server that cannot be are left out. Copy the frame
-        before you change it.
+        all are known. `limit` is how many dispatch lets be in flight there (NA: no limit), `slots`
+        the server's. Own times of a server that cannot be are left out.
         """
-        return frames.requests(self.believed)
+        from . import tables
+
+        return tables.frame_of_requests(self)
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -59,22 +79,9 @@ class Reading:
         answer to some prompt; `complete` says whether the round counts. The ratio is of times per
         token where the headline's `per_token` says so.
         """
-        return frames.rounds(self.report)[0]
+        from . import tables
 
-    @cached_property
-    def causes(self) -> list[causes.Cause]:
-        """What several requests at once did to each provider; see `causes.causes`."""
-        return causes.causes(self.believed)
-
-    @cached_property
-    def calibrations(self) -> dict[str, list[Request]]:
-        """The answered calibration requests of each provider, in the order they were sent."""
-        return frames.calibrations(self.report)
-
-    @cached_property
-    def headline(self) -> Headline:
-        """Every number that is said of the report, each None with its reason in `missing`."""
-        return headline.headline(self.believed, self.disbelieved, self.requests, self.causes)
+        return tables.frame_of_rounds(self)
 
 
 def read(name_or_path: str | Path, folder: Path | None = None) -> Reading:

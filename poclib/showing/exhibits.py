@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ..reading.frames import calibrations
 from ..reading.phases import CLIENT, LABELS, PHASES
+from ..reading.reading import of
 from ..records import Report
 from ..stats import Headline
 from . import titles
@@ -53,7 +53,7 @@ def anatomy_finding(row: Mapping[str, Any]) -> str:
 
 def pool(report: Report, headline: Headline) -> str:
     """Who is in the pool, how fast each is alone, and how far away; a table and a sentence."""
-    calibrated = calibrations(report)
+    calibrated = of(report).calibrations
     rows = []
     for one in report.providers:
         mine = calibrated.get(one.name, [])

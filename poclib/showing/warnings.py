@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ..pacing import EMPTY_SHA256, length
 from ..reading.belief import believed
-from ..reading.frames import calibrations
+from ..reading.reading import of
 from ..records import ProviderFacts, Report, Request
 from ..stats import Headline, median, minimum_n
 from .causes import fell
@@ -327,7 +327,7 @@ def _closes(facts: ProviderFacts) -> bool:
 def _front_end(report: Report, headline: Headline) -> list[str]:
     """A local server whose requests wait outside its own clock when several are in flight."""
     told = []
-    calm = calibrations(report)
+    calm = of(report).calibrations
     arms = [arm for one in report.rounds for arm in one.arms if arm.arm == "strategy"]
     good = [row for arm in arms for row in arm.requests if row.outcome == "ok"]
     for facts in report.providers:
@@ -353,7 +353,7 @@ def _front_end(report: Report, headline: Headline) -> list[str]:
 def reloaded(report: Report) -> list[Request]:
     """Requests that waited for their model to be loaded, unlike others at their provider."""
     rows = [row for row in report.requests if row.wall_ms and row.server.load_ms]
-    rows += [r for mine in calibrations(report).values() for r in mine[1:] if r.server.load_ms]
+    rows += [r for mine in of(report).calibrations.values() for r in mine[1:] if r.server.load_ms]
     usual: dict[str, list[float]] = {}
     for row in rows:
         usual.setdefault(row.provider, []).append(row.server.load_ms or 0.0)
@@ -412,7 +412,7 @@ def _drift(report: Report) -> list[str]:
     """The last third of the calibration against the first, beyond twice the band."""
     said = []
     loads = {id(row) for row in reloaded(report)}
-    for provider, rows in calibrations(report).items():
+    for provider, rows in of(report).calibrations.items():
         walls = _walls([row for row in rows if id(row) not in loads])  # a load is no drift
         third = len(walls) // 3
         begun, ended = median(walls[:third]), median(walls[-third:] if third else [])
@@ -472,7 +472,7 @@ def _others(report: Report) -> list[str]:
 def _cold(report: Report) -> list[str]:
     """A model that was loaded, or caches that were filled, while it was being timed."""
     said = []
-    for provider, rows in calibrations(report).items():
+    for provider, rows in of(report).calibrations.items():
         walls = _walls(rows)
         later = median(walls[1:]) if len(walls) >= 4 else None
         if later and walls[0] > COLD_FACTOR * later:

@@ -14,8 +14,8 @@ from statistics import median
 from ..contention import SLOWER
 from ..pacing import Power
 from ..reading.belief import believed
-from ..reading.frames import calibrations
 from ..reading.phases import SEGMENTS
+from ..reading.reading import of
 from ..records import Probe, ProviderFacts, Report
 from ..stats import FAIL, INCONCLUSIVE, PASS, Headline, Spread
 from .format import bullets, date, day, inline, many, milliseconds, number, percent, safe, table
@@ -646,7 +646,7 @@ def _power(power: Power) -> str:
 def title_drift(report: Report) -> str:
     """By how much each machine's speed changed over the run."""
     changes = []
-    for provider, rows in calibrations(report).items():
+    for provider, rows in of(report).calibrations.items():
         walls = [row.wall_ms for row in rows if row.wall_ms]
         if len(walls) > 1:
             span = max(walls) / min(walls)
