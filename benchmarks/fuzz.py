@@ -197,7 +197,7 @@ def reports(folder: Path) -> tuple[list[bytes], Target]:
         if loaded["reports"] % 5:
             return
         headline = of(found).headline
-        for frame in (tables.providers, tables.distribution):
+        for frame in (tables.breakdown, tables.overhead):
             frame(of(found))
         said = [words.report_text(found, headline), words.opening(found, headline)]
         said += [words.bottom_line(found, headline), words.cost(found, headline)]

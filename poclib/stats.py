@@ -18,9 +18,8 @@ LEVEL = 0.95
 # Student's t at 97.5 % with n - 1 degrees of freedom, for the few ratios n that need it.
 _STUDENT = {2: 12.7062, 3: 4.3027, 4: 3.1824, 5: 2.7764}
 _MOST_ROUNDS = 1_000_000
-# An interval whose ends lie further apart than this factor is of no use to anyone, so it is
-# absent: of 2 rounds that scatter by 10 % one in five is, by 20 % half are. What is left holds the
-# median with 94 and 90 % there, and with 95 % where rounds scatter by 5 %, or are 3 and more.
+# An interval whose ends lie further apart than this factor is of no use, so it is absent: of
+# 2 rounds that scatter by 10 % one in five is. The others still hold the median with 94 %.
 WIDEST = 10.0
 
 
@@ -57,13 +56,11 @@ class Answers:
 class Stream:
     """How one provider's streamed answers came, over `n` of the strategy's requests.
 
-    Quantiles by name (p50, p90, p95), None where n is too small for one. `between_ms` is a
-    request's mean time from one token to the next where they were seen to arrive one by one,
-    else from one chunk to the next (`apart` says which; None where there is no such time), and
-    `why` is the reason. `tokens_per_s` is the median over requests of tokens by wall time,
-    `together_per_s` all tokens by the time with any request in flight. `counted` tells by whom
-    tokens were counted: the server, or as pieces that arrived here. `thought_ms`: to the first
-    thought, of those that think.
+    Quantiles by name (p50, p90, p95), None where n is too small for one. `between_ms`: a request's
+    mean time from one token to the next where each was seen to arrive, else from chunk to chunk;
+    `apart` says which (None: neither), `why` the reason. `tokens_per_s`: the median of tokens by
+    wall time; `together_per_s`: all tokens by the time with any request in flight. `counted`: by
+    the server, or as pieces that arrived here. `thought_ms`: to the first thought, if any.
     """
 
     n: int
@@ -208,10 +205,8 @@ def interval(ratios: Iterable[float]) -> tuple[float, float]:
     range holds it with less than 95 %, so there at each end the farther of two: the range's,
     and mean plus or minus Student's t times the standard error, for near normal logarithms.
 
-    Not the percentile bootstrap of the median: it is an interval between order statistics,
-    too, but holds the median with 93.8 % at 5 ratios, 87.5 % at 7 and 92 % at 8. This one
-    keeps 94 to 97 % at 2 to 20, normal, skewed, heavy-tailed or drifting
-    (`benchmarks/interval_coverage.py`), and is a tenth wider than the range at 5.
+    It holds the median with 94 to 97 % at 2 to 20 ratios, normal, skewed, heavy-tailed or
+    drifting; the percentile bootstrap with 87.5 % at 7 (`benchmarks/interval_coverage.py`).
     """
     logs = sorted(map(math.log, ratios))
     n = len(logs)
@@ -252,13 +247,11 @@ def _depth(n: int) -> tuple[int, float]:
 def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> tuple[str, int | None]:
     """The verdict, and the rounds in all that would settle it: None where settled or unknown.
 
-    PASS where the interval ends below `limit`, FAIL where it begins above.
-    Otherwise INCONCLUSIVE with the rounds that would settle it, if the ratios keep their
-    median m and standard deviation s: (pi / 2) (1.96 s / (m - limit))^2. That is the sample
-    size for a mean (NIST/SEMATECH e-Handbook, 7.2.2.2) times pi / 2, the variance of a
-    normal sample's median over that of its mean (Cramér, Mathematical Methods of
-    Statistics, 28.5). Under 2 rounds: 2, the fewest that give an interval at all; where there is
-    none because the rounds are too unlike, the rounds that would give one, if they stay so.
+    PASS where the interval ends below `limit`, FAIL where it begins above, else INCONCLUSIVE. If
+    the ratios keep their median m and standard deviation s, (pi / 2) (1.96 s / (m - limit))^2
+    rounds settle it: the sample size for a mean (NIST/SEMATECH e-Handbook, 7.2.2.2) times the
+    variance of a normal sample's median over that of its mean (Cramér, Mathematical Methods of
+    Statistics, 28.5). Without an interval: the rounds that would give one.
     """
     if ratio.median is None or ratio.low is None or ratio.high is None:
         return INCONCLUSIVE, _rounds_for_an_interval(ratios)

@@ -16,12 +16,15 @@ from .reading import Reading
 
 # Where the interval of the ratio of ratios lies: inside the band around 1, outside, or across.
 Place = Literal["inside", "outside", "across", "unknown"]
-# Of a provider: what it is, and what decides how fast. Where the coordinator is, is not in it.
-_OF_A_PROVIDER = (
-    *("kind", "role", "model", "digest", "server", "engine", "engine_kind", "slots", "capacity"),
-    *("context_tokens", "core", "cores", "turns", "threads", "batching", "refuses", "speed"),
-    "link",
-)
+# All else decides what a provider is and how fast.
+_NO_DIFFERENCE = {
+    "name",
+    "reports_time",
+    "fixed_length",
+    "cache_defeated",
+    "keeps_streams",
+    "pinned",
+}
 _OF_THE_PARAMETERS = ("max_tokens", "context_tokens", "seed", "stream", "retries", "hedge")
 
 
@@ -98,9 +101,9 @@ def unlike(readings: Sequence[Reading]) -> dict[str, list[str]]:
 def _described(report: Report) -> dict[str, Any]:
     described: dict[str, Any] = {"providers": ", ".join(sorted(p.name for p in report.providers))}
     for provider in report.providers:
-        facts = provider.model_dump()
+        facts = provider.model_dump(exclude=_NO_DIFFERENCE)
         facts["digest"] = facts["digest"] and facts["digest"].rpartition(":")[2][:12]
-        described |= {f"{provider.name}: {key}": facts[key] for key in _OF_A_PROVIDER}
+        described |= {f"{provider.name}: {key}": value for key, value in facts.items()}
     digest = hashlib.sha256(" ".join(report.prompt_sha256).encode()).hexdigest()[:8]
     count = len(report.prompt_sha256)
     described["prompts"] = f"{count} ({digest})" if count else None

@@ -7,10 +7,10 @@ which colour-blind readers can tell apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from ..records import Probe, ProviderFacts, Report, Request
+from ..records import ProviderFacts, Report, Request
 from ..stats import median
 
 WAITING, SENDING, FIRST, GENERATING, OWN = "#bdbdbd", "#56b4e9", "#0072b2", "#e69f00", "#000000"
@@ -63,16 +63,14 @@ SEGMENTS = (
 )
 # What lies outside a server's own time, and the queue that it reports itself.
 OVERHEAD = (
-    Phase("over_ms", "all outside its server", "white"),
-    Phase("network_ms", "the network", SENDING),
-    Phase("server_queue_ms", "queue, told by the server", WAITING),
-    Phase("ours_ms", "our own work", OWN),
-    Phase("unexplained_ms", "not explained", OUTSIDE),
+    Phase("over_ms", "all outside its server"),
+    Phase("network_ms", "the network"),
+    Phase("server_queue_ms", "queue, told by the server"),
+    Phase("ours_ms", "our own work"),
+    Phase("unexplained_ms", "not explained"),
 )
 LABELS = {phase.key: phase.label for phase in (*OVERHEAD, *SEGMENTS, *PHASES)}
 COLOURS = {phase.key: phase.colour for phase in (*CLIENT, *SERVER, *SEGMENTS)}
-# Round trips that stand for the network at one moment: as many as are taken in one go.
-NEAREST = 5
 
 
 def times(request: Request) -> dict[str, float | None]:
@@ -146,55 +144,41 @@ def segments(row: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def trips(report: Report, requests: Sequence[Request]) -> list[float | None]:
-    """The network's round trip at the time of each request, in ms; None where none was probed.
+def trip(report: Report, provider: str) -> float | None:
+    """The network's round trip to a provider in ms, as probes tell it; None where none was sent.
 
-    The median of the `NEAREST` probes of its provider that are nearest in time, without our own
-    work where their marks tell it.
+    Their median, without our own work where their marks tell it.
     """
-    return [
-        _nearest([p for p in report.probes if p.provider == row.provider], row.marks.start_ms)
-        for row in requests
-    ]
-
-
-def _nearest(probes: Sequence[Probe], at_ms: float | None) -> float | None:
-    if at_ms is not None:
-        probes = sorted(probes, key=lambda probe: abs(probe.at_ms - at_ms))[:NEAREST]
+    probes = [probe for probe in report.probes if probe.provider == provider]
     return median([p.round_trip_ms if p.wire_ms is None else p.wire_ms for p in probes])
 
 
-def overhead(request: Request, trip: float | None, handshake_hidden: bool) -> dict[str, float]:
-    """`over_ms` of one request as network, ours and unexplained, which add up to it.
+def overhead(request: Request, facts: ProviderFacts, trip: float | None) -> dict[str, float]:
+    """`over_ms` of one request as network, ours and unexplained, which add up to it; in ms.
 
-    `network_ms`: `trip` (the round trip at the time), a connect where one was opened, and the
-    transfer of an answer that was not streamed. `handshake_hidden`: on a link made in software a
-    connect returns at once and its round trip shows as waiting, so it counts one more. `ours_ms`:
-    our work before the request's last byte and after the answer's. `server_queue_ms` is inside
-    the server's own time, so beside `over_ms`. A part without a source is left out; the
-    unexplained is negative where sources overlap.
+    `network_ms`: the round trip, a connect where one was opened, and the transfer of an answer
+    that was not streamed. `ours_ms`: our work before the request's last byte and after the
+    answer's. `server_queue_ms` is inside the server's own time, so beside `over_ms`. A part
+    without a source is left out; the unexplained is negative where sources overlap.
     """
     marks, over = request.marks, request.over_ms
     if over is None:
         return {}
-    told: dict[str, float] = {}
+    parts: dict[str, float] = {}
     connect = between(marks.connect_start_ms, marks.connected_ms)
     if trip is not None:
-        opened = 0.0 if connect is None else connect + (trip if handshake_hidden else 0.0)
+        # On a link made in software a connect returns at once; its round trip shows as waiting.
+        hidden = trip if facts.link and facts.link.round_trip_ms else 0.0
+        opened = 0.0 if connect is None else connect + hidden
         first = None if request.token_ms else marks.first_byte_ms
-        told["network_ms"] = trip + opened + (between(first, marks.last_byte_ms) or 0.0)
+        parts["network_ms"] = trip + opened + (between(first, marks.last_byte_ms) or 0.0)
     parsing = between(marks.last_byte_ms, marks.end_ms)
     if parsing is not None:
         before = between(marks.start_ms, marks.connect_start_ms or marks.ready_ms) or 0.0
         # Without a mark of when the connection was there, sending holds all before the wire.
         there = marks.ready_ms if connect is None else marks.connected_ms
         send = between(marks.start_ms if there is None else there, marks.sent_ms) or 0.0
-        told["ours_ms"] = before + send + parsing
+        parts["ours_ms"] = before + send + parsing
     queue = request.server.queue_ms
     inside = {} if queue is None else {"server_queue_ms": queue}
-    return {"over_ms": over, **told, **inside, "unexplained_ms": over - sum(told.values())}
-
-
-def hidden_handshakes(providers: Sequence[ProviderFacts]) -> set[str]:
-    """The providers behind a link made in software, where connecting shows as waiting."""
-    return {facts.name for facts in providers if facts.link and facts.link.round_trip_ms}
+    return {"over_ms": over, **parts, **inside, "unexplained_ms": over - sum(parts.values())}

@@ -5,7 +5,7 @@ The headline needs no frame, so pandas is loaded only where `requests`, `rounds`
 
 from __future__ import annotations
 
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Reading:
-    """A report and all that follows from it.
+    """A report as it was saved, and all that follows from it.
 
-    `report` is as it was saved; `believed` is without the servers' own times that cannot be, and
-    `disbelieved` has the servers that told them, with the reason.
+    `believed` is the report without the servers' own times that cannot be; `disbelieved` has the
+    servers that told them, with the reason.
     """
 
     def __init__(self, report: Report) -> None:
@@ -61,10 +61,9 @@ class Reading:
     def requests(self) -> pd.DataFrame:
         """One row per request of the whole report, in the order the arms ran. Copy it to change it.
 
-        `round` is NA and `order` the place in the preparation for warm-up and calibration, which
-        goes on after every round; `order` is 0 for the arm that ran first in its round. `warm_up`
-        rows never count. The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where
-        all are known. `limit` is how many dispatch lets be in flight there (NA: no limit), `slots`
+        `round` is NA for warm-up and calibration, `order` the arm's place in its round or in the
+        preparation. The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where all
+        are known. `limit` is how many dispatch lets be in flight there (NA: no limit), `slots`
         the server's. Own times of a server that cannot be are left out.
         """
         from . import tables
@@ -73,12 +72,7 @@ class Reading:
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
-        """One row per round: round, first (arm that ran first), baseline_ms, strategy_ms, ratio.
-
-        A makespan is from the first dispatch to the last answer, NaN where the arm lacks an
-        answer to some prompt; `complete` says whether the round counts. The ratio is of times per
-        token where the headline's `per_token` says so.
-        """
+        """One row per round: `headline.RoundTimes`, and `complete`, whether the round counts."""
         from . import tables
 
         return tables.frame_of_rounds(self)
@@ -87,17 +81,9 @@ class Reading:
 def read(name_or_path: str | Path, folder: Path | None = None) -> Reading:
     """The reading of the report of that name in data/reports, or of the file at that path.
 
-    Parsed again only where the file has changed. Raises what `report.load` raises.
+    Raises what `report.load` raises.
     """
-    path = files.find(name_or_path, folder)
-    there = path.stat()
-    return _of_file(path, (there.st_dev, there.st_ino, there.st_mtime_ns, there.st_size))
-
-
-@lru_cache(32)
-def _of_file(path: Path, state: tuple[int, ...]) -> Reading:
-    """`state` tells one content of a file from another."""
-    return of(files.load(path))
+    return of(files.load(name_or_path, folder))
 
 
 def of(report: Report) -> Reading:
