@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 from scipy import stats as scipy_stats
-from test_tables import pool_report, row
+from test_tables import edited, pool_report, row
 
 from poclib import cli, report, suite
 from poclib.measure import experiment
-from poclib.parameters import Parameters
+from poclib.parameters import Parameters, ProviderSettings
 from poclib.reading import belief, tables
 from poclib.reading.reading import of
 from poclib.records import Report
@@ -66,6 +66,19 @@ def alone(
     return Report.model_validate(data | {"rounds": rounds})
 
 
+def report_text(found: Report) -> str:
+    return words.report_text(found, of(found).headline)
+
+
+def warned(found: Report) -> str:
+    return "\n".join(cautions.warnings(found, of(found).headline))
+
+
+def weighty(found: Report) -> str:
+    """What stands beside the verdict."""
+    return "\n".join(cautions.weighty(found, of(found).headline))
+
+
 def test_a_prompt_cache_forbids_the_verdict() -> None:
     """Rounds of 0.12, 8.33, 0.12: prompts of 1,650 ms that took 15 ms when they came again."""
     found = alone([(1752, 210)] * 3)
@@ -75,16 +88,13 @@ def test_a_prompt_cache_forbids_the_verdict() -> None:
     line = words.gate_line(headline)
     assert line.startswith("Gate: INCONCLUSIVE") and "a cache answered" in line
     assert words.effect(headline) == "unknown" and "says nothing" in words.finding(headline)
-    assert cautions.weighty(found, headline)[0].startswith("No verdict stands on these times")
+    assert weighty(found).startswith("No verdict stands on these times")
 
 
-def test_a_cache_is_seen_without_any_time_of_the_servers() -> None:
+def test_a_cache_is_seen_without_any_time_of_the_servers_and_in_cached_tokens() -> None:
     blind = alone([(1752, 210)] * 3, change=lambda *_: {"server": {}, "prompt_tokens": None})
     assert "began to answer in" in belief.cached(blind)[0]
-
-
-def test_cached_tokens_in_one_arm_forbid_the_verdict() -> None:
-    """The same times in both arms, but half of the prompts' tokens were not read in one."""
+    # The same times in both arms, but half of the prompts' tokens were not read in one.
     told = alone([(1000, 1000)] * 3, change=lambda kind, place, _: {"cached_tokens": 141 * place})
     assert "took 50 % more of the prompts out of its cache" in belief.cached(told)[0]
     both = alone([(1000, 1000)] * 3, change=lambda *_: {"cached_tokens": 141})
@@ -114,7 +124,7 @@ def test_the_committed_reports_are_believed(path: Path) -> None:
     headline = of(found).headline
     assert belief.believed(found) == (found, {})
     assert not headline.forbidden and not headline.per_token and not headline.disbelieved
-    assert not [one for one in cautions.weighty(found, headline) if "mid-run" in one]
+    assert "mid-run" not in weighty(found)
 
 
 def test_faster_than_calibration_with_one_in_flight_forbids_the_verdict() -> None:
@@ -131,125 +141,127 @@ def test_faster_than_calibration_with_one_in_flight_forbids_the_verdict() -> Non
     assert noisy.efficiency == pytest.approx(1100 / 960) and not noisy.forbidden
 
 
-IMPOSSIBLE = [
-    ({"total_ms": 1400.0}, "1,400.0 ms of a request that took 1,000.0 ms"),
-    ({"total_ms": 500.0, "prompt_ms": -5.0}, "a negative time"),
-    ({"total_ms": 0.00007, "generation_ms": 0.00007}, "7e-05 ms for 40 tokens"),
-    ({"total_ms": 0.9}, "0.9 ms for an answer that arrived over 390.0 ms"),
-]
-
-
-@pytest.mark.parametrize(("server", "why"), IMPOSSIBLE)
+@pytest.mark.parametrize(
+    ("server", "why"),
+    [
+        ({"total_ms": 1400.0}, "it reports 1,400.0 ms of a request that took 1,000.0 ms"),
+        ({"total_ms": 500.0, "prompt_ms": -5.0}, "it reports a negative time"),
+        ({"total_ms": 0.00007, "generation_ms": 0.00007}, "it reports 7e-05 ms for 40 tokens"),
+        ({"total_ms": 0.9}, "it reports 0.9 ms for an answer that arrived over 390.0 ms"),
+    ],
+)
 def test_a_servers_time_that_cannot_be_is_used_nowhere(server: dict[str, Any], why: str) -> None:
     def lying(kind: str, place: int, one: dict[str, Any]) -> dict[str, Any]:
         start = one["marks"]["start_ms"]
         return {"server": server, "token_ms": [start + 600 + 10 * i for i in range(40)]}
 
     found = alone([(1000, 1000)] * 3, change=lying)
-    headline = of(found).headline
-    assert why in headline.disbelieved["local"]
-    assert headline.added_latency_ms == {"remote": None, "local": None}
-    assert tables.overhead(of(found)).query("arm == 'strategy'")["over_ms"].isna().all()
-    said = words.report_text(found, headline)
-    assert f"The times that local tells of itself are not used: it reports {why}" in said or (
-        f"local tells of itself are not used: it reports a{why[1:]}" in said
-    )
+    reading = of(found)
+    assert reading.disbelieved == {"local": why} == reading.headline.disbelieved
+    assert reading.headline.added_latency_ms == {"remote": None, "local": None}
+    assert tables.overhead(reading).query("arm == 'strategy'")["over_ms"].isna().all()
+    said = report_text(found)
+    assert f"The times that local tells of itself are not used: {why}" in said
     assert not [cell for cell in said.split() if cell.startswith(("-0", "-1", "-3", "-4"))]
-    assert "local" in words.checks(found, headline) and headline.verdict == "PASS"
+    assert reading.headline.verdict == "PASS"
 
 
 def test_what_two_clocks_differ_by_is_believed_and_never_negative() -> None:
     found = alone([(1000, 1000)] * 3, change=lambda *_: {"server": {"total_ms": 1000.8}})
-    assert of(found).headline.disbelieved == {}
-    assert of(found).headline.added_latency_ms["local"].min == 0  # type: ignore[union-attr]
+    added = of(found).headline.added_latency_ms["local"]
+    assert of(found).disbelieved == {} and added is not None and added.min == 0
+
+
+# ---- Unlike work -----------------------------------------------------------------------------
 
 
 def test_times_per_token_decide_where_the_arms_lengths_differ() -> None:
     """The strategy's answers have 8 of 40 tokens and take half: 2.5 times as long per token."""
-    short = {"baseline": 40, "strategy": 8}
+    tokens = {"baseline": 40, "strategy": 8}
     found = alone(
         [(1000, 500), (500, 1000), (1000, 500)],
-        change=lambda kind, *_: {"output_tokens": short[kind]},
+        change=lambda kind, *_: {"output_tokens": tokens[kind]},
     )
     headline = of(found).headline
     assert headline.per_token and headline.overhead_ratio.median == pytest.approx(0.5 * 40 / 8)
-    assert headline.verdict == "FAIL"
-    for text in (
-        words.finding(headline),
-        words.gate_line(headline),
-        words.comparison_text([headline]),
-        words.report_text(found, headline),
-        words.bottom_line(found, headline),
-    ):
-        assert "per token" in text
-    said = [one for one in cautions.weighty(found, headline) if "8 to 40 tokens" in one]
-    assert "the ratio is of times per token" in said[0]
+    assert headline.verdict == "FAIL" and "per token" in words.finding(headline)
+    assert "per token" in words.gate_line(headline) and "per token" in report_text(found)
+    assert "per token" in words.comparison_text([headline])
+    (said,) = [line for line in weighty(found).splitlines() if "8 to 40 tokens" in line]
+    assert "the ratio is of times per token" in said
+    # Lengths within the band leave the times as they are.
+    tokens["strategy"] = 39
+    close = alone([(1000, 500)] * 2, change=lambda kind, *_: {"output_tokens": tokens[kind]})
+    assert not of(close).headline.per_token
 
 
-def test_lengths_within_the_band_leave_the_times_as_they_are() -> None:
-    close = {"baseline": 40, "strategy": 39}
-    found = alone([(1000, 500)] * 2, change=lambda kind, *_: {"output_tokens": close[kind]})
-    assert not of(found).headline.per_token
+def test_machines_with_answers_or_prompts_of_unlike_length_are_told() -> None:
+    def unlike(_: dict[str, Any], one: dict[str, Any]) -> None:
+        remote = one["provider"] == "remote"
+        one.update(output_tokens=8 if remote else 1, prompt_tokens=66 if remote else 282)
 
-
-def test_machines_with_answers_of_unlike_length_are_told() -> None:
-    data = pool_report().model_dump()
-    for one in data["rounds"]:
-        for arm in one["arms"]:
-            for request in arm["requests"]:
-                request["output_tokens"] = 8 if request["provider"] == "remote" else 1
-    found = Report.model_validate(data)
-    said = "\n".join(cautions.weighty(found, of(found).headline))
+    said = weighty(edited(pool_report(), unlike))
     assert "differ in length between machines (mean tokens: local 1.0, remote 8.0)" in said
+    assert "The same prompt has unlike numbers of tokens (" in said
+    assert "local 282" in said and "remote 66" in said
 
 
 def test_answers_far_from_max_tokens_are_told_beside_the_verdict() -> None:
-    asked = Parameters(providers=[{"name": "local"}], max_tokens=200).model_dump()
-    found = alone([(1000, 1000)] * 2).model_copy(update={"parameters": Parameters(**asked)})
-    said = words.verdict_text([found], [of(found).headline])
+    asked = Parameters(providers=[ProviderSettings(name="local")], max_tokens=200)
+    said = weighty(alone([(1000, 1000)] * 2).model_copy(update={"parameters": asked}))
     assert "16 of 16 answers are far from max_tokens 200 (40 to 40 tokens)" in said
-    assert said.splitlines()[-1].startswith("Gate: ")
 
 
-def test_an_arm_of_nothing_is_no_measurement() -> None:
+def test_an_arm_of_nothing_is_no_measurement_and_thoughts_alone_are_told() -> None:
     hollow = {"answer_sha256": EMPTY, "output_tokens": None}
     found = alone([(1000, 5)] * 2, change=lambda kind, *_: hollow if kind == "strategy" else {})
     headline = of(found).headline
     assert headline.overhead_ratio.rounds == 0 and headline.verdict == "INCONCLUSIVE"
-
-
-def test_answers_of_thoughts_only_are_told() -> None:
     thoughts = {"answer_sha256": EMPTY, "thought_characters": 90}
-    found = alone([(1000, 1000)] * 2, change=lambda *_: thoughts)
-    said = "\n".join(cautions.weighty(found, of(found).headline))
+    said = weighty(alone([(1000, 1000)] * 2, change=lambda *_: thoughts))
     assert "16 answers of 16 empty but for thoughts" in said and "raise max_tokens" in said
 
 
 def test_marks_of_an_arm_leave_answers_uncompared_but_those_of_calibration() -> None:
     """Calibration: the same texts to both; of the 3 pairs the one of the later turn differs."""
-    data = pool_report().model_dump()
     rows = {
         name: [[row(i, name, 1, 200) for i in range(2)], [row(0, name, 1, 200)]]
         for name in ("local", "remote")
     }
     rows["remote"][1][0]["answer_sha256"] = "another"
-    data["preparation"] = [
+    preparation = [
         {"arm": "calibration", "strategy": "sequential", "requests": rows[name][turn]}
         for turn in range(2)
         for name in rows
     ]
-    for one in data["rounds"]:
-        for arm in one["arms"]:
-            for request in arm["requests"]:
-                request["answer_sha256"] += arm["arm"]
-    found = Report.model_validate(data | {"marked": True})
+    trial = pool_report(preparation=preparation, marked=True)
+    found = edited(trial, lambda arm, one: one.update(answer_sha256=arm["arm"]))
     headline = of(found).headline
     assert headline.answers_equal.compared == 0
     assert (headline.calibration_equal.equal, headline.calibration_equal.compared) == (2, 3)
-    said = words.report_text(found, headline)
+    said = report_text(found)
     assert "not compared, since each arm's texts begin with a mark of their own" in said
     assert "2 of 3 between machines" in said and "differ between the arms" not in said
     assert "1 of 3 answers to calibration's prompts differ between machines" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"prompt_characters": [1128] * 4}, "counts only 66 tokens for a prompt of 1,128"),
+        ({"prompt_characters": [260] * 4}, None),
+        ({"room": 100}, "do not fit the context of local (66 and 40 tokens, 100 fit)"),
+    ],
+)
+def test_prompts_cut_to_the_context_are_told_beside_the_verdict(
+    changes: dict[str, Any], sentence: str | None
+) -> None:
+    found = alone([(1000, 1000)] * 2, change=lambda *_: {"prompt_tokens": 66})
+    data = found.model_dump() | {"prompt_characters": changes.get("prompt_characters", [])}
+    data["providers"][0]["context_tokens"] = changes.get("room", 128)
+    data["parameters"] = Parameters(providers=[ProviderSettings(name="local")]).model_dump()
+    said = weighty(Report.model_validate(data))
+    assert sentence in said if sentence else "context" not in said
 
 
 # ---- Tokens one by one ---------------------------------------------------------------------
@@ -273,14 +285,12 @@ def test_a_time_between_tokens_needs_tokens_that_came_one_by_one(
         return {"output_tokens": tokens, "token_ms": [start + 500 + at for at in arrivals]}
 
     found = alone([(1000, 1000)] * 3, change=streamed)
-    headline = of(found).headline
-    stream = headline.streams["local"]
+    stream = of(found).headline.streams["local"]
     assert (stream.apart, stream.why) == (apart, why)
     assert stream.between_ms["p50"] == (None if between is None else pytest.approx(between))
-    counted = tokens or len(arrivals)
-    assert stream.tokens_per_s == pytest.approx(counted) and stream.tokens_per_s > 0
+    assert stream.tokens_per_s == pytest.approx(tokens or len(arrivals))
     assert stream.counted == ("server" if tokens else "pieces")
-    assert f"between {apart or 'tokens'}, local" in words.report_text(found, headline)
+    assert f"between {apart or 'tokens'}, local" in report_text(found)
 
 
 def test_thoughts_and_tokens_have_first_times_of_their_own() -> None:
@@ -295,10 +305,7 @@ def test_thoughts_and_tokens_have_first_times_of_their_own() -> None:
     assert stream.thought_ms and stream.thought_ms["p50"] == pytest.approx(100)
     assert stream.ttft_ms["p50"] == pytest.approx(600)
     assert (stream.apart, stream.why) == ("chunks", "its server counts tokens of thoughts too")
-    assert "first thought, local" in words.report_text(found, of(found).headline)
-
-
-def test_an_answer_that_was_not_streamed_has_no_first_token() -> None:
+    assert "first thought, local" in report_text(found)
     headline = of(alone([(1000, 1000)] * 3)).headline
     assert headline.streams == {} and "not streamed" in headline.missing["streams.local"]
 
@@ -325,30 +332,24 @@ def test_rounds_too_unlike_give_no_interval_but_how_many_would() -> None:
 
 
 def test_the_owners_own_server_is_not_another_program() -> None:
-    moments = [{"at_ms": 1.0, "others": 0.49}]
-    data = pool_report(moments=moments).model_dump()
-    assert "close them" in _said(Report.model_validate(data))
+    data = pool_report(moments=[{"at_ms": 1.0, "others": 0.49}]).model_dump()
+    assert "close them" in warned(Report.model_validate(data))
     data["providers"][0]["kind"] = "ollama"
-    said = _said(Report.model_validate(data))
+    said = warned(Report.model_validate(data))
     assert "Other programs took 49 %" in said and "close them" not in said
     assert "the work of local, a server on this machine" in said
 
 
-def _said(found: Report) -> str:
-    return "\n".join(cautions.warnings(found, of(found).headline))
-
-
 def test_a_front_end_that_waits_has_its_sentence() -> None:
     """8 at once on one server: 111 ms outside its own time, alone 2."""
-    data = alone([(1000, 1000)] * 2).model_dump()
-    for one in data["rounds"]:
-        for arm in one["arms"]:
-            if arm["arm"] == "strategy":
-                arm["limits"] = {"local": 4}
-                for request in arm["requests"]:
-                    request["marks"]["start_ms"] = arm["requests"][0]["marks"]["start_ms"]
-                    request["server"] = {"total_ms": 889.0}
-    said = _said(Report.model_validate(data))
+
+    def waiting(arm: dict[str, Any], one: dict[str, Any]) -> None:
+        if arm["arm"] == "strategy":
+            arm["limits"] = {"local": 4}
+            one["marks"]["start_ms"] = arm["requests"][0]["marks"]["start_ms"]
+            one["server"] = {"total_ms": 889.0}
+
+    said = warned(edited(alone([(1000, 1000)] * 2), waiting))
     assert "(local 111 ms with up to 4, 2.0 ms alone)" in said and "no network explains it" in said
 
 
@@ -356,108 +357,48 @@ def test_no_sentence_speaks_of_remote_servers_where_there_is_none() -> None:
     found = alone([(1000, 1000)] * 3)
     headline = of(found).headline
     assert "No provider is remote" in words.network(headline)
-    text = words.report_text(found, headline) + words.bottom_line(found, headline)
+    text = report_text(found)
     assert "remote server" not in text and "added latency, remote" not in text
     assert headline.missing["network_share"] == "no provider is remote"
 
 
-def connected(gap_ms: float, at_once: int, keeps: bool | None, opened: bool) -> str:
-    """The warning of new connections, of `at_once` requests with such a pause before each turn."""
-    rows: list[dict[str, Any]] = []
-    for prompt in range(8):
-        start = (prompt // at_once) * (100 + gap_ms)
-        one = row(prompt, "local", start + 1, 100, token_ms=[start + 50])
-        # The first are always new; later ones where they say so.
-        if opened or prompt < at_once:
-            one["marks"]["connected_ms"] = start + 1.5
-        rows.append(one)
-    local = {**pool_report().model_dump()["providers"][0], "kind": "openai", "keeps_streams": keeps}
+@pytest.mark.parametrize("opened", [True, False])
+def test_new_connections_are_told_where_open_ones_were_closed(opened: bool) -> None:
+    rows = [row(i, "local", 110.0 * i + 1, 100, token_ms=[110.0 * i + 50]) for i in range(8)]
+    for one in rows if opened else rows[:1]:
+        one["marks"]["connected_ms"] = one["marks"]["start_ms"] + 0.5
     arms = [{"arm": "strategy", "strategy": "sequential", "requests": rows}]
-    found = pool_report(rounds=0, providers=[local], preparation=[], probes=[]).model_dump() | {
-        "rounds": [{"index": 0, "arms": arms}]
-    }
-    said = [
-        one for one in _said(Report.model_validate(found)).splitlines() if "opened a new" in one
-    ]
-    return said[0] if said else ""
-
-
-def test_a_new_connection_is_blamed_on_whoever_closed_the_old_one() -> None:
-    ours = connected(4500, 1, True, opened=True)
-    assert "idle for longer than the 4 s" in ours and "server closes" not in ours
-    more = connected(10, 8, True, opened=True)
-    assert "more requests were in flight than before" in more and "server" not in more
-    server = connected(10, 1, False, opened=True)
-    assert "the server closes it after each streamed answer" in server
-    lost = connected(10, 1, True, opened=True)
-    assert "had closed the open one" in lost
-    assert connected(10, 1, True, opened=False) == ""
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"prompt_characters": [1128] * 4}, "counts only 66 tokens for a prompt of 1,128"),
-        ({"prompt_characters": [260] * 4}, None),
-        ({"room": 100}, "do not fit the context of local (66 and 40 tokens, 100 fit)"),
-    ],
-)
-def test_prompts_cut_to_the_context_are_told_beside_the_verdict(
-    changes: dict[str, Any], sentence: str | None
-) -> None:
-    found = alone([(1000, 1000)] * 2, change=lambda *_: {"prompt_tokens": 66})
-    data = found.model_dump() | {"prompt_characters": changes.get("prompt_characters", [])}
-    data["providers"][0]["context_tokens"] = changes.get("room", 128)
-    data["parameters"] = Parameters(providers=[{"name": "local"}], max_tokens=40).model_dump()
-    cut = Report.model_validate(data)
-    said = "\n".join(cautions.weighty(cut, of(cut).headline))
-    assert sentence in said if sentence else "context" not in said
-
-
-def test_a_prompt_of_unlike_token_counts_at_two_machines_is_told() -> None:
-    data = pool_report().model_dump()
-    for one in data["rounds"]:
-        for arm in one["arms"]:
-            for request in arm["requests"]:
-                request["prompt_tokens"] = 282 if request["provider"] == "local" else 66
-    found = Report.model_validate(data)
-    said = "\n".join(cautions.weighty(found, of(found).headline))
-    assert "The same prompt has unlike numbers of tokens (" in said
-    assert "local 282" in said and "remote 66" in said
+    local = pool_report().providers[0]
+    found = pool_report(providers=[local], preparation=[], probes=[], rounds=0)
+    data = found.model_dump() | {"rounds": [{"index": 0, "arms": arms}]}
+    assert ("opened a new connection" in warned(Report.model_validate(data))) == opened
 
 
 def test_a_reload_is_told_as_such_and_not_as_drift() -> None:
     """The last calibrations took 900 ms because the model was loaded for 700 of them."""
-    walls = [200.0] * 6 + [900.0] * 3
-    rows = [
-        row(
-            0,
-            "local",
-            5000.0 * i,
-            wall,
-            server={"total_ms": wall - 2, "load_ms": max(5, wall - 200)},
-        )
-        for i, wall in enumerate(walls)
-    ]
-    rows.append(row(0, "remote", 1, 300))
+    rows = [row(0, "remote", 1, 300)]
+    for i, load in enumerate([5] * 6 + [700] * 3):
+        rows.append(row(0, "local", 5000.0 * i, 200 + load))
+        rows[-1]["server"]["load_ms"] = load
     arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
-    said = _said(pool_report(preparation=[arm]))
+    said = warned(pool_report(preparation=[arm]))
     assert "3 requests waited while a model was loaded in mid-run (local, up to 700 ms)" in said
     assert "at the run's end" not in said
 
 
-def test_a_limit_that_fell_is_told() -> None:
+def test_a_limit_that_fell_is_told_with_why() -> None:
     data = pool_report().model_dump()
     arm = next(one for one in data["rounds"][0]["arms"] if one["arm"] == "strategy")
     arm["limits"] = {"local": 64}
+    steps = [(64, 32, "slower"), (32, 16, "slower"), (16, 17, "good"), (17, 8, "refused")]
     arm["limit_changes"] = [
         {"provider": "local", "at_ms": i, "limit": limit, "reason": why, "in_flight": was}
-        for i, (was, limit, why) in enumerate(
-            [(64, 32, "slower"), (32, 16, "slower"), (16, 17, "good"), (17, 8, "refused")]
-        )
+        for i, (was, limit, why) in enumerate(steps)
     ]
-    said = _said(Report.model_validate(data))
-    assert "The limit of local fell from 64 to 8: " in said
+    said = warned(Report.model_validate(data))
+    assert "The limit of local fell from 64 to 8: it refused requests, and several" in said
+    arm["limit_changes"] = arm["limit_changes"][2:3]
+    assert "The limit of" not in warned(Report.model_validate(data))
 
 
 def test_the_suites_end_tells_each_kind_of_warning_once() -> None:
@@ -575,34 +516,23 @@ def test_a_server_that_knows_prompts_again_gets_no_verdict(
     assert "warning: No verdict stands on these times" in out
 
 
-def test_a_server_in_another_unit_is_measured_without_its_times(
+def test_a_server_with_times_and_lengths_of_its_own_is_measured_without_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It takes 10 ms and reports 70 ns: no added latency comes of that, and it is told."""
+    """It takes 10 ms and reports 70 ns, and gives 8 tokens where 40 were asked for."""
 
     def answer(text: str, came_s: float) -> dict[str, Any]:
         time.sleep(0.01)
-        return {"prompt_eval_duration": 10, "eval_duration": 70, "total_duration": 80}
+        times = {"prompt_eval_duration": 10, "eval_duration": 70, "total_duration": 80}
+        return times | {"eval_count": 8}
 
     with ollama(answer) as url:
         found = measured(url, tmp_path, monkeypatch, gate_max_ratio=100)
     headline = of(found).headline
     assert "shelf" in headline.disbelieved and headline.added_latency_ms["local"] is None
-    said = words.report_text(found, headline)
+    said = report_text(found)
     assert "The times that shelf tells of itself are not used" in said
     assert "cold" not in said and "loaded" not in said
-
-
-def test_answers_of_unlike_length_stand_beside_the_verdict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every arm has answers of 8 tokens where 40 were asked for."""
-
-    def answer(text: str, came_s: float) -> dict[str, Any]:
-        return {"eval_count": 8}
-
-    with ollama(answer) as url:
-        measured(url, tmp_path, monkeypatch, gate_max_ratio=100)
     monkeypatch.setattr(suite, "write_site", lambda: Path("site", "index.html"))
     cli._run([], {}, tmp_path, "mine")
     end = capsys.readouterr().out  # the last lines of `poc run`

@@ -1,5 +1,6 @@
 """A report's frames and headline, against arithmetic done by hand and by plain loops."""
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -12,8 +13,7 @@ from poclib import stats
 from poclib.errors import ReportError
 from poclib.reading import headline, tables
 from poclib.reading.reading import of
-from poclib.records import Arm, Report, Request
-from poclib.showing import words
+from poclib.records import Report
 
 PUBLISHED = Path(__file__).parent.parent / "data" / "reports" / "published-phase-0.json"
 
@@ -95,6 +95,35 @@ def pool_report(rounds: int = 5, strategy: str = "serial-per-provider", **change
     return Report.model_validate({**facts, **changes})
 
 
+def edited(report: Report, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Report:
+    """`report` with every request of its rounds changed in place by `change(arm, request)`."""
+    data = report.model_dump()
+    for one in data["rounds"]:
+        for arm in one["arms"]:
+            for request in arm["requests"]:
+                change(arm, request)
+    return Report.model_validate(data)
+
+
+def changed(report: Report, arm: str, **changes: Any) -> Report:
+    """`report` with the first request of that arm in round 0 changed."""
+    data = report.model_dump()
+    for one in data["rounds"][0]["arms"]:
+        if one["arm"] == arm:
+            one["requests"][0].update(changes)
+    return Report.model_validate(data)
+
+
+def with_strategy(rows: list[dict[str, Any]]) -> stats.Headline:
+    """The headline of one round whose strategy sent these requests."""
+    data = pool_report(1).model_dump()
+    next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = rows
+    return of(Report.model_validate(data)).headline
+
+
+# ── the headline ────────────────────────────────────────────────────────────────────────────
+
+
 def test_the_published_run_gives_the_known_numbers() -> None:
     found = of(reports.load(PUBLISHED)).headline.as_dict()
     assert found["overhead_ratio"] == {"median": 0.866, "low": None, "high": None, "rounds": 1}
@@ -138,76 +167,127 @@ def test_the_headline_against_plain_loops() -> None:
     assert found.round_trip_ms == {"local": None, "remote": 21.0}
     assert found.answers_equal == stats.Answers(40, 0, 40)
     assert (found.requests, found.failed_requests, found.prompts) == (80, 0, 8)
-
-
-def changed(report: Report, arm: str, **changes: Any) -> Report:
-    """`report` with the first request of that arm in round 0 changed."""
-    data = report.model_dump()
-    for one in data["rounds"][0]["arms"]:
-        if one["arm"] == arm:
-            one["requests"][0].update(changes)
-    return Report.model_validate(data)
+    # Four of local's requests of 200 ms stand beside four of remote's 300 ms: 800 of 1200.
+    assert found.busy == pytest.approx({"local": 2 / 3, "remote": 1.0})
+    assert found.at_once == {"local": 1, "remote": 1} and found.contention == {}
 
 
 def test_a_round_without_every_answer_is_left_out_and_counted() -> None:
     found = of(changed(pool_report(), "strategy", outcome="failed")).headline
-    assert found.incomplete_rounds == 1 and found.failed_requests == 1
-    assert found.overhead_ratio.rounds == 4
+    assert (found.incomplete_rounds, found.failed_requests, found.overhead_ratio.rounds) == (
+        1,
+        1,
+        4,
+    )
     assert found.round_ratios == pytest.approx([0.765, 0.78, 0.795, 0.81])
     frame = of(changed(pool_report(), "baseline", outcome="cancelled")).rounds
     assert frame["complete"].tolist() == [False, True, True, True, True]
+    assert frame["first"].tolist() == ["baseline", "strategy"] * 2 + ["baseline"]
     assert np.isnan(frame["baseline_ms"][0]) and np.isnan(frame["ratio"][0])
+    other = of(changed(pool_report(), "strategy", answer_sha256="other")).headline
+    assert other.answers_equal == stats.Answers(39, 1, 40)
 
 
 def test_a_retried_request_counts_its_failure_and_its_first_dispatch() -> None:
-    data = pool_report(rounds=1).model_dump()
-    arm = next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")
-    arm["requests"].append(row(0, "remote", 4900, 50, outcome="failed", error_kind="TimedOut"))
-    arm["requests"].append(row(0, "remote", 5000, 9000, outcome="cancelled"))
-    report = Report.model_validate(data)
+    failed = row(0, "remote", 4900, 50, outcome="failed", error_kind="TimedOut")
+    cancelled = row(0, "remote", 5000, 9000, outcome="cancelled")
+    found = with_strategy(
+        [*serial(5000, {"local": 200, "remote": 300}, [*range(8)]), failed, cancelled]
+    )
     # From the failed attempt's start (4900) to the last answer (6200): a cancelled one is none.
-    assert of(report).rounds["strategy_ms"][0] == pytest.approx(1300)
-    found = of(report).headline
+    assert found.makespan_ms == pytest.approx(1300)
     assert found.failed_requests == 1 and found.requests == 18
     assert found.wall_ms["remote"] == stats.Spread(300, 300, 300, 4)
 
 
-def test_different_answers_are_counted() -> None:
-    found = of(changed(pool_report(), "strategy", answer_sha256="other")).headline
-    assert found.answers_equal == stats.Answers(39, 1, 40)
-
-
 def test_without_calibration_the_ideal_comes_from_the_runs_own_rows() -> None:
-    found = of(pool_report(rounds=1, preparation=[])).headline
+    report = pool_report(rounds=1, preparation=[])
+    found = of(report).headline
     assert found.ideal_from == "strategy" and found.ideal_ms == pytest.approx(960)
-    idle = pool_report(rounds=1, preparation=[]).model_dump()
-    idle["providers"].append({**idle["providers"][0], "name": "third"})
-    found = of(Report.model_validate(idle)).headline
+    idle = report.providers[0].model_copy(update={"name": "third"})
+    found = of(report.model_copy(update={"providers": [*report.providers, idle]})).headline
     assert found.ideal_ms is None and found.efficiency is None and "ideal_ms" in found.missing
 
 
-def test_what_no_server_reports_is_missing_not_zero() -> None:
-    data = pool_report(rounds=1).model_dump()
-    for arm in data["rounds"][0]["arms"]:
-        for one in arm["requests"]:
-            one["server"] = {}
-    found = of(Report.model_validate(data)).headline
-    assert found.added_latency_ms == {"remote": None, "local": None}
-    assert found.network_share is None
-    assert {"network_share", "added_latency_ms.remote"} <= set(found.missing)
+def test_calibrations_answers_of_another_length_are_brought_to_the_runs() -> None:
+    """80 tokens: 42 ms to the first, and twice the 158 and 258 that come after it."""
+    found = of(edited(pool_report(), lambda _, one: one.update(output_tokens=80))).headline
+    assert found.alone_ms == pytest.approx({"local": 42 + 2 * 158, "remote": 42 + 2 * 258})
 
 
-def test_a_report_without_rounds_has_reasons_instead_of_numbers() -> None:
-    empty = pool_report(rounds=0, preparation=[], probes=[], prompt_sha256=[])
-    found = of(empty).headline
-    assert found.overhead_ratio == stats.Ratio(None, None, None, 0)
-    assert found.verdict == "INCONCLUSIVE" and found.speedup is None
-    for key, value in found.as_dict().items():
-        assert value is not None or key in {*found.missing, "ideal_from"}, key
-    assert len(of(empty).requests) == 0 == len(of(empty).rounds)
-    frames = [tables.breakdown, tables.distribution]
-    assert all(len(frame(of(empty))) == 0 for frame in frames)
-    assert of(empty).requests.dtypes.equals(of(pool_report()).requests.dtypes)
+def test_what_is_not_known_is_missing_with_its_reason_and_never_zero() -> None:
+    silent = of(edited(pool_report(rounds=1), lambda _, one: one.update(server={}))).headline
+    assert silent.added_latency_ms == {"remote": None, "local": None}
+    assert silent.network_share is None
+    assert {"network_share", "added_latency_ms.remote"} <= set(silent.missing)
+    empty = of(pool_report(rounds=0, preparation=[], probes=[], prompt_sha256=[]))
+    assert empty.headline.overhead_ratio == stats.Ratio(None, None, None, 0)
+    assert empty.headline.verdict == "INCONCLUSIVE" and empty.headline.speedup is None
+    for key, value in empty.headline.as_dict().items():
+        assert value is not None or key in {*empty.headline.missing, "ideal_from"}, key
+    frames = empty.requests, empty.rounds, tables.breakdown(empty), tables.overhead(empty)
+    assert not any(map(len, frames)) and empty.requests["wall_ms"].dtype == float
+
+
+def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None:
+    published = reports.load(PUBLISHED)
+    rows = [(r.provider, r.wall_ms or 0.0) for r in published.requests]
+    sums = {name: sum(wall for p, wall in rows if p == name) for name in ("local", "remote")}
+    expected = {name: wall / 2515 for name, wall in sums.items()}
+    assert of(published).headline.busy == pytest.approx(expected, rel=1e-3)
+    # More than fits one after the other; two at once count once: 0 to 700 and 900 to 1000.
+    longer = edited(published, lambda _, one: one.update(wall_ms=4 * one["wall_ms"]))
+    assert of(longer).headline.busy == {}
+    spans = [(300.0, 700.0), (0.0, 400.0), (900.0, 1000.0), (350.0, 360.0)]
+    assert headline._union_ms(spans) == 800
+
+
+def test_the_headline_names_what_requests_did_to_each_other() -> None:
+    """Local's four of a round at once, each 800 ms, of which the server worked 198 as if alone."""
+
+    def crowd(arm: dict[str, Any], one: dict[str, Any]) -> None:
+        if arm["arm"] == "strategy" and one["provider"] == "local":
+            start = min(r["marks"]["start_ms"] for r in arm["requests"])
+            one.update(row(one["prompt"], "local", start, 800))
+            one["server"] = {"total_ms": 800, "queue_ms": 602}
+
+    seen = of(edited(pool_report(), crowd)).headline.contention
+    # 4 x 40 tokens in 800 ms, alone 40 in 220 ms: the median of the baseline's drifting rounds.
+    assert list(seen) == ["local"] and seen["local"].in_flight == 4
+    assert (seen["local"].behaviour, seen["local"].rate) == ("queues", pytest.approx(1.1))
+    assert seen["local"].server == pytest.approx(198 / 218)
+
+
+def test_streams_by_hand() -> None:
+    """Seven answers one after the other: 50 ms to the first token, then two more 10 ms apart."""
+    rows = []
+    for i in range(7):
+        start, late = 100.0 * i, 40 if i == 6 else 0
+        request = row(i, "local", start, 80 + late, output_tokens=3)
+        rows.append({**request, "token_ms": [start + 50, start + 60, start + 70 + late]})
+    found = with_strategy(rows).streams["local"]
+    assert (found.n, found.counted) == (7, "server")
+    assert found.ttft_ms == {"p50": 50, "p90": None, "p95": None}  # p90 needs 36
+    assert found.between_ms["p50"] == 10
+    assert found.tokens_per_s == pytest.approx(3 / 0.080)
+    # 21 tokens while six requests took 80 ms and one 120: pauses between them do not count.
+    assert found.together_per_s == pytest.approx(21 / 0.6)
+    for request in rows:
+        request["output_tokens"] = None  # no count: pieces stand in
+        request["token_ms"].append(request["token_ms"][-1])
+    found = with_strategy(rows).streams["local"]
+    assert found.counted == "pieces" and found.tokens_per_s == pytest.approx(4 / 0.080)
+
+
+def test_two_streams_at_once_share_their_time() -> None:
+    pair = [row(i, "local", 10.0 * i, 100, output_tokens=5) for i in range(2)]
+    pair = [{**one, "token_ms": [one["marks"]["start_ms"] + 20]} for one in pair]
+    found = with_strategy(pair).streams["local"]
+    assert found.together_per_s == pytest.approx(10 / 0.110)
+    assert found.ttft_ms["p50"] is None and found.tokens_per_s is None  # two are too few
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_requests_are_tidy_and_marked() -> None:
@@ -216,14 +296,8 @@ def test_requests_are_tidy_and_marked() -> None:
     assert frame["warm_up"].sum() == 1 and frame["round"].isna().sum() == 3
     first = frame[frame["order"].eq(0) & frame["round"].notna()].groupby("round")["arm"].first()
     assert first.tolist() == ["baseline", "strategy"]  # in alternating order
-    parts = [
-        "connect_ms",
-        "send_ms",
-        "first_byte_wait_ms",
-        "first_token_wait_ms",
-        "generating_ms",
-        "last_byte_ms",
-    ]
+    parts = ["connect_ms", "send_ms", "first_byte_wait_ms", "first_token_wait_ms"]
+    parts += ["generating_ms", "last_byte_ms"]
     assert frame[parts].sum(axis=1).to_numpy() == pytest.approx(frame["wall_ms"].to_numpy())
     assert (frame["connect_ms"] == 0).all()  # a warm connection, known from the marks
     assert frame["ttft_ms"].to_numpy() == pytest.approx(42)
@@ -234,11 +308,8 @@ def test_requests_are_tidy_and_marked() -> None:
 
 def test_a_cold_connection_is_told_apart() -> None:
     marks = {"start_ms": 0, "connect_start_ms": 1, "connected_ms": 4, "sent_ms": 6, "end_ms": 9}
-    arm = Arm(
-        arm="calibration",
-        strategy="sequential",
-        requests=[Request.model_validate({"prompt": 0, "provider": "local", "marks": marks})],
-    )
+    rows = [{"prompt": 0, "provider": "local", "marks": marks}]
+    arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
     found = of(pool_report(rounds=0, preparation=[arm])).requests.iloc[0]
     assert found["connect_ms"] == 3 and found["send_ms"] == 3
     assert np.isnan(found["first_byte_wait_ms"]) and np.isnan(found["ms_per_token"])
@@ -250,156 +321,41 @@ def test_the_breakdown_adds_up_to_the_mean_wall() -> None:
     # By hand: 1 to send, 39 + 2 to the first token, 0.5 our own, the rest generating.
     assert frame.loc["local"].tolist() == pytest.approx([1, 41, 157.5, 0.5])
     published = tables.breakdown(of(reports.load(PUBLISHED))).set_index("role")
-    assert published.loc["remote"].to_dict() == pytest.approx(
-        {"answering_ms": 602.25, "outside_ms": 22.4}
-    )
+    known = {"answering_ms": 602.25, "outside_ms": 22.4}
+    assert published.loc["remote"].to_dict() == pytest.approx(known)
 
 
 def test_the_result_is_in_the_prompts_order() -> None:
-    assert tables.result(of(pool_report())) == "<0><1><2><3><4><5><6><7>"
-    assert tables.result(of(pool_report()), round=9) is None
+    trial = of(pool_report())
+    assert tables.result(trial) == "<0><1><2><3><4><5><6><7>"
+    assert tables.result(trial, round=9) is None
     assert tables.result(of(changed(pool_report(), "strategy", answer=None))) is None
     assert tables.result(of(reports.load(PUBLISHED))) is None
 
 
-def test_frames_of_providers_distribution_and_comparison() -> None:
-    report = pool_report()
-    found = tables.providers(of(report)).set_index("name")
-    assert found.loc["remote", "round_trip_ms"] == 21 and found.loc["remote", "alone_ms"] == 300
-    assert found["answered"].tolist() == [60, 20]
-    spread = tables.distribution(of(report)).set_index(["arm", "provider"])
-    assert spread.loc[("baseline", "local"), "n"] == 40
-    assert spread["p90_ms"].notna().tolist() == [True, False, False]  # only 40 reach n ≥ 36
-    both = tables.comparison([of(report), of(reports.load(PUBLISHED))])
-    assert both["verdict"].tolist() == ["PASS", "INCONCLUSIVE"]
-    assert both["added_local_ms"].tolist() == pytest.approx([2.0, 27.85])
+def test_the_typical_request_is_the_median_one_with_its_tokens_from_its_own_start() -> None:
+    def stream(_: dict[str, Any], one: dict[str, Any]) -> None:
+        one["token_ms"] = [one["marks"]["start_ms"] + t for t in (42.0, 50.0)]
 
-
-def test_busy_is_the_time_with_a_request_in_flight() -> None:
-    """Four of local's requests of 200 ms stand beside four of remote's 300 ms: 800 of 1200."""
-    found = of(pool_report()).headline
-    assert found.busy == pytest.approx({"local": 2 / 3, "remote": 1.0})
-    assert [(s.provider, s.done) for s in stats.shares(found)] == [("local", 0.5), ("remote", 0.5)]
-    assert [s.speed for s in stats.shares(found)] == pytest.approx([0.6, 0.4])
-    # Two at once count once: of 0..400, 300..700, 900..1000 the union is 800.
-    spans = [(300.0, 700.0), (0.0, 400.0), (900.0, 1000.0), (350.0, 360.0)]
-    assert headline._union_ms(spans) == 800
-
-
-def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None:
-    published = reports.load(PUBLISHED)
-    rows = [(r.provider, r.wall_ms or 0.0) for r in published.requests]
-    makespan = 2515
-    expected = {
-        name: sum(wall for p, wall in rows if p == name) / makespan for name in ("local", "remote")
-    }
-    assert of(published).headline.busy == pytest.approx(expected, rel=1e-3)
-    data = published.model_dump()
-    for row in data["rounds"][0]["arms"][1]["requests"]:
-        row["wall_ms"] *= 4  # more than fits one after the other
-    assert of(Report.model_validate(data)).headline.busy == {}
-
-
-def test_the_headline_names_what_requests_did_to_each_other() -> None:
-    """Local's four of a round at once, each 800 ms, of which the server worked 198 as if alone."""
-    data = pool_report().model_dump()
-    for one in data["rounds"]:
-        ours = next(arm for arm in one["arms"] if arm["arm"] == "strategy")
-        start = min(r["marks"]["start_ms"] for r in ours["requests"])
-        for request in ours["requests"]:
-            if request["provider"] == "local":
-                request.update(row(request["prompt"], "local", start, 800))
-                request["server"] = {"total_ms": 800, "queue_ms": 602}
-    seen = of(Report.model_validate(data)).headline.contention
-    # 4 x 40 tokens in 800 ms, alone 40 in 220 ms: the median of the baseline's drifting rounds.
-    assert list(seen) == ["local"] and seen["local"].in_flight == 4
-    assert (seen["local"].behaviour, seen["local"].rate) == ("queues", pytest.approx(1.1))
-    assert seen["local"].server == pytest.approx(198 / 218)
-    assert of(pool_report()).headline.contention == {}
-
-
-def test_streams_by_hand() -> None:
-    """Seven answers one after the other: 50 ms to the first token, then two more 10 ms apart."""
-    rows = []
-    for i in range(7):
-        start = 100.0 * i
-        late = 40 if i == 6 else 0
-        request = row(i, "local", start, 80 + late, output_tokens=3)
-        request["token_ms"] = [start + 50, start + 60, start + 70 + late]
-        rows.append(request)
-    data = pool_report(1).model_dump()
-    next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = rows
-    found = of(reports.Report.model_validate(data)).headline.streams["local"]
-    assert (found.n, found.counted) == (7, "server")
-    assert found.ttft_ms == {"p50": 50, "p90": None, "p95": None}  # p90 needs 36
-    assert found.between_ms["p50"] == 10
-    assert found.tokens_per_s == pytest.approx(3 / 0.080)
-    # 21 tokens while six requests took 80 ms and one 120: pauses between them do not count.
-    assert found.together_per_s == pytest.approx(21 / 0.6)
-    for request in rows:
-        request["output_tokens"] = None  # no count: pieces stand in
-        request["token_ms"].append(request["token_ms"][-1])
-    found = of(reports.Report.model_validate(data)).headline.streams["local"]
-    assert found.counted == "pieces" and found.tokens_per_s == pytest.approx(4 / 0.080)
-    report = reports.Report.model_validate(data)
-    said = words.report_text(report, of(report).headline)
-    assert "p50 50.0 ms (n 7)" in said and "counted as pieces" in said
-
-
-def test_two_streams_at_once_share_their_time() -> None:
-    data = pool_report(1).model_dump()
-    pair = [row(i, "local", 10.0 * i, 100, output_tokens=5) for i in range(2)]
-    for request in pair:
-        request["token_ms"] = [request["marks"]["start_ms"] + 20]
-    next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = pair
-    found = of(reports.Report.model_validate(data)).headline.streams["local"]
-    assert found.together_per_s == pytest.approx(10 / 0.110)
-    assert found.ttft_ms["p50"] is None and found.tokens_per_s is None  # two are too few
-
-
-def test_the_typical_request_is_the_median_one() -> None:
-    report = pool_report()
-    walls = [
-        row.wall_ms
-        for one in report.rounds
-        for arm in one.arms
-        for row in arm.requests
-        if arm.arm == "strategy" and row.provider == "local" and row.wall_ms
-    ]
-    row = tables.typical(of(report), "local")
-    assert row["wall_ms"] == sorted(walls)[(len(walls) - 1) // 2] and len(walls) == 20
-    assert row["token_ms"] == [] and row["load_ms"] is None
-    assert tables.typical(of(report))["role"] == "remote"  # where nobody asks
-
-
-def test_tokens_are_told_from_the_requests_own_start() -> None:
-    data = pool_report().model_dump()
-    for one in data["rounds"]:
-        for arm in one["arms"]:
-            for row in arm["requests"]:
-                row["token_ms"] = [row["marks"]["start_ms"] + t for t in (42.0, 50.0)]
-    assert tables.typical(of(Report.model_validate(data)))["token_ms"] == [42.0, 50.0]
-
-
-def test_without_times_of_day_there_is_no_case() -> None:
+    trial = of(edited(pool_report(), stream))
+    walls = [r.wall_ms for r in trial.answered("strategy") if r.provider == "local" and r.wall_ms]
+    case = tables.typical(trial, "local")
+    assert case["wall_ms"] == sorted(walls)[(len(walls) - 1) // 2] and len(walls) == 20
+    assert case["token_ms"] == [42.0, 50.0] and case["load_ms"] is None
+    assert tables.typical(of(pool_report()))["role"] == "remote"  # where nobody asks
+    assert tables.typical(of(pool_report()))["token_ms"] == []
     with pytest.raises(ReportError, match="no answered request has times of day"):
         tables.typical(of(reports.load(PUBLISHED)))
 
 
-def limited(strategy: str, limits: dict[str, int] | None) -> Report:
-    data = pool_report(strategy=strategy).model_dump()
-    for one in data["rounds"]:
-        for arm in one["arms"]:
-            arm["limits"] = {"local": 1} if arm["arm"] == "baseline" else limits
-    return Report.model_validate(data)
-
-
 def test_the_clearest_report_sends_least_at_once_to_most_providers() -> None:
-    everything = limited("all-parallel", None)
-    some = limited("batched", {"local": 4, "remote": 4})
-    one_each = limited("serial-per-provider", {"local": 1, "remote": 1})
-    readings = [of(everything), of(some), of(one_each)]
-    assert tables.clearest(readings).report is one_each
-    assert tables.clearest(readings[:2]).report is some
+    limits: list[dict[str, int] | None] = [None, {"local": 4, "remote": 4}]
+    limits.append({"local": 1, "remote": 1})
+    everything, some, one_each = (
+        of(edited(pool_report(), lambda arm, _, given=given: arm.update(limits=given)))
+        for given in limits
+    )
+    assert tables.clearest([everything, some, one_each]) is one_each
+    assert tables.clearest([everything, some]) is some
     with pytest.raises(ReportError, match="run the experiment first"):
         tables.clearest([])
