@@ -362,18 +362,6 @@ def test_no_sentence_speaks_of_remote_servers_where_there_is_none() -> None:
     assert headline.missing["network_share"] == "no provider is remote"
 
 
-@pytest.mark.parametrize("opened", [True, False])
-def test_new_connections_are_told_where_open_ones_were_closed(opened: bool) -> None:
-    rows = [row(i, "local", 110.0 * i + 1, 100, token_ms=[110.0 * i + 50]) for i in range(8)]
-    for one in rows if opened else rows[:1]:
-        one["marks"]["connected_ms"] = one["marks"]["start_ms"] + 0.5
-    arms = [{"arm": "strategy", "strategy": "sequential", "requests": rows}]
-    local = pool_report().providers[0]
-    found = pool_report(providers=[local], preparation=[], probes=[], rounds=0)
-    data = found.model_dump() | {"rounds": [{"index": 0, "arms": arms}]}
-    assert ("opened a new connection" in warned(Report.model_validate(data))) == opened
-
-
 def test_a_reload_is_told_as_such_and_not_as_drift() -> None:
     """The last calibrations took 900 ms because the model was loaded for 700 of them."""
     rows = [row(0, "remote", 1, 300)]

@@ -6,10 +6,10 @@ Facts in, facts and reasons out; knows no file, no frame and no picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Sequence
 
 from ..records import Arm, Report, Request, ServerTimings
-from ..stats import median
 from .phases import between
 
 # The same prompt at the same provider in the two arms of a round, as they came.
@@ -76,15 +76,13 @@ def cached(report: Report) -> list[str]:
     or faster (sharing, batching) falls out of the geometric mean of the two orders.
     """
     orders: dict[str, dict[str, list[Pair]]] = {}
-    for one in report.rounds:
-        if {arm.arm for arm in one.arms} != {"baseline", "strategy"}:
-            continue
-        first, second = one.arms
-        before = {(row.provider, row.prompt): row for row in first.requests if row.outcome == "ok"}
-        for row in second.requests:
-            if row.outcome == "ok" and (mate := before.get((row.provider, row.prompt))):
+    for arms in (one.arms for one in report.rounds if len(one.arms) == 2):
+        before, after = ([row for row in arm.requests if row.outcome == "ok"] for arm in arms)
+        mates = {(row.provider, row.prompt): row for row in before}
+        for row in after:
+            if mate := mates.get((row.provider, row.prompt)):
                 pairs = orders.setdefault(row.provider, {"baseline": [], "strategy": []})
-                pairs[second.arm].append((mate, row))
+                pairs[arms[1].arm].append((mate, row))
     return [why for name, pairs in orders.items() if (why := _collapsed(name, [*pairs.values()]))]
 
 
@@ -95,45 +93,40 @@ def _collapsed(name: str, orders: Sequence[Sequence[Pair]]) -> str | None:
         for once, again in pairs
         if again.cached_tokens and again.prompt_tokens and once.prompt_tokens
     ]
-    if len(more) > len(pairs) / 2 and (reused := median(more) or 0.0) > MORE_CACHED:
+    if len(more) > len(pairs) / 2 and (reused := statistics.median(more)) > MORE_CACHED:
         return f"{name} took {100 * reused:.0f} % more of the prompts out of its cache in one arm"
-    for time_ms, what in ((_prompt_ms, "read like prompts"), (_first_ms, "began to answer")):
-        left = [kept for order in orders if (kept := _left(order, time_ms))]
-        if len(left) == len(orders):
-            shares, saved_ms = zip(*left, strict=True)
-            share = math.sqrt(math.prod(shares))
-            # A cache helps in both orders; and less than clocks may differ by is none.
-            if share >= COLLAPSED or max(shares) >= 1 or sum(saved_ms) <= 2 * SLACK_MS:
-                return None
-            return (
-                f"{name} {what} in {100 * share:.0f} % of the time when they came a second time, "
-                "so a cache answered"
-            )
-    return None
+    left = [kept for order in orders if (kept := _left(order))]
+    if len(left) < len(orders):
+        return None
+    shares, saved_ms = zip(*left, strict=True)
+    share = math.sqrt(math.prod(shares))
+    # A cache helps in both orders; and less than clocks may differ by is none.
+    if share >= COLLAPSED or max(shares) >= 1 or sum(saved_ms) <= 2 * SLACK_MS:
+        return None
+    return (
+        f"{name} began to answer in {100 * share:.0f} % of the time when prompts came a second "
+        "time, so a cache answered"
+    )
 
 
-def _left(
-    order: Sequence[Pair], time_ms: Callable[[Request], float | None]
-) -> tuple[float, float] | None:
-    """What share of a time is left when the prompt comes again, and the ms that are saved.
+def _left(order: Sequence[Pair]) -> tuple[float, float] | None:
+    """What share of the time to read a prompt is left when it comes again, and the ms saved.
 
-    Medians over the pairs of like length; None where fewer than two tell it.
+    As the server says, else until its answer began; medians over the pairs of like length, None
+    where fewer than two tell it.
     """
-    times = [
-        (before, after)
-        for once, again in order
-        if (before := time_ms(once)) and (after := time_ms(again)) is not None
-        if not (once.prompt_tokens and again.prompt_tokens)
-        or max(once.prompt_tokens, again.prompt_tokens)
-        <= 1.1 * min(once.prompt_tokens, again.prompt_tokens)
-    ]
-    share = median([after / before for before, after in times])
-    saved_ms = median([before - after for before, after in times])
-    return None if len(times) < 2 or share is None or saved_ms is None else (share, saved_ms)
-
-
-def _prompt_ms(row: Request) -> float | None:
-    return row.server.prompt_ms
+    times = []
+    for once, again in order:
+        before, after = once.server.prompt_ms, again.server.prompt_ms
+        if before is None or after is None:
+            before, after = _first_ms(once), _first_ms(again)
+        short, long = sorted((once.prompt_tokens or 0, again.prompt_tokens or 0))
+        if before and after is not None and (not short or long <= 1.1 * short):
+            times.append((before, after))
+    if len(times) < 2:
+        return None
+    shares = [after / before for before, after in times]
+    return statistics.median(shares), statistics.median([before - after for before, after in times])
 
 
 def _first_ms(row: Request) -> float | None:

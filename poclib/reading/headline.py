@@ -53,8 +53,9 @@ def headline(reading: Reading) -> stats.Headline:
     known = bool(roles) and count > 0 and roles.keys() <= alone.keys()
     ideal = count / math.fsum(1 / alone[p] for p in roles) if known else None
     told = [row for row in rows if row.over_ms is not None]
-    over = {role: [r for r in told if roles[r.provider] == role] for role in ROLES}
-    remote_ms = math.fsum(_walls(over["remote"]))
+    by_role = {role: [row for row in told if roles[row.provider] == role] for role in ROLES}
+    over = {role: _known(row.over_ms for row in own) for role, own in by_role.items()}
+    remote_ms = math.fsum(_walls(by_role["remote"]))
     efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
     at_once = _at_once(reading)
     numbers: dict[str, Any] = {
@@ -63,8 +64,8 @@ def headline(reading: Reading) -> stats.Headline:
         "ideal_ms": ideal,
         "makespan_ms": stats.median(makespans_ms),
         "baseline_ms": stats.median(baselines_ms),
-        "network_share": math.fsum(_overs(over["remote"])) / remote_ms if remote_ms else None,
-        "added_latency_ms": {role: stats.spread(_overs(own)) for role, own in over.items()},
+        "network_share": math.fsum(over["remote"]) / remote_ms if remote_ms else None,
+        "added_latency_ms": {role: stats.spread(added) for role, added in over.items()},
         "round_trip_ms": {
             p: stats.median([probe.round_trip_ms for probe in report.probes if probe.provider == p])
             for p in roles
@@ -179,12 +180,12 @@ def _by_provider(rows: Iterable[Request]) -> dict[str, list[Request]]:
     return groups
 
 
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
 def _walls(rows: Iterable[Request]) -> list[float]:
-    return [row.wall_ms for row in rows if row.wall_ms is not None]
-
-
-def _overs(rows: Iterable[Request]) -> list[float]:
-    return [row.over_ms for row in rows if row.over_ms is not None]
+    return _known(row.wall_ms for row in rows)
 
 
 def _busy(report: Report, timed: Sequence[RoundTimes]) -> dict[str, float]:
@@ -262,28 +263,27 @@ def _stream(answered: Sequence[Request]) -> stats.Stream | None:
     if not rows:
         return None
     apart, why = _apart(rows)
-    firsts, thoughts, steps_ms = [], [], []
+    firsts, steps_ms = [], []
     for row in rows:
         seen = sorted(set(row.token_ms or []))
         firsts.append(between(row.marks.start_ms, seen[0]))
-        thoughts.append(between(row.marks.start_ms, row.marks.first_thought_ms))
         steps = (pacing.length(row) or 0) - 1 if apart == "tokens" else len(seen) - 1
         if apart and steps > 0 and len(seen) > 1:
             steps_ms.append((seen[-1] - seen[0]) / steps)
-    thought_ms = [thought for thought in thoughts if thought is not None]
+    thoughts = _known(between(row.marks.start_ms, row.marks.first_thought_ms) for row in rows)
     lengths = [pacing.length(row) or 0 for row in rows]
     rates = [1000 * n / row.wall_ms for n, row in zip(lengths, rows, strict=True) if row.wall_ms]
     busy_ms = _union_ms(_spans(rows))
     return stats.Stream(
         n=len(rows),
-        ttft_ms=stats.quantiles([first for first in firsts if first is not None]),
+        ttft_ms=stats.quantiles(_known(firsts)),
         between_ms=stats.quantiles(steps_ms),
         tokens_per_s=stats.quantiles(rates)["p50"],
         together_per_s=1000 * sum(lengths) / busy_ms if busy_ms else None,
         counted="server" if all(row.output_tokens for row in rows) else "pieces",
         apart=apart,
         why=why,
-        thought_ms=stats.quantiles(thought_ms) if thought_ms else None,
+        thought_ms=stats.quantiles(thoughts) if thoughts else None,
     )
 
 
