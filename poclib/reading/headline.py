@@ -191,8 +191,7 @@ def _walls(rows: Iterable[Request]) -> list[float]:
 def _busy(report: Report, timed: Sequence[RoundTimes]) -> dict[str, float]:
     """Mean over complete rounds of each provider's time with a request in flight / makespan.
 
-    Without times of day the sum of the walls stands in, where it fits into the makespan: the
-    requests may have run one at a time then, and no other reading is nearer.
+    Without times of day the sum of the walls stands in, where it fits into the makespan.
     """
     shares: dict[str, float] = {}
     makespans = {one.round: one.strategy_ms for one in timed if one.ratio and one.strategy_ms}
@@ -237,10 +236,7 @@ def _at_once(reading: Reading) -> dict[str, int]:
 
 
 def _too_fast(reading: Reading, efficiency: float, at_once: Mapping[str, int]) -> list[str]:
-    """Why calibrated machines cannot have been so fast with one request in flight on each.
-
-    By the standard error of calibration's mean wall, of the provider that varies most.
-    """
+    """Why calibrated machines cannot have been so fast with one request in flight on each."""
     allowed = [arm.limits or {"": 0} for arm in reading.arms("strategy")]
     limits = {limit for each in allowed for limit in each.values()}
     walls = [_walls(rows) for rows in reading.calibrations.values() if len(rows) > 1]
@@ -255,10 +251,7 @@ def _too_fast(reading: Reading, efficiency: float, at_once: Mapping[str, int]) -
 
 
 def _stream(answered: Sequence[Request]) -> stats.Stream | None:
-    """How one provider's streamed answers came; None if none was.
-
-    Tokens are counted as the server does where it does, else as the pieces that arrived.
-    """
+    """How one provider's streamed answers came; None if none was."""
     rows = [row for row in answered if row.token_ms and row.wall_ms]
     if not rows:
         return None
@@ -354,10 +347,7 @@ def _between_arms(report: Report) -> list[tuple[dict[int, str], dict[int, str]]]
 
 
 def _between_machines(reading: Reading) -> list[tuple[dict[int, str], dict[int, str]]]:
-    """The answers to calibration's prompts, each provider's beside the first one's.
-
-    Every provider is sent the same texts: the n-th calibration of one is that of another.
-    """
+    """Answers to calibration's prompts, the same for all: the first provider's and each other's."""
     told: dict[str, list[dict[int, str]]] = {}
     for arm in reading.arms("calibration"):
         for provider, own in _by_provider(arm.requests).items():
