@@ -226,9 +226,10 @@ def _at_once(reading: Reading) -> dict[str, int]:
     most: dict[str, int] = {}
     for arm in reading.arms("strategy"):
         for provider, own in _by_provider(arm.requests).items():
-            spans = _spans(own)
+            starts = _known(row.marks.start_ms for row in own)
+            ends = _known(row.marks.end_ms for row in own)
             # One that begins in the microsecond in which another ends is not beside it.
-            steps = sorted([*((s + 0.01, 1) for s, _ in spans), *((e, -1) for _, e in spans)])
+            steps = sorted([*((at + 0.01, 1) for at in starts), *((at, -1) for at in ends)])
             peak = max(accumulate(change for _, change in steps), default=0)
             if peak:
                 most[provider] = max(most.get(provider, 0), peak)
