@@ -273,7 +273,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     readings = of(first), of(second)
     headlines = [reading.headline for reading in readings]
     found = agreement.between(*readings)
-    unlike = agreement.unlike([first, second])
+    unlike = agreement.unlike(readings)
     click.echo(comparisons.agreement(found, headlines[0], headlines[1], unlike))
     _warn([first, second], headlines, ["the first", "the second"])
     sys.exit(0 if found.agrees else 1)
@@ -290,7 +290,7 @@ def compare(names: tuple[str, ...], anyway: bool) -> None:
 
     readings = [read(name) for name in names]
     reports, headlines = [r.report for r in readings], [r.headline for r in readings]
-    unlike = agreement.unlike(reports)
+    unlike = agreement.unlike(readings)
     if unlike and not anyway:
         raise ReportError(comparisons.refusal(unlike))
     changes = agreement.over_the_first(headlines)

@@ -133,7 +133,7 @@ def test_real_engines_measured_again_give_the_same_answers_and_verdict(
     again = report.load("rerun-trial-shared-queue")
     assert "3 of 3 answers are equal" in out, out + err
     assert [r.prompt for r in again.rounds[0].arms[0].requests] == [0, 1, 2]
-    assert agreement.unlike([first, again]) == {}
+    assert agreement.unlike([of(first), of(again)]) == {}
     assert again.ruler is not None and again.ruler.rows  # it checked itself beforehand
 
 
@@ -161,7 +161,7 @@ def test_what_makes_two_experiments_unlike(where: str, value: Any, key: str | No
     for step in path:
         part = part[step]
     part[last] = value
-    found = agreement.unlike([pool_report(), Report.model_validate(data)])
+    found = agreement.unlike([of(pool_report()), of(Report.model_validate(data))])
     assert list(found) == ([key] if key else [])
     if key:
         assert key in comparisons.refusal(found) and "--anyway" in comparisons.refusal(found)

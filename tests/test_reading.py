@@ -9,7 +9,7 @@ import pytest
 from test_tables import PUBLISHED, pool_report
 
 import poclib
-from poclib import recording
+from poclib import recording, report
 from poclib.errors import ReportError
 from poclib.reading import reading
 from poclib.reading.reading import of
@@ -43,7 +43,7 @@ def test_the_public_face_is_a_dozen_names_that_are_there() -> None:
     names = {name for names in poclib._HOMES.values() for name in names}
     assert names == set(poclib.__all__) <= set(dir(poclib)) and len(names) <= 15
     assert all(getattr(poclib, name) is not None for name in names)
-    assert poclib.read(PUBLISHED).headline == of(poclib.load(PUBLISHED)).headline
+    assert poclib.read(PUBLISHED).headline == of(report.load(PUBLISHED)).headline
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         poclib.nothing  # noqa: B018
     declared = ast.walk(ast.parse(Path(poclib.__file__).read_text()))

@@ -1,6 +1,6 @@
 """Whether two measurements of one experiment agree, and in what two experiments are unlike.
 
-Reports and readings in, plain values out; knows no file and no sentence.
+Readings in, plain values out; knows no file and no sentence.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ def _given(report: Report) -> dict[str, str]:
     return given
 
 
-def unlike(reports: Sequence[Report]) -> dict[str, list[str]]:
+def unlike(readings: Sequence[Reading]) -> dict[str, list[str]]:
     """What is not the same in all reports, and what it is in each; empty where all is alike.
 
     Not among them: the strategy, the number of rounds, and when it was.
     """
-    each = [_described(report) for report in reports]
+    each = [_described(reading.report) for reading in readings]
     keys = dict.fromkeys(key for one in each for key in one)
     rows = {key: [_shown(one.get(key)) for one in each] for key in keys}
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
