@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from poclib import cli
 from poclib.contention import Found
-from poclib.measure import finder, pool
-from poclib.measure.experiment import Run
+from poclib.measure.experiment import Run, open_pool
 from poclib.parameters import Parameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +34,7 @@ RIGHT = {
 
 def tries(parameters: Parameters, count: int) -> list[dict[str, Found]]:
     """What is found of every provider, `count` times, with the same engines."""
-    with pool.open_pool(parameters) as providers:
+    with open_pool(parameters) as providers:
 
         async def all_of_them() -> list[dict[str, Found]]:
             found = []
@@ -44,7 +43,7 @@ def tries(parameters: Parameters, count: int) -> list[dict[str, Found]]:
                     run = Run(parameters, providers)
                     await run.describe()
                     await run.prepare()
-                    found.append(await finder.find(run, MOST))
+                    found.append(await run.capacities(MOST))
                     print(f"try {number + 1}: {_line(found[-1])}", flush=True)
             finally:
                 for provider, _ in providers:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from poclib import report, stats
 from poclib.cli import read_yaml
-from poclib.measure import experiment, repeat
+from poclib.measure import experiment
 from poclib.parameters import Parameters
 from poclib.reading import compare as agreement
 from poclib.reading.reading import of
@@ -39,7 +39,7 @@ def measure(kind: str) -> Report:
     """One more, saved: the first from the parameters, each other from the first one's report."""
     before = found(kind)
     if before:
-        parameters = repeat.parameters(before[0], {}, {})
+        parameters = experiment.again(before[0], {}, {})
     else:
         given = {**read_yaml(Path("params", "embedded.yaml")), "strategy": KINDS[kind]}
         parameters = Parameters.read(given)

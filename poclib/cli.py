@@ -7,7 +7,6 @@ Errors of ours come out as one line on standard error; exit codes: 0 done or PAS
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import sys
@@ -28,8 +27,6 @@ from .showing import format as notation
 
 if TYPE_CHECKING:
     from . import suite
-    from .contention import Found
-    from .measure import experiment
     from .stats import Headline
 
 MAX_PARAMETER_BYTES = 1 << 20
@@ -86,16 +83,15 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
     its measurements as a report, and a copy of PARAMS with what was found.
     """
-    from .measure import experiment, pool
+    from .measure import experiment
     from .showing import words
 
     given = read_yaml(params, changes)
     given.pop("sweep", None)  # its points share the pool
     parameters = Parameters.read(given, params.name)
-    with pool.open_pool(parameters) as providers:
+    with experiment.open_pool(parameters) as providers:
         run = experiment.Run(parameters, providers)
-        found: dict[str, Found] | None = {} if capacity else None
-        problems = experiment.on_own_loop(lambda: _examine(run, found))
+        problems, found = experiment.on_own_loop(lambda: run.examine(capacity))
     click.echo(
         words.doctor_table(run.facts, run.probes, run.expected_ms, run.tokens_per_s(), problems)
     )
@@ -111,37 +107,6 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
         wanted = {name: one.capacity for name, one in found.items()}
         copy.write_text(with_capacities(params.read_text("utf-8"), wanted), "utf-8")
         click.echo(f"Written: {copy.name}, with these capacities; the levels: {saved.name}.")
-
-
-async def _examine(
-    run: experiment.Run, capacities: dict[str, Found] | None = None
-) -> dict[str, str]:
-    """Describe every provider alone, so that one failure does not hide the others."""
-    from .measure import finder, identity
-
-    names = list(run.senders)
-    try:
-        asked = await asyncio.gather(
-            *(run.senders[name].describe() for name in names), return_exceptions=True
-        )
-        problems = {}
-        for name, answer in zip(names, asked, strict=True):
-            if isinstance(answer, PocError):
-                problems[name] = str(answer)
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                run.facts.append(answer.model_copy(update=run.known[name]))
-        if not problems:
-            if not run.parameters.allow_unlike_models:
-                identity.check_alike(run.facts)
-            await run.prepare()
-            if capacities is not None:
-                capacities.update(await finder.find(run))
-        return problems
-    finally:
-        for sender in run.senders.values():
-            await sender.aclose()
 
 
 @poc.command()
@@ -261,14 +226,14 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     own need --params or --set. Saved beside REPORT under its name with "rerun-" before it. Exits
     with 0 where verdict and ratio agree, 1 where they do not.
     """
-    from .measure import experiment, repeat
+    from .measure import experiment
     from .reading import compare as agreement
     from .reading.reading import of
     from .showing import comparisons
 
     first = report.load(name)
     given = read_yaml(params) if params else {}
-    parameters = repeat.parameters(first, given, changed_keys(changes))
+    parameters = experiment.again(first, given, changed_keys(changes))
     second = experiment.measure(parameters, experiment.bar(report.name(first)))
     readings = of(first), of(second)
     headlines = [reading.headline for reading in readings]

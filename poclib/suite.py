@@ -6,7 +6,6 @@ executed once for each strategy, and a page is made of each; every other noteboo
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import click
 
 from . import recording, report
 from .errors import ParameterError, RunFailed
-from .measure import experiment, pool
+from .measure import experiment
 from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, by_name
 from .parameters import Parameters
@@ -88,15 +87,14 @@ def check_answering(parameters: Parameters) -> None:
     if not own:
         return
     checked = parameters.model_copy(update={"providers": own})
-    with pool.open_pool(checked) as providers:
+    with experiment.open_pool(checked) as providers:
         trial = experiment.Run(checked, providers)
 
         async def describe() -> None:
             try:
                 await trial.describe()
             finally:
-                for sender in trial.senders.values():
-                    await sender.aclose()
+                await trial.aclose()
 
         experiment.on_own_loop(describe)
 
@@ -134,7 +132,7 @@ def sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
     done: list[sweeps.Outcome] = []
     with (
         recording.only_one(folder.parent, recording.COMMAND),
-        contextlib.closing(pool.Shared()) as shared,
+        experiment.SharedEngines() as shared,
     ):
         sweeps.write_summary(points, folder)
         try:

@@ -1,31 +1,39 @@
 """Measure one strategy against the baseline and save a report; or go on with a stopped run.
 
-The measuring half's top: holds the folder, opens the pool, has `run` do the work with its file
-on disk, and saves what came of it, whatever ended it. Computes no statistic.
+Holds the folder, opens the providers, has `run` do the work with its file on disk, and saves what
+came of it, whatever ended it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import contextlib
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from .. import recording, report
-from ..engines.pool import RunningEngine
-from ..errors import ParameterError, PocError, ReportError
-from ..parameters import Parameters
+from ..engines.pool import RunningEngine, engine_pool
+from ..errors import EngineError, ParameterError, PocError, ReportError
+from ..parameters import Parameters, ProviderSettings, put
 from ..progress import Progress, quiet
 from ..progress import bar as bar
+from ..providers import KINDS, Embedded
 from ..recording import ReportFile
 from ..records import Report
-from ..workload import sha256
-from ..workload import texts as texts
-from .pool import Measurable, open_pool
+from ..workload import sha256, texts
+from .calibration import Measurable
 from .run import Run as Run
-from .strategies import by_name
+from .strategies import STRATEGIES, by_name
+
+# A rerun is saved beside the first, under its name behind this.
+PREFIX = "rerun-"
+# What of a provider a report leaves out.
+PRIVATE = ("url", "api_key_env", "ca_file")
+Pool = list[tuple[Measurable, dict[str, Any]]]
 
 
 def measure(
@@ -48,15 +56,15 @@ def measure(
     path = run_path(parameters, folder)
     begun_s = time.monotonic()
     with recording.only_one(path.parent):
-        kept = None
-        if resume or parameters.resume:
-            done, kept = _left(parameters, texts(parameters.prompts), folder, path)
-            if done is not None:
-                return done
+        left = _left(parameters, path, folder) if resume or parameters.resume else None
+        if left is not None and left.complete:
+            return left
         with open_pool(parameters, pool, running) as providers:
             # Engines take their time to start; a fake pool has none on its own clock.
             spent_s = time.monotonic() - begun_s if pool is None else 0.0
-            return _saving(Run(parameters, providers, progress, kept, spent_s), path, folder)
+            run = Run(parameters, providers, progress, left, spent_s)
+            _to_its_end(run, path, folder)
+    return report.load(path.stem, folder)
 
 
 def run_path(parameters: Parameters, folder: Path | None = None) -> Path:
@@ -78,105 +86,72 @@ def obtain(parameters: Parameters, live: bool, progress: Progress = quiet) -> Re
     return measure(parameters, progress)
 
 
-def _saving(run: Run, path: Path, folder: Path | None) -> Report:
+def _to_its_end(run: Run, path: Path, folder: Path | None) -> None:
+    """Run with the file at `path`, and put it in the report's place, whatever ends the run."""
     if run.kept is None and path.exists():  # left by a run that was cut: keep what it measured
-        moment_s = int(path.stat().st_mtime)
-        while (aside := path.with_suffix(f".{moment_s}.jsonl")).exists():
-            moment_s += 1
-        path.rename(aside)
-    file = ReportFile(path)
-    problem: BaseException | None = None
-    with file.open(again=run.kept is not None):
+        path.rename(path.with_suffix(f".{time.time_ns()}.jsonl"))
+    complete = False
+    with ReportFile(path).open(again=run.kept is not None) as file:
         try:
             on_own_loop(lambda: run.whole(file))
-        except BaseException as error:
-            problem = error
-        file.write({"state": recording.state(run.as_report(complete=problem is None))})
-        file.sync()
-    if problem is not None and not run.ratios:
-        raise problem
-    saved = recording.keep(path, _saved_path(path, folder))
-    if problem is not None:
-        raise problem
-    path.unlink()  # its copy is the report now
-    return report.load(saved)
+            complete = True
+        finally:
+            file.write({"state": recording.state(run.as_report(complete))})
+            file.sync()
+            if complete or run.ratios:
+                _keep(path, folder, complete)
 
 
-def _saved_path(path: Path, folder: Path | None) -> Path:
-    return (folder or report.root() / report.FOLDER) / path.name
+def _keep(path: Path, folder: Path | None, complete: bool = True) -> None:
+    """Copy a run's file to the reports; one that is complete is needed no more."""
+    recording.keep(path, (folder or report.root() / report.FOLDER) / path.name)
+    if complete:
+        path.unlink()
 
 
-def asked(parameters: Parameters, prompts: Sequence[str]) -> dict[str, Any]:
+def _left(parameters: Parameters, path: Path, folder: Path | None) -> Report | None:
+    """What an unfinished run of these parameters has left in `path`, or else the finished report.
+
+    Raises `ReportError` where the file is damaged, `ParameterError` where it was another run.
+    """
+    wanted = asked(parameters, [sha256(text) for text in texts(parameters.prompts)])
+    done = None
+    with contextlib.suppress(ReportError):
+        saved = report.load(path.stem, folder)
+        done = saved if saved.complete and not _differences(saved, wanted) else None
+    try:
+        if not path.exists() or b"\n" not in path.read_bytes():
+            return done  # or it was stopped before its first line was whole
+        left = report.load(path)
+        if other := _differences(left, wanted):
+            raise ParameterError(
+                f"{path.name} is of a run with other parameters ({', '.join(other)}); "
+                "run without --resume to start over (it is kept aside), or with those it had."
+            )
+    except PocError:
+        if done is None:
+            raise
+        return done  # of whatever other run the file is, this one is done
+    if left.complete:  # killed before it was put in its place, or before its file was removed
+        _keep(path, folder)
+    return left
+
+
+def asked(parameters: Parameters, digests: Sequence[str]) -> dict[str, Any]:
     """What decides whether two runs are one: the parameters and the prompts' digests.
 
     A run that was ended by its time limit may go on with a longer one.
     """
-    counted = parameters.model_copy(update={"prompts": len(prompts)})
-    wanted = counted.model_dump(mode="json", exclude={"run_limit_s"})
-    return {**wanted, "prompts": [sha256(text) for text in prompts]}
+    counted = parameters.model_copy(update={"prompts": len(digests)})
+    return {**counted.model_dump(mode="json", exclude={"run_limit_s"}), "prompts": list(digests)}
 
 
-def _asked_of(saved: Report) -> dict[str, Any]:
+def _differences(saved: Report, wanted: Mapping[str, Any]) -> list[str]:
+    """The parameters in which a saved run is another than the wanted one."""
     if saved.parameters is None:
-        return {}
-    wanted = saved.parameters.model_dump(mode="json", exclude={"run_limit_s"})
-    return {**wanted, "prompts": saved.prompt_sha256}
-
-
-def finished(parameters: Parameters, prompts: Sequence[str], folder: Path | None) -> Report | None:
-    """The complete report of a run that was asked for just this; None where there is none."""
-    try:
-        saved = report.load(f"{parameters.experiment}-{parameters.strategy}", folder)
-    except ReportError:
-        return None
-    if not saved.complete or saved.parameters is None:
-        return None
-    return saved if _asked_of(saved) == asked(parameters, prompts) else None
-
-
-def _left(
-    parameters: Parameters, prompts: Sequence[str], folder: Path | None, path: Path
-) -> tuple[Report | None, Report | None]:
-    """The finished report of such a run, or else what an unfinished one has left in `path`.
-
-    A run that was begun after the finished one and stopped is gone on with. The file of the
-    finished one itself, which a kill between saving and removing leaves, is removed.
-    Raises `ReportError` where the file is damaged, `ParameterError` where it was another run.
-    """
-    done = finished(parameters, prompts, folder)
-    try:
-        stopped = _stopped(parameters, prompts, path)
-    except PocError:
-        if done is None:
-            raise
-        return done, None  # of whatever other run it is, this one is done
-    if stopped is None or (done is not None and stopped.created != done.created):
-        return (None, stopped) if stopped is not None else (done, None)
-    if done is None and stopped.complete:  # killed before it was put in its place
-        recording.keep(path, _saved_path(path, folder))
-        done = stopped
-    if done is not None:
-        path.unlink()
-        return done, None
-    return None, stopped
-
-
-def _stopped(parameters: Parameters, prompts: Sequence[str], path: Path) -> Report | None:
-    """What an unfinished run of these parameters has left; None where there is none."""
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        if not file.readline().endswith(b"\n"):
-            return None  # stopped before its first line was whole
-    left = report.load(path)
-    was, now = _asked_of(left), asked(parameters, prompts)
-    if other := sorted(key for key in now if was.get(key) != now[key]):
-        other = other if was else ["it names none"]
-        raise ParameterError(
-            f"{path.name} is of a run with other parameters ({', '.join(other)}); "
-            "run without --resume to start over (it is kept aside), or with those it had."
-        )
-    return left
+        return ["it names none"]
+    was = asked(saved.parameters, saved.prompt_sha256)
+    return sorted(key for key in wanted if was[key] != wanted[key])
 
 
 def on_own_loop(work: Callable[[], Any]) -> Any:
@@ -185,33 +160,140 @@ def on_own_loop(work: Callable[[], Any]) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work())
-    outcome: list[tuple[bool, Any]] = []
-    task: asyncio.Task[Any] | None = None
-    begun = threading.Event()
+    begun: Future[asyncio.Task[Any] | None] = Future()
 
     async def watched() -> Any:
-        nonlocal task
-        task = asyncio.current_task()
-        begun.set()
+        begun.set_result(asyncio.current_task())
         return await work()
 
-    def body() -> None:
+    with ThreadPoolExecutor(1, "poclib-run") as thread:
+        ended = thread.submit(lambda: asyncio.run(watched()))
         try:
-            outcome.append((True, asyncio.run(watched())))
-        except BaseException as error:
-            outcome.append((False, error))
+            return ended.result()
+        except KeyboardInterrupt:
+            if task := begun.result():
+                task.get_loop().call_soon_threadsafe(task.cancel)
+            raise  # once the thread has ended
 
-    thread = threading.Thread(target=body, name="poclib-run")
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        begun.wait()
-        assert task is not None
-        task.get_loop().call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    worked, value = outcome[0]
-    if not worked:
-        raise value
-    return value
+
+@contextlib.contextmanager
+def open_pool(
+    parameters: Parameters,
+    pool: Sequence[Measurable] | None = None,
+    running: Mapping[str, RunningEngine] | None = None,
+) -> Iterator[Pool]:
+    """The providers, ready to be asked, each with what is known of its embedded engine.
+
+    That are fields of `ProviderFacts`, and `running`, the engine itself. Engines that are `running`
+    already are used and left running; none is started then.
+    Raises `EngineError` or `ParameterError` (a key's variable that is not set).
+    """
+    if pool is not None:
+        yield [(provider, {}) for provider in pool]
+        return
+    with SharedEngines() as shared:
+        engines = shared.of(parameters) if running is None else running
+        yield [_opened(one, parameters, engines) for one in parameters.providers]
+
+
+def _opened(
+    settings: ProviderSettings, parameters: Parameters, running: Mapping[str, RunningEngine]
+) -> tuple[Measurable, dict[str, Any]]:
+    if settings.kind != "embedded":
+        key, variable = None, settings.api_key_env
+        if variable and not (key := os.environ.get(variable)):
+            raise ParameterError(
+                f"provider {settings.name}: the environment variable {variable} is not set; "
+                f"export {variable}=… with its key."
+            )
+        return KINDS[settings.kind](settings, parameters, settings.url or "", key), {}
+    engine = running[settings.name]
+    # An engine behind a link plays the remote machine, unless it is told its role.
+    role = settings.role or ("remote" if settings.link.round_trip_ms else "local")
+    placed = settings.model_copy(update={"role": role})
+    provider = Embedded(placed, parameters, engine.url, engine.api_key)
+    provider.ports = engine.ports
+    asked_for = ("engine_kind", "refuses", "threads", "speed", "link")
+    got = ("engine", "model", "slots", "turns", "pinned")
+    return provider, {
+        **{key: getattr(settings, key) for key in asked_for},
+        **{key: getattr(engine, key) for key in got},
+        "digest": f"gguf:{engine.model_digest}",
+        "core": engine.cores[0],
+        "cores": len(engine.cores),
+        "batching": settings.engine_kind == "batched",
+        "running": engine,
+    }
+
+
+class SharedEngines(contextlib.ExitStack):
+    """Embedded engines for several runs in turn, started anew only where others are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: list[str] = []
+        self._running: dict[str, RunningEngine] = {}
+
+    def of(self, parameters: Parameters) -> Mapping[str, RunningEngine]:
+        """The engines by name; hand them to the run as `running`. Raises `EngineError`."""
+        embedded = [one for one in parameters.providers if one.kind == "embedded"]
+        same = {"adaptive": "off", "capacity": 1, "role": None}  # what no engine is started with
+        wanted = [one.model_copy(update=same).model_dump_json() for one in embedded]
+        wanted.append(str(parameters.context_tokens))
+        try:
+            for engine in self._running.values():
+                engine.check()
+        except EngineError:
+            self.close()
+        if wanted != self._asked or not self._running:
+            self.close()
+            if embedded:
+                started = self.enter_context(engine_pool(embedded, parameters.context_tokens))
+                self._running.update({engine.name: engine for engine in started})
+                self.callback(self._running.clear)
+            self._asked = wanted
+        return self._running
+
+
+def again(saved: Report, given: Mapping[str, Any], changes: Mapping[str, Any]) -> Parameters:
+    """What `saved` was measured with. Addresses come from `given`, a file of parameters.
+
+    `changes` by dotted key are on top. Raises `ReportError` where the report cannot be measured
+    again, `ParameterError` where an address or the prompts are missing.
+    """
+    name, was = report.name(saved), saved.parameters
+    if was is None or saved.strategy not in STRATEGIES:
+        raise ReportError(f"{name} holds no parameters of a run, so it cannot be rerun.")
+    if was.strike is None and any(arm.struck_ms for one in saved.rounds for arm in one.arms):
+        raise ReportError(
+            f"{name}: engines were killed in it by an older poclib, so it cannot be rerun; "
+            "`strike` in the parameters does the same in a new run."
+        )
+    known = {one.get("name"): one for one in given.get("providers") or () if isinstance(one, dict)}
+    values = was.model_dump() | {
+        "experiment": f"{PREFIX}{saved.experiment.removeprefix(PREFIX)}"[:64],
+        "strategy": saved.strategy,
+        "prompts": saved.prompts or len(saved.prompt_sha256),
+    }
+    for one in values["providers"]:
+        one.update({key: known.get(one["name"], {}).get(key) for key in PRIVATE})
+    for key, value in changes.items():
+        put(values, key, value)
+    missing = [
+        one["name"] for one in values["providers"] if one["kind"] != "embedded" and not one["url"]
+    ]
+    if missing:
+        raise ParameterError(
+            f"{name} holds no addresses: give those of {', '.join(missing)} with --params FILE, "
+            "which has providers of these names, or each with "
+            f"--set {missing[0]}.url=http://192.168.1.20:11434."
+        )
+    parameters = Parameters.read(values, name)
+    # Where texts were not stored, the built-in ones stand in if their digests fit.
+    now = [sha256(text) for text in texts(parameters.prompts)]
+    if "prompts" not in changes and now != saved.prompt_sha256:
+        raise ParameterError(
+            f"{name}: its prompts were not stored, and they are not the built-in ones; "
+            "give them with --set prompts=FILE."
+        )
+    return parameters
