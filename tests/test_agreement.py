@@ -9,7 +9,7 @@ from test_tables import pool_report
 
 from poclib import report
 from poclib.errors import ParameterError, ReportError
-from poclib.measure import experiment, repeat
+from poclib.measure import experiment
 from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.reading import compare as agreement
@@ -107,14 +107,14 @@ def test_prompts_that_were_not_stored_must_be_given(measured: Any, poc: Any) -> 
 
 def test_what_cannot_be_measured_again_says_so(measured: Any) -> None:
     with pytest.raises(ReportError, match="holds no parameters of a run"):
-        repeat.parameters(report.load("published-phase-0", SAMPLES), {}, {})
+        experiment.again(report.load("published-phase-0", SAMPLES), {}, {})
     first = measured([EMBEDDED])
     with pytest.raises(ParameterError, match="rouns is not a parameter"):
-        repeat.parameters(first, {}, {"rouns": 3})
+        experiment.again(first, {}, {"rouns": 3})
     data = first.model_dump()
     data["rounds"][0]["arms"][1]["struck_ms"] = {"local": 5}
     with pytest.raises(ReportError, match="killed in it by an older poclib"):
-        repeat.parameters(Report.model_validate(data), {}, {})
+        experiment.again(Report.model_validate(data), {}, {})
 
 
 @pytest.mark.slow

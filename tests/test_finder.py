@@ -11,15 +11,14 @@ from typing import Any
 import engine
 import matplotlib.pyplot as plt
 import pytest
-import yaml
 from engine import Engine
 from replay import provider as provider_of
 
 from poclib import recording, report
 from poclib.contention import Found
-from poclib.errors import ParameterError, Rejected
-from poclib.measure import experiment, finder
-from poclib.parameters import Parameters, with_capacities
+from poclib.errors import Rejected
+from poclib.measure import experiment
+from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.records import Exchange, Prompt, Report
 from poclib.showing import curves
@@ -44,14 +43,20 @@ class Crowded(fake.Provider):
 def found(*pool: fake.Provider) -> tuple[dict[str, Found], Report]:
     asked: dict[str, Any] = {"providers": [{"name": p.name} for p in pool], "prompts": 4}
     run = experiment.Run(Parameters.read(asked), [(p, {}) for p in pool])
+    problems, capacities = fake.run(lambda clock: run.examine(capacity=True))
+    assert problems == {}
+    return capacities, run.as_report().model_copy(update={"strategy": "capacity"})
 
-    async def story(clock: object) -> dict[str, Found]:
-        await run.describe()
-        await run.prepare()
-        return await finder.find(run)
 
-    seen = fake.run(story)
-    return seen, run.as_report().model_copy(update={"strategy": "capacity"})
+def when_sent(*changes: tuple[int, float]) -> Callable[[Prompt], float]:
+    """Takes so long from its n-th request on."""
+    sent: list[Prompt] = []
+
+    def service_ms(prompt: Prompt) -> float:
+        sent.append(prompt)
+        return [ms for first, ms in changes if len(sent) >= first][-1]
+
+    return service_ms
 
 
 @pytest.mark.parametrize(
@@ -62,6 +67,9 @@ def found(*pool: fake.Provider) -> tuple[dict[str, Found], Report]:
         (Crowded("p"), "thrashes", 1),
         (Crowded("p", most=2), "refuses", 2),
         (fake.Provider("p", 100, slots=64), "batches", 64),
+        # A loss that does not come again is another program's: a warm-up, four of calibration and
+        # four of the first level come before it; then it is two times two.
+        (fake.Provider("p", when_sent((1, 100), (10, 900), (14, 100)), slots=4), "batches", 4),
     ],
 )
 def test_each_server_is_named_and_its_capacity_found(
@@ -69,39 +77,17 @@ def test_each_server_is_named_and_its_capacity_found(
 ) -> None:
     seen, _ = found(provider)
     assert (seen["p"].behaviour, seen["p"].capacity) == (behaviour, capacity)
+    if behaviour == "thrashes":  # the next level is not tried
+        assert provider.most_in_flight == 2
 
 
 def test_a_machine_that_was_busy_in_the_beginning_does_not_seem_to_batch() -> None:
-    """Half as fast until its sixth request; one alone is measured again at the end."""
-    sent: list[Prompt] = []
-
-    def service_ms(prompt: Prompt) -> float:
-        sent.append(prompt)
-        return 200 if len(sent) < 10 else 100
-
-    seen, made = found(fake.Provider("p", service_ms, slots=1))
+    """Half as fast at first; one alone is measured again at the end."""
+    seen, made = found(fake.Provider("p", when_sent((1, 200), (10, 100)), slots=1))
     assert (seen["p"].behaviour, seen["p"].capacity) == ("queues", 1)
-    first = [arm for arm in made.preparation if (arm.limits or {}).get("p") == 1]
-    assert len([arm for arm in first if arm.arm == "capacity"]) == 2
+    levels = [arm for arm in made.preparation if arm.arm == "capacity"]
+    assert [arm.limits for arm in levels].count({"p": 1}) == 2
     assert curves.capacities(made)["p"].levels == seen["p"].levels
-
-
-def test_a_loss_that_does_not_come_again_is_another_programs() -> None:
-    sent: list[Prompt] = []
-
-    def service_ms(prompt: Prompt) -> float:
-        sent.append(prompt)
-        # The warm-up, four of calibration and four of the first level; then two times two.
-        return 900 if 10 <= len(sent) <= 13 else 100
-
-    seen, _ = found(fake.Provider("p", service_ms, slots=4))
-    assert (seen["p"].behaviour, seen["p"].capacity) == ("batches", 4)
-
-
-def test_where_it_thrashes_the_next_level_is_not_tried() -> None:
-    provider = Crowded("p")
-    found(provider)
-    assert provider.most_in_flight == 2
 
 
 def test_the_levels_are_a_report_that_tells_the_same(tmp_path: Path) -> None:
@@ -155,52 +141,19 @@ def test_ten_times_asked_it_gives_the_same_answer(kind: str) -> None:
         assert told == how.get("tells", False)
 
 
-def asked(url: str) -> Found:
-    """What the finder says of the server there, over real connections."""
-    settings = {"name": "p", "kind": "openai", "model": "m", "url": url, "api": "completion"}
-    sender = provider_of("openai", url, name="p", model="m", api="completion")
-    run = experiment.Run(Parameters.read({"providers": [settings], "prompts": 4}), [(sender, {})])
-
-    async def story() -> dict[str, Found]:
-        try:
-            await run.describe()
-            await run.prepare()
-            return await finder.find(run)
-        finally:
-            await sender.aclose()
-
-    return asyncio.run(story())["p"]
-
-
 @pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_real_socket_with_eight_slots_gives_eight_each_time(times: int) -> None:
-    with engine.serving(Engine(8, vllm(12, 0.1), tokens=8)) as url:
-        said = [asked(url) for _ in range(times)]
-    assert [(one.behaviour, one.capacity) for one in said] == [("batches", 8)] * times
-
-
-FILE = """# two machines
-providers:
-  - name: local        # the fast one
-    kind: embedded
-    capacity: 1        # to be found
-  - kind: embedded
-    name: "remote"     # the slow one
-  - {name: third, slots: 2}  # in one line
-rounds: 5
-"""
-
-
-def test_capacities_are_written_into_the_text_and_every_comment_stays() -> None:
-    text = with_capacities(FILE, {"local": 4, "remote": 2, "third": 1})
-    read = {p["name"]: p["capacity"] for p in yaml.safe_load(text)["providers"]}
-    assert read == {"local": 4, "remote": 2, "third": 1}
-    before = [line.partition("#")[2] for line in FILE.splitlines() if "#" in line]
-    assert [line.partition("#")[2] for line in text.splitlines() if "#" in line] == before
-    assert with_capacities(FILE, {}) == FILE
-
-
-@pytest.mark.parametrize("text", ["rounds: 5", "providers: []", "[1]", FILE])
-def test_a_provider_that_is_not_in_the_text_is_told(text: str) -> None:
-    with pytest.raises(ParameterError, match="nobody"):
-        with_capacities(text, {"nobody": 2})
+    for _ in range(times):
+        with engine.serving(Engine(8, vllm(12, 0.1), tokens=8)) as url:
+            settings = {
+                "name": "p",
+                "kind": "openai",
+                "model": "m",
+                "url": url,
+                "api": "completion",
+            }
+            sender = provider_of("openai", url, name="p", model="m", api="completion")
+            asked = Parameters.read({"providers": [settings], "prompts": 4})
+            run = experiment.Run(asked, [(sender, {})])
+            _, capacities = asyncio.run(run.examine(capacity=True))
+        assert (capacities["p"].behaviour, capacities["p"].capacity) == ("batches", 8)

@@ -18,7 +18,7 @@ from replay import Answer, Replay, recorded
 from poclib import report
 from poclib.errors import PocError, RunFailed
 from poclib.measure import experiment, ruler
-from poclib.measure.pool import open_pool
+from poclib.measure.experiment import open_pool
 from poclib.parameters import Parameters
 
 pytestmark = pytest.mark.slow

@@ -11,20 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from test_experiment import on_a_fake_clock as on_a_fake_clock
 
-from poclib import cli, parameters, recording, report, suite
-from poclib.errors import ParameterError, ReportError, RunFailed
-from poclib.measure import experiment, pool, sweep
+from poclib import cli, recording, report, suite
+from poclib.errors import ParameterError, RunFailed
+from poclib.measure import experiment, sweep
+from poclib.measure.experiment import measure
 from poclib.measure.sweep import Outcome, Point
-from poclib.parameters import Parameters
+from poclib.parameters import Parameters, get
 from poclib.providers import fake
-from poclib.recording import ReportFile
 from poclib.showing import catalogue, curves
 from poclib.showing import notebooks as publish
 
@@ -54,57 +55,45 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def measure(point: Point, folder: Path) -> None:
-    """As a run does: measure on fakes, save under the point's name."""
-    measure_on_fakes(point.parameters)
-
-
 def measure_on_fakes(parameters: Parameters, *_: Any, **__: Any) -> None:
-    pool = [fake.Provider("local", 100), fake.Provider("remote", 160, role="remote")]
-    run = experiment.Run(parameters, [(one, {}) for one in pool])
-    name = f"{parameters.experiment}-{parameters.strategy}.jsonl"
-    file = ReportFile(report.root() / report.FOLDER / name)
-    with file.open():
-        fake.run(lambda clock: run.whole(file))
-        file.write({"state": recording.state(run.as_report(complete=True))})
+    measure(parameters, pool=[fake.Provider("local", 100), fake.Provider("remote", 160)])
 
 
 class Measured:
-    """Points in the order they were measured; `story` may happen at one of them instead."""
+    """Points in the order they were measured; `story` happens at one of them instead."""
 
-    def __init__(self, at: int = -1, story: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, at: int = -1, story: BaseException | None = None) -> None:
         self.names: list[str] = []
         self.at, self.story = at, story
 
     def __call__(self, point: Point, folder: Path) -> None:
-        if len(self.names) == self.at:
+        if len(self.names) == self.at and self.story:
             self.at = -1
-            self.story()
+            raise self.story
         self.names.append(point.name)
-        measure(point, folder)
+        measure_on_fakes(point.parameters)
 
 
 ENGINES = {name: SimpleNamespace(name=name, check=lambda: None) for name in ("local", "remote")}
 
 
-def stop() -> None:
-    raise KeyboardInterrupt
-
-
-def fail() -> None:
-    raise RunFailed("06_shared_queue: provider remote: connection refused.")
+FAILURE = RunFailed("06_shared_queue: provider remote: connection refused.")
 
 
 # ---- What a file holds ----------------------------------------------------------------------
 
 
-def test_every_combination_is_a_point_in_the_order_of_the_lists() -> None:
+def test_every_combination_is_a_point_in_the_order_of_the_lists(tmp_path: Path) -> None:
     found = points({"strategy": ["all-parallel", "shared-queue"], "max_tokens": [4, 8, 16]})
     assert [(p.strategy, p.parameters.max_tokens) for p in found] == [
         (strategy, length) for strategy in ("all-parallel", "shared-queue") for length in (4, 8, 16)
     ]
     assert found[0].label == "all-parallel, max_tokens 4"
-    assert all("strategy" not in p.values and "sweep" not in p.values for p in found)
+    assert all("sweep" not in p.values for p in found)
+    (one,) = points({"remote.link": [{"round_trip_ms": 5}], "max_tokens": [4]})
+    sweep.write_summary([one], tmp_path / "grid")
+    label = "remote.link round_trip_ms 5, max_tokens 4"
+    assert sweep.summary(tmp_path / "grid") == {one.name: label} and sweep.summary(tmp_path) == {}
 
 
 def test_a_setting_changes_at_one_provider_or_at_every_one_and_the_file_stays_as_it_is() -> None:
@@ -117,50 +106,38 @@ def test_a_setting_changes_at_one_provider_or_at_every_one_and_the_file_stays_as
     assert POOL[1]["link"] == {"round_trip_ms": 20, "jitter_ms": 1} and "speed" not in POOL[0]
 
 
-def test_several_lists_make_one_sweep() -> None:
+def test_a_point_that_several_lists_or_fewer_engines_make_equal_is_one() -> None:
     lines = [{"remote.speed": [1, 0.5]}, {"speed": [1], "remote.link.round_trip_ms": [20, 90]}]
-    found = points(lines)
-    remote = [one.parameters.providers[1] for one in found]
-    assert [(p.speed, p.link.round_trip_ms) for p in remote] == [(1, 20), (0.5, 20), (1, 90)], (
-        "the point that both have is one"
-    )
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "place"),
-    [
-        ("rounds", 9, ["rounds"]),
-        ("strike.after", 0.3, ["strike", "after"]),
-        ("remote.link.round_trip_ms", 40, ["providers", 1, "link", "round_trip_ms"]),
-        ("gpu.a.speed", 0.5, ["providers", 2, "speed"]),  # a name may hold a dot
-    ],
-)
-def test_a_dotted_key_means_the_same_in_every_command(
-    key: str, value: Any, place: list[Any], tmp_path: Path
-) -> None:
-    given = {"strategy": "x", "providers": [*POOL, {"name": "gpu.a"}], "strike": {"after": 0.5}}
-    (tmp_path / "my.yaml").write_text(json.dumps(given))
-    changed = cli.read_yaml(tmp_path / "my.yaml", [f"{key}={value}"])
-    assert parameters.get(changed, key) == value
-    for step in place:
-        changed = changed[step]
-    assert changed == value
-
-
-def test_a_setting_of_every_provider_is_read_where_all_have_the_same() -> None:
-    given = {"providers": [{"name": "a", "speed": 1}, {"name": "b", "speed": 0.5}]}
-    assert parameters.get(given, "speed") is None
-    parameters.put(given, "speed", 0.7)
-    assert parameters.get(given, "speed") == parameters.get(given, "b.speed") == 0.7
-
-
-def test_engines_are_the_first_so_many_and_equal_points_are_one() -> None:
+    remote = [one.parameters.providers[1] for one in points(lines)]
+    assert [(p.speed, p.link.round_trip_ms) for p in remote] == [(1, 20), (0.5, 20), (1, 90)]
     found = points({"engines": [1, 2], "remote.speed": [0.4, 0.8]})
     assert [[p.name for p in one.parameters.providers] for one in found] == [
         ["local"],  # whatever the speed of the one that is left out
         ["local", "remote"],
         ["local", "remote"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "place"),
+    [
+        ("strike.after", 0.3, ["strike", "after"]),
+        ("remote.link.round_trip_ms", 40, ["providers", 1, "link", "round_trip_ms"]),
+        ("gpu.a.speed", 0.5, ["providers", 2, "speed"]),  # a name may hold a dot
+        ("speed", 0.7, ["providers", 0, "speed"]),  # of every provider
+    ],
+)
+def test_a_dotted_key_means_the_same_in_every_command(
+    key: str, value: Any, place: list[Any], tmp_path: Path
+) -> None:
+    given = {"strategy": "x", "providers": [*POOL, {"name": "gpu.a"}], "strike": {"after": 0.5}}
+    assert get(given, key) != value
+    (tmp_path / "my.yaml").write_text(json.dumps(given))
+    changed = cli.read_yaml(tmp_path / "my.yaml", [f"{key}={value}"])
+    assert get(changed, key) == value
+    for step in place:
+        changed = changed[step]
+    assert changed == value
 
 
 def test_a_points_name_stays_what_it_is_when_the_grid_grows_and_not_when_the_run_changes() -> None:
@@ -180,40 +157,35 @@ def test_no_value_takes_a_point_out_of_the_folder(name: str, tmp_path: Path) -> 
     assert len(one.parameters.experiment) <= 64
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    ({"sweep": None}, "needs a section `sweep`"),
-    ({"sweep": {"max_tokens": 8}}, "sweep.max_tokens: give a list"),
-    ({"sweep": {"max_tokens": []}}, "sweep.max_tokens: give a list"),
-    ({"sweep": {"max_token": [8]}}, "sweep.max_token is not a parameter; did you mean max_tokens"),
-    ({"sweep": {"remot.speed": [1]}}, "sweep.remot.speed is not a parameter; did you mean remote"),
-    ({"sweep": {"remote.sped": [1]}}, "providers.1.sped is not a parameter; did you mean speed"),
-    ({"sweep": [{"seed": [1]}, 7]}, "needs a section `sweep`"),
-    ({"sweep": []}, "0 points"),
-    (
-        {"sweep": {"strike.after": [0.5]}, "strike": {"provider": "local"}},
-        "with a link there are: remote",
-    ),
-    ({"sweep": {"seed": [1]}, "strike": {"provider": "remot"}}, "with a link there are: remote"),
-    ({"sweep": {"remote.link.trip_ms": [1]}}, "link.trip_ms is not a parameter"),
-    ({"sweep": {"speed": [7]}}, "providers.0.speed"),
-    ({"sweep": {"engines": [3]}}, "from 1 to 2"),
-    ({"sweep": {"engines": [True]}}, "from 1 to 2"),
-    ({"sweep": {"local.url": ["http://10.0.0.1"]}}, "no condition to compare"),
-    ({"sweep": {"experiment": ["../x"]}}, "sweep.experiment"),
-    ({"sweep": {"seed": [*range(500)], "rounds": [1, 2, 3]}}, "1,500 points"),
-    ({"sweep": {"seed": [1]}, "experiment": "../out"}, "experiment"),
-    ({"sweep": {"seed": [1]}, "experiment": "x" * 25}, "at most 24"),
-    ({"sweep": {"seed": [1]}, "experiment": ".."}, "experiment"),
-    ({"sweep": {"seed": [1]}, "strategy": None}, "name the strategy"),
-    ({"sweep": {"seed": [1]}, "providers": None}, "providers"),
-    ({"sweep": {"speed": [1]}, "providers": "none"}, "sweep.speed is not a parameter"),
+BAD: list[tuple[Any, dict[str, Any], str]] = [
+    (None, {}, "needs a section `sweep`"),
+    ([{"seed": [1]}, 7], {}, "needs a section `sweep`"),
+    ([], {}, "0 points"),
+    ({"seed": [*range(500)], "rounds": [1, 2, 3]}, {}, "1,500 points"),
+    ({"max_tokens": 8}, {}, "sweep.max_tokens: give a list"),
+    ({"max_tokens": []}, {}, "sweep.max_tokens: give a list"),
+    ({"max_token": [8]}, {}, "sweep.max_token is not a parameter; did you mean max_tokens"),
+    ({"remot.speed": [1]}, {}, "sweep.remot.speed is not a parameter; did you mean remote"),
+    ({"remote.sped": [1]}, {}, "providers.1.sped is not a parameter; did you mean speed"),
+    ({"remote.link.trip_ms": [1]}, {}, "link.trip_ms is not a parameter"),
+    ({"speed": [7]}, {}, "providers.0.speed"),
+    ({"engines": [3]}, {}, "from 1 to 2"),
+    ({"engines": [True]}, {}, "from 1 to 2"),
+    ({"local.url": ["http://10.0.0.1"]}, {}, "no condition to compare"),
+    ({"experiment": ["../x"]}, {}, "sweep.experiment"),
+    ({"strike.after": [0.5]}, {"strike": {"provider": "local"}}, "with a link there are: remote"),
+    ({"seed": [1]}, {"experiment": "../out"}, "experiment"),
+    ({"seed": [1]}, {"experiment": "x" * 25}, "at most 24"),
+    ({"seed": [1]}, {"strategy": None}, "name the strategy"),
+    ({"seed": [1]}, {"providers": None}, "providers"),
+    ({"speed": [1]}, {"providers": "none"}, "sweep.speed is not a parameter"),
 ]
 
 
-@pytest.mark.parametrize(("change", "sentence"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_a_wrong_file_is_one_sentence(change: dict[str, Any], sentence: str) -> None:
+@pytest.mark.parametrize(("section", "more", "sentence"), BAD, ids=range(len(BAD)))
+def test_a_wrong_file_is_one_sentence(section: Any, more: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ParameterError, match=re.escape(sentence)) as error:
-        sweep.points({**GIVEN, **change}, "grid.yaml")
+        points(section, **more)
     assert "\n" not in str(error.value) and str(error.value).startswith("grid.yaml")
 
 
@@ -240,24 +212,20 @@ def test_an_example_is_a_sweep_that_its_notebooks_can_read(path: Path) -> None:
     if "notebooks" in given:
         (notebook,) = publish.notebooks(pattern=given["notebooks"])
         assert f"data/reports/{path.stem}" in publish.declared(notebook)["folder"]["default"]
-        return
-    for point in found:
-        publish.check_keys(point.values, publish.declared(publish.strategy_notebook()), path.name)
-
-
-def test_the_failure_mode_differs_in_engine_strategy_and_limit_only() -> None:
-    path = ROOT / "params" / "failure-mode.yaml"
-    found = [one.parameters for one in sweep.points(cli.read_yaml(path), path.name)]
-    first = [one.providers[0] for one in found]
-    assert [(c.strategy, p.engine, p.adaptive) for c, p in zip(found, first, strict=True)] == [
-        ("all-parallel", "bare", "off"),
-        ("serial-per-provider", "bare", "off"),
-        ("all-parallel", "bare", "forced"),
-        ("all-parallel", "queueing", "off"),
-        ("all-parallel", "batched", "off"),
-    ]
-    same = {"experiment", "strategy", "providers"}
-    assert len({one.model_dump_json(exclude=same) for one in found}) == 1
+    else:
+        declared = publish.declared(publish.strategy_notebook())
+        publish.check_keys({key for point in found for key in point.values}, declared, path.name)
+    if path.stem == "failure-mode":
+        first = [(one.strategy, one.parameters.providers[0]) for one in found]
+        assert [(strategy, p.engine, p.adaptive) for strategy, p in first] == [
+            ("all-parallel", "bare", "off"),
+            ("serial-per-provider", "bare", "off"),
+            ("all-parallel", "bare", "forced"),
+            ("all-parallel", "queueing", "off"),
+            ("all-parallel", "batched", "off"),
+        ]
+        same = {"experiment", "strategy", "providers"}
+        assert len({one.parameters.model_dump_json(exclude=same) for one in found}) == 1
 
 
 # ---- How it runs ----------------------------------------------------------------------------
@@ -267,10 +235,16 @@ def outcomes(found: list[Point], home: Path, execute: sweep.Execute) -> list[Out
     return list(sweep.run(found, home / "data" / "runs" / "grid", execute))
 
 
-def test_each_point_has_its_report_in_its_own_folder(home: Path) -> None:
-    found = points({"max_tokens": [4, 8]})
-    done = outcomes(found, home, measure)
-    folder = home / "data" / "runs" / "grid"
+def test_an_interrupted_sweep_goes_on_where_it_stopped(home: Path) -> None:
+    found, folder = points({"max_tokens": [4, 8, 12]}), home / "data" / "runs" / "grid"
+    first, second, third = Measured(at=1, story=KeyboardInterrupt()), Measured(), Measured()
+    with pytest.raises(KeyboardInterrupt):
+        outcomes(found, home, first)
+    assert first.names == [found[0].name]
+    done = outcomes(found, home, second)
+    assert second.names == [p.name for p in found[1:]], "the finished one is passed over"
+    assert [one.before for one in done] == [True, False, False]
+    assert all(one.before for one in outcomes(found, home, third)) and third.names == []
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in found)
     for outcome in done:
         (saved,) = (folder / outcome.point.name).iterdir()
@@ -278,71 +252,31 @@ def test_each_point_has_its_report_in_its_own_folder(home: Path) -> None:
     assert report.names() == [], "they do not fill the list of reports"
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(home: Path) -> None:
-    found = points({"max_tokens": [4, 8, 12]})
-    first = Measured(at=1, story=stop)
-    with pytest.raises(KeyboardInterrupt):
-        outcomes(found, home, first)
-    assert first.names == [found[0].name]
-    second = Measured()
-    done = outcomes(found, home, second)
-    assert second.names == [p.name for p in found[1:]], "the finished one is passed over"
-    assert [one.before for one in done] == [True, False, False]
-    third = Measured()
-    assert all(one.before for one in outcomes(found, home, third)) and third.names == []
-
-
-def test_a_notebook_that_fails_after_measuring_is_not_finished(home: Path) -> None:
-    """Its checks did not hold: the report stays where the next try finds it."""
-
-    def measured_then_failed(point: Point, folder: Path) -> None:
-        measure(point, folder)
-        fail()
-
-    (found,) = points({"max_tokens": [4]})
-    (outcome,) = outcomes([found], home, measured_then_failed)
-    assert outcome.problem and sweep.finished(found, home / "data" / "runs" / "grid") is None
-    assert report.names() == [f"{found.parameters.experiment}-shared-queue"]
-
-
 def test_a_failed_point_is_told_does_not_stop_the_others_and_is_tried_again(home: Path) -> None:
     found = points({"max_tokens": [4, 8, 12]})
-    done = outcomes(found, home, Measured(at=1, story=fail))
-    assert [bool(one.problem) for one in done] == [False, True, False]
+    done = outcomes(found, home, Measured(at=1, story=FAILURE))
+    assert [one.problem for one in done] == ["", str(FAILURE), ""]
     told = curves.points_table([(one.point.shown, one.report) for one in done])
     rows = [line for line in told.splitlines() if re.match(r"(4|8|12) ", line)]
     assert ["failed" in row for row in rows] == [False, True, False]
-    assert done[1].problem == "06_shared_queue: provider remote: connection refused."
     again = Measured()
     assert not any(one.problem for one in outcomes(found, home, again))
     assert again.names == [found[1].name]
 
 
-def test_a_point_that_saved_nothing_is_a_failed_one(home: Path) -> None:
-    (outcome,) = outcomes(points({"max_tokens": [4]}), home, lambda point, folder: None)
-    assert outcome.report is None and "There is no report" in outcome.problem
+def test_a_point_whose_notebook_fails_or_saves_nothing_is_not_finished(home: Path) -> None:
+    """Where its checks did not hold, the report stays where the next try finds it."""
+    (found,) = points({"max_tokens": [4]})
+    (outcome,) = outcomes([found], home, lambda point, folder: None)
+    assert outcome.report is None and "There is no complete report" in outcome.problem
 
+    def measured_then_failed(point: Point, folder: Path) -> None:
+        measure_on_fakes(point.parameters)
+        raise FAILURE
 
-def test_the_table_has_ratio_and_interval_computed_by_hand(home: Path) -> None:
-    """Four prompts of 100 ms; a shared queue gives the slow one (160 ms) one or two of them."""
-    done = outcomes(points({"prompts": [2, 4]}), home, measure)
-    told = curves.points_table([(one.point.shown, one.report) for one in done])
-    listed, _, beside = told.partition("\n\n")
-    assert beside.startswith("What could change these verdicts:")
-    rows = [line.split("  ") for line in listed.splitlines()[2:]]
-    cells = [[cell.strip() for cell in row if cell.strip()] for row in rows]
-    assert cells == [  # 160 of 200 ms, 300 or 320 of 400 ms
-        ["2", "0.80 (0.80 to 0.80, 3 rounds)", "1.25", "PASS"],
-        ["4", "0.80 (0.80 to 0.80, 3 rounds)", "1.25", "PASS"],
-    ]
-
-
-def test_labels_are_kept_beside_the_points(tmp_path: Path) -> None:
-    found = points({"remote.link": [{"round_trip_ms": 5}], "max_tokens": [4]})
-    sweep.write_summary(found, tmp_path / "grid")
-    label = "remote.link round_trip_ms 5, max_tokens 4"
-    assert sweep.summary(tmp_path / "grid") == {found[0].name: label}
-    assert sweep.summary(tmp_path) == {}
+    (outcome,) = outcomes([found], home, measured_then_failed)
+    assert outcome.problem and not (home / "data" / "runs" / "grid" / found.name).exists()
+    assert report.names() == [f"{found.parameters.experiment}-shared-queue"]
 
 
 def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
@@ -360,11 +294,11 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     def measured(parameters: Parameters, *_: Any, resume: bool, running: Any) -> None:
         assert resume and running == ENGINES
         if parameters.max_tokens == 8:
-            fail()
+            raise FAILURE
         measure_on_fakes(parameters)
 
     monkeypatch.setattr(experiment, "measure", measured)
-    monkeypatch.setattr(pool, "engine_pool", started)
+    monkeypatch.setattr(experiment, "engine_pool", started)
     monkeypatch.setattr(publish, "execute", lambda notebook, target, values: read.append(values))
     monkeypatch.setattr(suite, "write_site", lambda: Path("site", "index.html"))
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
@@ -389,38 +323,30 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     assert len(report.within("data/reports/kept")) == 1
 
 
-def test_reports_are_kept_under_another_name(home: Path) -> None:
+def test_reports_are_kept_under_another_name_and_listed_newest_first(home: Path) -> None:
+    folder = home / "data" / "reports"
     (point,) = points({"max_tokens": [4]})
-    measure(point, home)
+    measure_on_fakes(point.parameters)
     name = point.parameters.experiment
     cli.main(["keep", name, "sample"])
-    assert "sample-shared-queue" in report.names()
     levels = report.load(f"{name}-shared-queue").model_copy(update={"strategy": "capacity"})
     recording.save(levels.model_copy(update={"experiment": "levels"}))
     cli.main(["keep", "levels", "sample"])  # apart: it is no strategy
-    assert report.names(home / "data" / "reports" / "capacity") == ["sample-capacity"]
-    for bad in ("../x", "a/b", "/x", "", "a b", ".x", "x" * 65):
+    assert report.names(folder / "capacity") == ["sample-capacity"]
+    (folder / "levels-capacity.jsonl").unlink()
+    for bad in ("../x", "a/b", "", "a b", ".x", "x" * 65):
         with pytest.raises(SystemExit):
             cli.main(["keep", name, bad])
-    with pytest.raises(ReportError, match="data/reports/none holds no report"):
-        report.within("data/reports/none")
-
-
-def test_saved_reports_are_listed_newest_first_and_a_broken_one_is_told(home: Path) -> None:
-    (home / "data" / "reports" / "broken.json").write_text("{")
-    shutil.copy(ROOT / "data" / "reports" / "published-phase-0.json", home / "data" / "reports")
-    found = points({"max_tokens": [4]})
-    measure(found[0], home)
+    (folder / "broken.json").write_text("{")
+    shutil.copy(ROOT / "data" / "reports" / "published-phase-0.json", folder)
     problems: list[str] = []
     listed = catalogue.entries(passed_over=problems.append)
-    name = f"{found[0].parameters.experiment}-shared-queue"
-    assert [one.name for one in listed] == [name, "published-phase-0"]
+    names = [f"{name}-shared-queue", "sample-shared-queue", "published-phase-0"]
+    assert [one.name for one in listed] == names
     assert len(problems) == 1 and "broken.json" in problems[0]
     last = catalogue.text(listed).splitlines()[-1]
-    for word in ("published-phase-0", "2026-04-20", "(ollama)", "serial-per-provider", "0.87",
-                 "INCONCLUSIVE"):  # fmt: skip
+    for word in ("published-phase-0", "2026-04-20", "(ollama)", "0.87", "INCONCLUSIVE"):
         assert word in last
-    assert "published-phase-0" in catalogue.saved().data
 
 
 # ---- For real -------------------------------------------------------------------------------
@@ -433,9 +359,7 @@ rounds: 2
 prompts: 2
 calibration_prompts: 1
 context_tokens: 256
-providers:
-  - {name: local, kind: embedded, slots: 2}
-  - {name: remote, kind: embedded, slots: 2}
+providers: [{name: local, slots: 2}, {name: remote, slots: 2}]
 """
 PATIENCE_S = 120.0  # what a slow machine may take
 
@@ -449,16 +373,15 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     first, second = sweep.points(cli.read_yaml(tmp_path / "tiny.yaml"), "tiny.yaml")
     folder = tmp_path / "data" / "runs" / "tiny"
     journal = folder.parent / f"{second.parameters.experiment}-shared-queue.jsonl"
-    command = [sys.executable, "-m", "poclib", "sweep", str(tmp_path / "tiny.yaml")]
-    environment = {
-        **os.environ,
-        "POCLIB_HOME": str(tmp_path),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    how: dict[str, Any] = {
+        "args": [sys.executable, "-m", "poclib", "sweep", str(tmp_path / "tiny.yaml")],
+        "env": {**os.environ, "POCLIB_HOME": str(tmp_path), "PYTHONPATH": path},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
     }
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True, env=environment,
-    ) as run:  # fmt: skip
+    with subprocess.Popen(**how, start_new_session=True) as run:
         try:
             ends_s = time.monotonic() + PATIENCE_S
             while not journal.exists() and run.poll() is None and time.monotonic() < ends_s:
@@ -472,11 +395,9 @@ def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
     assert "1 point left" in said and "Traceback" not in said
     kept = (folder / first.name / f"{first.parameters.experiment}-shared-queue.jsonl").read_bytes()
 
-    again = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False
-    )
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert "[1/2] max_tokens 4: done before" in again.stderr
+    again = subprocess.run(**how, timeout=PATIENCE_S, check=False)
+    assert again.returncode == 0, again.stdout[-2000:]
+    assert "[1/2] max_tokens 4: done before" in again.stdout
     for point, length in ((first, 4), (second, 6)):
         (saved,) = (folder / point.name).glob("*.jsonl")
         measured = report.load(saved)
