@@ -15,7 +15,7 @@ from dataclasses import replace
 from math import inf
 from typing import Any, Protocol
 
-from .. import pacing, workload
+from .. import contention, pacing, workload
 from ..contention import Found, Level, best_of, conclude, level, lost, next_in_flight
 from ..errors import PocError, ProviderError, RunFailed, UnlikeProviders
 from ..parameters import Parameters
@@ -222,12 +222,10 @@ class Calibration:
         return rows
 
     def tokens_per_s(self) -> dict[str, float]:
-        """Output tokens over wall time of each provider's calibration, where it counts them."""
-        rates = {}
-        for name, rows in forecast.calibrated(self.preparation).items():
-            if tokens := sum(row.output_tokens or 0 for row in rows):
-                rates[name] = 1000 * tokens / sum(row.wall_ms or 0 for row in rows)
-        return rates
+        """Output tokens over wall time of each provider's calibration, where they are known."""
+        calibrated = forecast.calibrated(self.preparation)
+        rates = {name: contention.alone(rows).tokens_per_s for name, rows in calibrated.items()}
+        return {name: rate for name, rate in rates.items() if rate}
 
     async def capacities(self, most: int = MOST_IN_FLIGHT) -> dict[str, Found]:
         """What each provider, already prepared, does with 1, 2, 4, … requests at once.
