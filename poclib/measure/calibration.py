@@ -79,7 +79,7 @@ class Calibration:
         self._next_mark = secrets.randbelow(workload.MARKS)
         self._marks: dict[tuple[str, ...], int] = {}
         rounds = (*kept.rounds, *kept.cut) if kept else ()
-        arms = [*self.preparation, *(arm for one in rounds for arm in one.arms)]
+        arms = [*self.preparation, *(arm for round_ in rounds for arm in round_.arms)]
         ends_ms = [row.marks.end_ms or 0.0 for arm in arms for row in arm.requests]
         self._progress, self._done, self._expected = progress, len(ends_ms), 0
         self._limit_s = max(0.0, parameters.run_limit_s - spent_s)
@@ -87,8 +87,9 @@ class Calibration:
         self.created = kept.created if kept else now.isoformat(timespec="milliseconds")
         # Where a stopped run goes on, its clock goes on too, past the time it stood still.
         still = now - datetime.datetime.fromisoformat(self.created)
-        known_ms = [still.total_seconds() * 1000, *ends_ms, *(one.at_ms for one in self.probes)]
-        self._begun_ms = max(known_ms) if kept else 0.0
+        probed_ms = [probe.at_ms for probe in self.probes]
+        past_ms = max([still.total_seconds() * 1000, *ends_ms, *probed_ms])
+        self._begun_ms = past_ms if kept else 0.0
         self._anchor_s = time.perf_counter()
 
     def real_ms(self) -> float:
@@ -142,14 +143,14 @@ class Calibration:
     async def describe(self) -> None:
         """Ask every provider who it is. Raises `ProviderError`, or `UnlikeProviders`."""
         answers = await self._ask(self.senders)
-        self.facts = [one for one in answers.values() if isinstance(one, ProviderFacts)]
-        failed = {name: one for name, one in answers.items() if isinstance(one, BaseException)}
+        self.facts = [facts for facts in answers.values() if isinstance(facts, ProviderFacts)]
+        failed = {name: e for name, e in answers.items() if isinstance(e, BaseException)}
         self.problems = {name: str(error) for name, error in failed.items()}
         for error in failed.values():
             raise error
         if not self.parameters.allow_unlike_models:
             check_alike(self.facts)
-        before = {one.name: one for one in self.kept.providers} if self.kept else {}
+        before = {facts.name: facts for facts in self.kept.providers} if self.kept else {}
         for fact in self.facts:
             if difference := differs(before.get(fact.name, fact), fact):
                 raise UnlikeProviders(
@@ -158,7 +159,7 @@ class Calibration:
                 )
 
     async def changed(self, names: Collection[str]) -> list[str]:
-        """A sentence for each provider that says it is another by now; one may be silent."""
+        """A sentence for each provider that says it is another by now; silence is no change."""
         answers = await self._ask(names, self.parameters.connect_timeout_s)
         return [
             f"provider {was.name} was changed during the run ({difference})"
@@ -173,11 +174,11 @@ class Calibration:
         """Who each provider says it is, or why it does not say it; all are asked at once."""
         calls = [asyncio.wait_for(self.senders[name].describe(), limit_s) for name in names]
         answers = await asyncio.gather(*calls, return_exceptions=True)
-        told = dict(zip(names, answers, strict=True))
-        for name, answer in told.items():
+        by_name = dict(zip(names, answers, strict=True))
+        for name, answer in by_name.items():
             if isinstance(answer, ProviderFacts):
-                told[name] = answer.model_copy(update=self._known[name])
-        return told
+                by_name[name] = answer.model_copy(update=self._known[name])
+        return by_name
 
     async def prepare(self) -> None:
         """Warm every provider up, then time each alone: `expected_ms` is the time of one request.
@@ -206,7 +207,7 @@ class Calibration:
         Those that a stopped run has answered are kept.
         """
         turn = f"{name}{which}"
-        kept = [one.requests for one in self.preparation if (one.arm, one.turn) == (arm, turn)]
+        kept = [a.requests for a in self.preparation if (a.arm, a.turn) == (arm, turn)]
         rows = [row for requests in kept for row in requests if row.outcome == "ok"]
         if len(rows) < count:
             # Two names for one address share a cache: each has texts of its own.
@@ -233,7 +234,7 @@ class Calibration:
         One provider after the other, so that they cannot be in each other's way. Every level is
         kept as an arm of the preparation.
         """
-        found = {}
+        capacities = {}
         for name in self.senders:
             seen: list[Level] = []
             while (in_flight := next_in_flight(seen, most)) is not None:
@@ -243,8 +244,9 @@ class Calibration:
                 seen.append(last)
             # All else is held against one alone, so that is measured at both ends: else a machine
             # that was busy in the beginning would seem to batch.
-            found[name] = conclude(best_of([*seen, await self._level(name, 1, " again")]))
-        return found
+            seen.append(await self._level(name, 1, " again"))
+            capacities[name] = conclude(best_of(seen))
+        return capacities
 
     async def _level(self, name: str, in_flight: int, which: str = "") -> Level:
         """Requests to one provider, `in_flight` at once; none is sent again, to see refusals."""

@@ -131,7 +131,7 @@ def _left(parameters: Parameters, path: Path, folder: Path | None) -> Report | N
     except PocError:
         if done is None:
             raise
-        return done  # of whatever other run the file is, this one is done
+        return done  # of whatever other run the file is
     if left.complete:  # killed before it was put in its place, or before its file was removed
         _keep(path, folder)
     return left
@@ -193,7 +193,7 @@ def open_pool(
         return
     with SharedEngines() as shared:
         engines = shared.of(parameters) if running is None else running
-        yield [_opened(one, parameters, engines) for one in parameters.providers]
+        yield [_opened(settings, parameters, engines) for settings in parameters.providers]
 
 
 def _opened(
@@ -236,9 +236,9 @@ class SharedEngines(contextlib.ExitStack):
 
     def of(self, parameters: Parameters) -> Mapping[str, RunningEngine]:
         """The engines by name; hand them to the run as `running`. Raises `EngineError`."""
-        embedded = [one for one in parameters.providers if one.kind == "embedded"]
+        embedded = [p for p in parameters.providers if p.kind == "embedded"]
         same = {"adaptive": "off", "capacity": 1, "role": None}  # what no engine is started with
-        wanted = [one.model_copy(update=same).model_dump_json() for one in embedded]
+        wanted = [p.model_copy(update=same).model_dump_json() for p in embedded]
         wanted.append(str(parameters.context_tokens))
         try:
             for engine in self._running.values():
@@ -264,24 +264,22 @@ def again(saved: Report, given: Mapping[str, Any], changes: Mapping[str, Any]) -
     name, was = report.name(saved), saved.parameters
     if was is None or saved.strategy not in STRATEGIES:
         raise ReportError(f"{name} holds no parameters of a run, so it cannot be rerun.")
-    if was.strike is None and any(arm.struck_ms for one in saved.rounds for arm in one.arms):
+    if was.strike is None and any(arm.struck_ms for round_ in saved.rounds for arm in round_.arms):
         raise ReportError(
             f"{name}: engines were killed in it by an older poclib, so it cannot be rerun; "
             "`strike` in the parameters does the same in a new run."
         )
-    known = {one.get("name"): one for one in given.get("providers") or () if isinstance(one, dict)}
+    known = {p.get("name"): p for p in given.get("providers") or () if isinstance(p, dict)}
     values = was.model_dump() | {
         "experiment": f"{PREFIX}{saved.experiment.removeprefix(PREFIX)}"[:64],
         "strategy": saved.strategy,
         "prompts": saved.prompts or len(saved.prompt_sha256),
     }
-    for one in values["providers"]:
-        one.update({key: known.get(one["name"], {}).get(key) for key in PRIVATE})
+    for provider in values["providers"]:
+        provider.update({key: known.get(provider["name"], {}).get(key) for key in PRIVATE})
     for key, value in changes.items():
         put(values, key, value)
-    missing = [
-        one["name"] for one in values["providers"] if one["kind"] != "embedded" and not one["url"]
-    ]
+    missing = [p["name"] for p in values["providers"] if p["kind"] != "embedded" and not p["url"]]
     if missing:
         raise ParameterError(
             f"{name} holds no addresses: give those of {', '.join(missing)} with --params FILE, "

@@ -54,9 +54,9 @@ class Run(Calibration):
         self._planned = None if parameters.rounds == "auto" else parameters.rounds
         self._expected = self._requests(self._planned or pacing.LEAST)
         self._measured: dict[int, dict[str, pacing.Measured]] = {}  # by round and arm
-        for one in kept.rounds if kept else ():
-            for arm in one.arms:
-                self._note(one.index, arm.arm, pacing.Span(arm.requests))
+        for round_ in kept.rounds if kept else ():
+            for arm in round_.arms:
+                self._note(round_.index, arm.arm, pacing.Span(arm.requests))
 
     def _requests(self, rounds: int) -> int:
         """How many requests a run of so many rounds sends, if none fails."""
@@ -88,7 +88,7 @@ class Run(Calibration):
                     stack.enter_context(undisturbed())
                     if fake_clock() is None:  # a fake clock has no machine to watch
                         stack.enter_context(self.monitor.watching(asyncio.get_running_loop()))
-                        if all(isinstance(one, Provider) for one in self.senders.values()):
+                        if all(isinstance(sender, Provider) for sender in self.senders.values()):
                             with contextlib.suppress(PocError):  # a run is worth having without it
                                 self.ruler = await ruler.check(ruler.QUICK)
                     await self._steps()
@@ -106,13 +106,13 @@ class Run(Calibration):
             self.resumed_ms.append(self.clock())
             self._file.write({"resumed_ms": self.resumed_ms[-1]})
         await self.describe()
-        self._file.write({"facts": [one.model_dump(mode="json") for one in self.facts]})
+        self._file.write({"facts": [facts.model_dump(mode="json") for facts in self.facts]})
         await self.prepare()
         arms: list[tuple[ArmName, Strategy, list[str]]] = [
             ("baseline", STRATEGIES["sequential"], [self.fastest]),
             ("strategy", self.strategy, list(self.senders)),
         ]
-        done = {one.index for one in self.kept.rounds} if self.kept else set()
+        done = {round_.index for round_ in self.kept.rounds} if self.kept else set()
         longest_ms = 0.0
         for index in itertools.count():
             if self._enough(index, longest_ms):
@@ -124,7 +124,8 @@ class Run(Calibration):
             for name in self.senders:  # machines drift
                 await self.alone("calibration", name, 1, f" {index}")
             longest_ms = max(longest_ms, self.clock() - begun_ms)
-        self.notes += [f"{one} after its last round." for one in await self.changed(self.senders)]
+        for change in await self.changed(self.senders):
+            self.notes.append(f"{change} after its last round.")
 
     def _enough(self, count: int, longest_ms: float) -> bool:
         """Whether so many rounds are all; where their number is not given, `ended` says why."""
@@ -229,7 +230,7 @@ class Run(Calibration):
 
         Without a limit those move that are forced, from 1 up; the next round begins with them.
         """
-        adaptive = {one.name: one.adaptive for one in self.parameters.providers}
+        adaptive = {settings.name: settings.adaptive for settings in self.parameters.providers}
         if limit == "none":
             for name in names:
                 if adaptive.get(name) == "forced":

@@ -78,7 +78,8 @@ def points(given: Mapping[str, Any], where: str = "sweep") -> list[Point]:
     """
     base = {key: value for key, value in given.items() if key != "notebooks"}
     section = base.pop("sweep", None)
-    grids = [_grid(one, where) for one in (section if isinstance(section, list) else [section])]
+    sections = section if isinstance(section, list) else [section]
+    grids = [_grid(lists, where) for lists in sections]
     count = sum(math.prod(map(len, grid.values())) for grid in grids)
     if not 0 < count <= MAX_POINTS:
         raise ParameterError(
@@ -152,8 +153,7 @@ def _shown(value: Any) -> str:
         pairs = value.items()
         return " ".join(f"{k} {_shown(v)}" for k, v in pairs if k not in experiment.PRIVATE)
     if isinstance(value, list):
-        named = (one.get("name", "") if isinstance(one, dict) else one for one in value)
-        return " ".join(map(_shown, named))
+        return " ".join(_shown(v.get("name", "") if isinstance(v, dict) else v) for v in value)
     return " ".join(str(value).split())[:40]
 
 
