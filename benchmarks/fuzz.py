@@ -199,12 +199,13 @@ def reports(folder: Path) -> tuple[list[bytes], Target]:
         headline = of(found).headline
         for frame in (tables.breakdown, tables.overhead):
             frame(of(found))
-        said = [words.report_text(found, headline), words.opening(found, headline)]
-        said += [words.bottom_line(found, headline), words.cost(found, headline)]
-        said += [words.checks(found, headline), words.rows_text(found)]
+        reading = of(found)
+        said = [words.report_text(reading), words.opening(reading)]
+        said += [words.bottom_line(reading), words.cost(reading)]
+        said += [words.checks(reading), words.rows_text(reading)]
         said += [words.breakdown_text([headline]), words.comparison_text([headline])]
-        said += documents.published_claims(found, headline)
-        said.append(documents.phase_0_result([found], [headline]))
+        said += documents.published_claims(reading)
+        said.append(documents.phase_0_result([reading]))
         printable("\n".join(said))
 
     return [*seeds, lines], target

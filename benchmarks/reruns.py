@@ -21,7 +21,7 @@ from poclib.parameters import Parameters
 from poclib.reading import compare as agreement
 from poclib.reading.reading import of
 from poclib.records import Report
-from poclib.showing import comparisons, words
+from poclib.showing import documents, words
 from poclib.showing import format as notation
 
 FOLDER = Path("data", "runs", "reruns")
@@ -86,7 +86,7 @@ def main() -> None:
             )
             print(
                 f"{headline.report}: {words.ratio(headline)}, {words.effect(headline)}, "
-                f"{headline.verdict}; over the first {comparisons.change(against)}",
+                f"{headline.verdict}; over the first {documents.change(against)}",
                 flush=True,
             )
     for kind in kinds:

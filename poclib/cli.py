@@ -22,12 +22,11 @@ from .measure.strategies import STRATEGIES
 from .parameters import Parameters, put, with_capacities
 from .parameters import changes as changed_keys
 from .parameters import values as yaml_values
-from .records import Report
 from .showing import format as notation
 
 if TYPE_CHECKING:
     from . import suite
-    from .stats import Headline
+    from .reading.reading import Reading
 
 MAX_PARAMETER_BYTES = 1 << 20
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
@@ -84,6 +83,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     its measurements as a report, and a copy of PARAMS with what was found.
     """
     from .measure import experiment
+    from .reading.reading import of
     from .showing import words
 
     given = read_yaml(params, changes)
@@ -92,9 +92,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     with experiment.open_pool(parameters) as providers:
         run = experiment.Run(parameters, providers)
         problems, found = experiment.on_own_loop(lambda: run.examine(capacity))
-    click.echo(
-        words.doctor_table(run.facts, run.probes, run.expected_ms, run.tokens_per_s(), problems)
-    )
+    click.echo(words.doctor_table(of(run.as_report()), problems))
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds()))
@@ -144,7 +142,7 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
 
 def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name: str) -> None:
     from . import suite
-    from .showing import catalogue, words
+    from .showing import documents, words
 
     failures: list[str] = []
     (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
@@ -155,11 +153,12 @@ def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name
         except RunFailed as error:
             failures.append(str(error))
             click.echo(f"    failed: {notation.safe(str(error))}", err=True)
-    measured = catalogue.of_experiment(name, list(STRATEGIES), _pass_over)
-    reports, headlines = [e.report for e in measured], [e.headline for e in measured]
+    saved = [f"{name}-{strategy}" for strategy in STRATEGIES]
+    known = [one for one in saved if report.path_of(one)]
+    measured = [entry.reading for entry in documents.entries(known, _pass_over)]
     page = suite.write_site()
-    click.echo(words.comparison_text(headlines))
-    click.echo(words.verdict_text(reports, headlines))
+    click.echo(words.comparison_text([reading.headline for reading in measured]))
+    click.echo(words.verdict_text(measured))
     click.echo(f"Open {page}")
     if failures:
         raise RunFailed(f"{len(failures)} of {len(tasks)} notebooks failed: {failures[0]}")
@@ -189,9 +188,9 @@ def show(name: str | None, as_json: bool) -> None:
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
     if name is None:
-        from .showing import catalogue
+        from .showing import documents
 
-        click.echo(catalogue.text(catalogue.entries(passed_over=_pass_over)))
+        click.echo(documents.listing(documents.entries(passed_over=_pass_over)))
         return
     from .reading.reading import read
     from .showing import words
@@ -200,7 +199,7 @@ def show(name: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(reading.headline.as_dict(), indent=1))
     else:
-        click.echo(words.report_text(reading.report, reading.headline))
+        click.echo(words.report_text(reading))
 
 
 @poc.command()
@@ -210,9 +209,9 @@ def gate(name: str) -> None:
     from .reading.reading import read
     from .showing import words
 
-    loaded, headline = read(name).report, read(name).headline
-    click.echo(words.failures([headline]) + words.verdict_text([loaded], [headline]))
-    sys.exit(GATE_EXIT[headline.verdict])
+    reading = read(name)
+    click.echo(words.failures([reading.headline]) + words.verdict_text([reading]))
+    sys.exit(GATE_EXIT[reading.headline.verdict])
 
 
 @poc.command()
@@ -229,18 +228,16 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     from .measure import experiment
     from .reading import compare as agreement
     from .reading.reading import of
-    from .showing import comparisons
+    from .showing import documents
 
     first = report.load(name)
     given = read_yaml(params) if params else {}
     parameters = experiment.again(first, given, changed_keys(changes))
     second = experiment.measure(parameters, experiment.bar(report.name(first)))
     readings = of(first), of(second)
-    headlines = [reading.headline for reading in readings]
     found = agreement.between(*readings)
-    unlike = agreement.unlike(readings)
-    click.echo(comparisons.agreement(found, headlines[0], headlines[1], unlike))
-    _warn([first, second], headlines, ["the first", "the second"])
+    click.echo(documents.agreement(*readings))
+    _warn(readings, ["the first", "the second"])
     sys.exit(0 if found.agrees else 1)
 
 
@@ -251,17 +248,16 @@ def compare(names: tuple[str, ...], anyway: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
     from .reading import compare as agreement
     from .reading.reading import read
-    from .showing import comparisons
+    from .showing import documents
 
     readings = [read(name) for name in names]
-    reports, headlines = [r.report for r in readings], [r.headline for r in readings]
     unlike = agreement.unlike(readings)
     if unlike and not anyway:
-        raise ReportError(comparisons.refusal(unlike))
-    changes = agreement.over_the_first(headlines)
-    click.echo(comparisons.side_by_side(reports, headlines, changes))
-    _warn(reports, headlines, [one.report for one in headlines])
-    click.echo(f"\n{comparisons.differences(unlike, [one.report for one in headlines])}")
+        raise ReportError(documents.refusal(unlike))
+    names_shown = [reading.headline.report for reading in readings]
+    click.echo(documents.side_by_side(readings))
+    _warn(readings, names_shown)
+    click.echo(f"\n{documents.differences(unlike, names_shown)}")
 
 
 @poc.command("ruler")
@@ -271,12 +267,12 @@ def ruler_command() -> None:
     Takes about a minute on a machine that does nothing else; saved as data/ruler.json.
     """
     from .measure import ruler
-    from .showing import accuracy
+    from .showing import documents
 
     found = ruler.run()
     ruler.save(found, report.root())
-    click.echo(accuracy.ruler_table(found))
-    click.echo(accuracy.ruler_finding(found))
+    click.echo(documents.ruler_table(found))
+    click.echo(documents.ruler_finding(found))
 
 
 @poc.command("publish")
@@ -294,7 +290,7 @@ def refresh() -> None:
     With them go the Phase 0 result and the README's result and picture, which hold the same.
     """
     from . import suite
-    from .reading.reading import of
+    from .reading.reading import experiment
     from .showing import charts as plots
     from .showing import documents
     from .showing import notebooks as publish
@@ -302,12 +298,11 @@ def refresh() -> None:
     for notebook in publish.notebooks():
         click.echo(notebook.name)
         suite.Task(notebook, notebook.name).renew(notebook)
-    samples = report.experiments("sample")
-    headlines = [of(one).headline for one in samples]
-    documents.write(documents.phase_0_result(samples, headlines))
-    plots.save_ratios(headlines, report.root() / "docs" / "phase-0.png")
+    samples = experiment("sample")
+    documents.write(documents.phase_0_result(samples))
+    plots.save_ratios([one.headline for one in samples], report.root() / "docs" / "phase-0.png")
     readme = report.root() / "README.md"
-    readme.write_text(documents.readme(readme.read_text("utf-8"), samples, headlines), "utf-8")
+    readme.write_text(documents.readme(readme.read_text("utf-8"), samples), "utf-8")
 
 
 @poc.command()
@@ -337,10 +332,10 @@ def keep(source: str, target: str) -> None:
         click.echo(recording.save(one.model_copy(update={"experiment": target}), folder).name)
 
 
-def _warn(reports: Sequence[Report], headlines: Sequence[Headline], names: list[str]) -> None:
+def _warn(readings: Sequence[Reading], names: list[str]) -> None:
     from .showing import words
 
-    for one in words.beside(reports, headlines, names):
+    for one in words.beside(readings, names):
         click.echo(f"warning: {one}")
 
 

@@ -21,7 +21,7 @@ from .measure import experiment
 from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, by_name
 from .parameters import Parameters
-from .showing import catalogue, curves, site
+from .showing import curves, documents, site
 from .showing import format as notation
 from .showing import notebooks as publish
 
@@ -180,13 +180,13 @@ def write_site() -> Path:
         if (executed := sorted(folder.glob("[0-9]*.ipynb")))
     }
     groups["sample"] = _sample_pages()
-    rows = [_row(entry, groups) for entry in catalogue.entries(passed_over=_pass_over)]
+    rows = [_row(entry, groups) for entry in documents.entries(passed_over=_pass_over)]
     swept = {
         folder.name: [
             _row(entry, groups, f"{folder.name}/{point}", label, path)
             for point, label in labels.items()
             for path in sorted((folder / point).glob("*.json*"))
-            for entry in catalogue.entries([path], _pass_over)
+            for entry in documents.entries([path], _pass_over)
         ]
         for folder in folders
         if (labels := sweeps.summary(folder))
@@ -200,14 +200,14 @@ def _pass_over(problem: str) -> None:
 
 
 def _row(
-    entry: catalogue.Entry,
+    entry: documents.Entry,
     groups: dict[str, list[Path]],
     group: str = "",
     what: str = "",
     source: str | Path = "",
 ) -> site.Row:
     name, date, pool_name, strategy, ratio, verdict = entry.cells
-    page = site.page_of(groups, group or entry.report.experiment, strategy)
+    page = site.page_of(groups, group or entry.reading.report.experiment, strategy)
     # Else the page of a notebook that is about this very report.
     page = page or next(
         (

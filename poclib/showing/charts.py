@@ -1,6 +1,6 @@
 """One function a chart: it draws on `ax` and returns None. Knows no report and computes nothing.
 
-Frames come from `tables`, sentences from `words` and `titles`, so a picture cannot say another
+Frames come from `tables`, sentences from `words`, so a picture cannot say another
 thing than the text beside it. Charts along time lie in `timeline`, those along a setting in
 `curves`, the look in `style`.
 """
@@ -11,17 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..reading.phases import OVERHEAD, SEGMENTS
+from ..reading.phases import SEGMENTS
 from ..stats import Headline
-from ..stats import shares as provider_shares
-from . import titles, words
+from . import words
 from .format import day, many, milliseconds, number, percent
-from .style import FAINT, INK, clear, even_around_one, ink_on, instead, key, label, line_at_one
-from .style import names as put_names
+from .style import FAINT, INK, even_around_one, ink_on, instead, key, label, line_at_one
 from .style import titles as put_titles
 from .style import use_style as use_style
 from .timeline import anatomy as anatomy
-from .timeline import drift as drift
 from .timeline import timeline as timeline
 
 if TYPE_CHECKING:
@@ -46,7 +43,7 @@ def breakdown(ax: Axes, *headlines: Headline) -> None:
     """Mean parts of one request, stacked, a bar per role and strategy, labelled where it fits."""
     alone = len(headlines) == 1
     under = words.subtitle(headlines[0]) if alone else several(headlines)
-    put_titles(ax, titles.breakdown(headlines), f"means · {under}")
+    put_titles(ax, words.title_breakdown(headlines), f"means · {under}")
     bars = [
         (f"{role} request" if alone else f"{headline.strategy}, {role}", means)
         for headline in headlines
@@ -72,42 +69,6 @@ def breakdown(ax: Axes, *headlines: Headline) -> None:
     key(ax, {part for _, means in bars for part in means})
 
 
-def overhead(ax: Axes, overheads: pd.DataFrame, headline: Headline) -> None:
-    """Every request's time outside its server as a point, and each part of it; a tick at means.
-
-    `overheads` is `tables.overhead(reading)`: a row per request with provider, role, arm,
-    over_ms, network_ms, server_queue_ms, ours_ms, unexplained_ms. The strategy's arms are drawn.
-    """
-    mine = overheads[overheads["arm"].eq("strategy")]
-    put_titles(ax, titles.overhead(mine.to_dict("records")), words.subtitle(headline))  # type: ignore[arg-type]
-    right = ax.get_yaxis_transform()
-    ticks, y, ends = dict[float, str](), 0.0, [0.0]
-    for provider, group in mine.groupby("provider"):
-        for part in OVERHEAD:
-            values = group[part.key].dropna().astype(float).tolist()
-            if not values:
-                continue
-            ticks[y] = f"{provider}: {part.label}"
-            # Points of one row are spread over its height in the order they came.
-            beside = [y + 0.5 * (place % 7 / 6 - 0.5) for place in range(len(values))]
-            ax.scatter(values, beside, s=34, color=part.colour, edgecolors=INK, linewidths=0.5)
-            mean = sum(values) / len(values)
-            ax.plot([mean, mean], [y - 0.42, y + 0.42], color=INK, linewidth=2.5)
-            ax.text(1.01, y, milliseconds(mean), va="center", transform=right)
-            ends += values
-            y += 1
-        y += 0.5
-    if not ticks:
-        instead(ax, "No server reported its own time,\nso what lies outside it is unknown.")
-        return
-    ax.text(1.01, -0.8, "mean", transform=right)
-    if min(ends) < 0:
-        ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(list(ticks), list(ticks.values()))
-    ax.set(ylim=(y - 0.8, -0.7), xlim=(min(ends) * 1.05, max(ends) * 1.05 or 1.0))
-    ax.set_xlabel("time outside the server, per request (ms)")
-
-
 def ratios(
     ax: Axes, headlines: Sequence[Headline], predicted: Mapping[str, float] | None = None
 ) -> None:
@@ -118,7 +79,7 @@ def ratios(
     """
     drawn = sorted((h for h in headlines if h.round_ratios), key=_median)
     under = f"median and 95 % interval · {several(headlines)}"
-    put_titles(ax, titles.ratios(headlines), under)
+    put_titles(ax, words.title_ratios(headlines), under)
     if not drawn:
         instead(ax, "No report has a complete round.")
         return
@@ -171,7 +132,7 @@ def _interval(headline: Headline) -> list[float]:
 
 def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
     """Share of answered requests within a wall time, strategy against baseline."""
-    put_titles(ax, titles.ecdf(headline), words.subtitle(headline))
+    put_titles(ax, words.title_ecdf(headline), words.subtitle(headline))
     good = requests[requests["round"].notna() & requests["outcome"].eq("ok")]
     walls = {
         arm: sorted(values)
@@ -201,7 +162,7 @@ def ecdf(ax: Axes, requests: pd.DataFrame, headline: Headline) -> None:
 
 def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
     """Every round's ratio as a point, the median and its interval beside them."""
-    put_titles(ax, titles.rounds(headline), words.subtitle(headline))
+    put_titles(ax, words.title_rounds(headline), words.subtitle(headline))
     done = rounds[rounds["complete"]]
     if done.empty:
         instead(ax, "No round is complete.")
@@ -221,76 +182,10 @@ def round_ratios(ax: Axes, rounds: pd.DataFrame, headline: Headline) -> None:
     ax.set(xlabel="round (in the order measured)", ylabel="total time / baseline's (ratio)")
 
 
-def shares(ax: Axes, headline: Headline) -> None:
-    """Each provider's share of the prompts done against its share of the pool's speed.
-
-    On the diagonal a provider did what its speed allows; above it everybody waited for it,
-    below it stood idle. The busiest one, the binding leg, is filled.
-    """
-    put_titles(ax, titles.share(headline), words.subtitle(headline))
-    points = [(share, share.speed) for share in provider_shares(headline) if share.speed]
-    if not points:
-        instead(ax, "Some provider's speed is unknown, so shares of it cannot be drawn.")
-        return
-    most = max(max(speed, share.done) for share, speed in points)
-    reach = 1.0 if most > 0.5 else min(1.0, 1.5 * most)
-    ax.plot([0, reach], [0, reach], color=FAINT, linewidth=1, linestyle="--")
-    ax.text(0.95 * reach, reach, "share = speed", ha="right", va="center")
-    busiest = max(share.busy or 0.0 for share, _ in points)
-    # Their names stand in a column beside the chart, so that many do not collide.
-    new_line, gap = ("\n", 0.24) if len(points) <= 4 else (" ", 0.07)
-    column = clear([share.done for share, _ in points], gap * reach)
-    for (share, speed), height in zip(points, column, strict=True):
-        busy = f"busy {percent(share.busy)} of the time" if share.done else "never busy"
-        lines = [f"{share.provider}:", f"{percent(share.done)} of the prompts,", busy]
-        ax.plot([speed, 1.02 * reach], [share.done, height], color=FAINT, lw=0.6, clip_on=False)
-        ax.text(1.03 * reach, height, new_line.join(lines), va="center", fontsize=11)
-        face = INK if share.busy == busiest else "white"
-        (point,) = ax.plot([speed], [share.done], "o", color=INK, mfc=face, markersize=11)
-        point.set(clip_on=False, zorder=5)
-    ax.set(xlim=(0, reach), ylim=(0, reach * 1.04))
-    for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter(lambda value, _: percent(value))
-    ax.set(xlabel="share of the pool's speed (%)", ylabel="share of the prompts (%)")
-
-
-def lengths(ax: Axes, requests: pd.DataFrame, lines: pd.DataFrame, headline: Headline) -> None:
-    """Wall time against the answer's length, a point a request, and the line through them.
-
-    `requests` is `reading.requests`, `lines` is `tables.lengths(reading)`; the strategy's
-    answered requests are drawn, a mark per provider.
-    """
-    rows = lines.to_dict("records")
-    put_titles(ax, titles.lengths(rows), words.subtitle(headline))  # type: ignore[arg-type]
-    good = requests[requests["arm"].eq("strategy") & requests["outcome"].eq("ok")]
-    good = good.dropna(subset=["output_tokens", "wall_ms"])
-    if good.empty:
-        instead(ax, "No server counted its answers' tokens.")
-        return
-    ends = dict[str, tuple[float, float]]()
-    for place, row in enumerate(rows):
-        mine = good[good["provider"].eq(row["provider"])]
-        x, y = mine["output_tokens"].astype(float), mine["wall_ms"].astype(float)
-        mark, face = _MARKS[place % len(_MARKS)], "white" if place % 2 else INK
-        ax.plot(x, y, mark, color=INK, mfc=face, markersize=8, ls="none")
-        end = float(x.max()), float(y.mean())
-        if row["each_ms"] == row["each_ms"]:  # not NaN: their lengths differ
-            heights = [row["besides_ms"] + row["each_ms"] * tokens for tokens in (x.min(), x.max())]
-            dashes = "--" if place % 2 else "-"
-            ax.plot([x.min(), x.max()], heights, color=FAINT, linewidth=1.5, ls=dashes)
-            end = end[0], float(heights[1])
-        ends[f"{row['provider']}\n(n = {row['n']})"] = end
-    ax.set_xlim(0, float(good["output_tokens"].max()) * 1.25)
-    ax.set_ylim(0, max(float(good["wall_ms"].max()), *(y for _, y in ends.values())) * 1.1)
-    ax.locator_params("x", integer=True)
-    ax.set(xlabel="length of the answer (tokens)", ylabel="wall time of one request (ms)")
-    put_names(ax, ends)
-
-
 def ruler(ax: Axes, rows: pd.DataFrame, cases: Sequence[str], title: str, under: str) -> None:
     """The instrument's bias for each known behaviour, and the range that 95 % stay within.
 
-    `rows` is `tables.ruler(ruler)`, `cases` its `accuracy.ruler_cases`, `title` its finding.
+    `rows` is `tables.ruler(ruler)`, `cases` its `documents.ruler_cases`, `title` its finding.
     """
     put_titles(ax, title, under)
     if rows.empty:

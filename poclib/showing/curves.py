@@ -19,7 +19,6 @@ from ..reading.reading import of
 from ..records import Report
 from ..stats import Headline
 from . import words
-from .causes import MEANING
 from .charts import several
 from .format import bullets, day, inline, many, milliseconds, number, table
 from .style import FAINT, INK, even_around_one, instead, label, line_at_one, names
@@ -204,8 +203,7 @@ def points_table(points: Sequence[tuple[Mapping[str, str], Report | None]]) -> s
         rows.append([*(inline(changed.get(key, "-"), 40) for key in keys), *cells])
     listed = table([*keys, "ratio (95 % interval)", "speedup", "gate"], rows)
     warned = words.beside(
-        [report for _, report in points if report],
-        [headline for headline in headlines if headline],
+        [of(report) for _, report in points if report],
         [", ".join(changed.values()) for changed, report in points if report],
     )
     return f"{listed}\n\nWhat could change these verdicts:\n{bullets(warned)}" if warned else listed
@@ -311,7 +309,7 @@ def _sentence(name: str, provider: Found) -> str:
         return f"{name} showed no limit with up to {provider.levels[-1].in_flight} requests at once"
     full = next((level.in_flight for level in provider.levels if level.full), None)
     waits = f", by its own word requests wait there from {full} at once on" if full else ""
-    return f"{name} {kind} ({MEANING[kind]}){waits}"
+    return f"{name} {kind} ({words.MEANING[kind]}){waits}"
 
 
 def _over(value: float | None, base: float | None) -> float | None:

@@ -1,310 +1,347 @@
-"""The documents: the Phase 0 result, and what became of the published headlines.
+"""Whole pages, and what stands beside several reports: results, lists, comparisons, findings.
 
-Whole pages of Markdown, every number from headlines; single sentences come from `words`.
+Single sentences come from `words`, longer texts are in templates/documents.j2.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import fmean
+from typing import Any, NamedTuple
 
-from ..errors import ReportError
-from ..records import Report
-from ..report import RESULT, root
-from ..stats import PASS, Headline
-from . import titles
-from .format import bullets, inline, many, milliseconds, number, percent, table
+from jinja2 import UndefinedError
+
+from .. import report as files
+from ..errors import PocError, ReportError
+from ..reading import compare
+from ..reading.phases import CLIENT, PHASES
+from ..reading.reading import Reading, read
+from ..records import Ruler, RulerRow
+from ..stats import Headline, Ratio, median
+from . import format as form
+from . import words
+from .format import bullets, day, inline, many, milliseconds, number, safe, table
 from .warnings import warnings
-from .words import (
-    beside,
-    best,
-    bottom_line,
-    breakdown_text,
-    comparison_text,
-    crowded,
-    crowding,
-    effect,
-    failures,
-    finding,
-    once,
-    provenance,
-    ratio,
-    slowdowns,
-    suite_gate,
-)
+from .words import by_ratio, effect, ratio
+
+say = partial(form.say, "documents")
+form.TEXTS.globals["MEANING"] = words.MEANING
 
 
-def sections(reports: Sequence[Report], headlines: Sequence[Headline]) -> dict[str, str]:
-    """The Phase 0 result by heading, every number from `headlines` (in `reports`' order)."""
-    pairs = list(zip(reports, headlines, strict=True))
-    measured = [one for one in pairs if "published" not in one[0].environment]
-    own = [headline for _, headline in measured]
+def sections(readings: Sequence[Reading]) -> dict[str, str]:
+    """The Phase 0 result by heading."""
+    measured = [its for its in readings if "published" not in its.report.environment]
+    own, pools = [its.headline for its in measured], [its.report.providers for its in measured]
+    alike = [pool for pool in pools if len({p.digest for p in pool}) == 1 and pool[0].digest]
+    apart = [pool for pool in pools if any(p.kind != "embedded" for p in pool)]
+    faster = [headline for headline in own if effect(headline) == "faster"]
+    seen = [text for its in readings for text in _published("failing", its)]
+    headlines = [its.headline for its in readings]
+    modes = form.lines("documents", "failure_modes", headlines) + seen
+    told = [(its.headline.strategy, text) for its in measured for text in warnings(its)]
+    rounds = min((headline.overhead_ratio.rounds for headline in own), default=0)
+    limits = form.lines("documents", "limits", rounds)
+    top = "No report of a run was given, so nothing was measured."
     if own:
-        lowest = min(own, key=lambda one: one.overhead_ratio.median or float("inf"))
-        report = next(report for report, headline in measured if headline is lowest)
-        top = f"{failures(own)}{best(own)}\n\n{bottom_line(report, lowest, suite_gate(own))}\n\n"
-        top += f"*{provenance(report, lowest)}*"
-    else:
-        top = "No report of a run was given, so nothing was measured."
+        lowest = min(measured, key=lambda its: by_ratio(its.headline))
+        found = words.bottom_line(lowest, words.suite_gate(own))
+        top = f"{words.failures(own)}{words.best(own)}\n\n{found}\n\n*{words.provenance(lowest)}*"
     return {
         "Bottom line": top,
         "Strategy alternatives": _alternatives(measured) if own else "None measured.",
-        "Latency breakdown": breakdown_text(own),
-        "Failure modes": bullets(_failure_modes(pairs)),
-        "Conditions for advancing to Phase 1": _conditions(measured),
-        "What this does not show": bullets(_limits(measured)),
+        "Latency breakdown": words.breakdown_text(own),
+        "Failure modes": bullets(modes or ["None was seen in these reports."]),
+        "Conditions for advancing to Phase 1": say("conditions", own, faster, alike, apart),
+        "What this does not show": bullets([*words.once(told, len(measured)), *limits]),
     }
 
 
-def phase_0_result(reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
+def phase_0_result(readings: Sequence[Reading]) -> str:
     """The whole of PHASE-0-RESULT.md."""
-    found = sections(reports, headlines)
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in found.items())
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections(readings).items())
     return f"# Phase 0 result\n\n{body}\n"
 
 
 def write(text: str, experiment: str | None = None) -> Path:
-    """Save the result of `experiment` beside its run; without one, the project's own.
-
-    The project's is of the committed samples, which its README cites.
-    """
-    path = root() / "PHASE-0-RESULT.md"
-    if experiment is not None:
-        path = root() / "data" / "runs" / experiment / RESULT
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Save the result of `experiment` beside its run; without one, that of the samples."""
+    folder = files.root() / "data" / "runs" / experiment if experiment else files.root()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (files.RESULT if experiment else "PHASE-0-RESULT.md")
     path.write_text(text, encoding="utf-8")
     return path
 
 
-_RESULT = "<!-- result: written by `./run-poc.sh refresh`, not by hand -->"
-_RESULT_END = "<!-- end of result -->"
-
-
-def readme(text: str, reports: Sequence[Report], headlines: Sequence[Headline]) -> str:
+def readme(text: str, readings: Sequence[Reading]) -> str:
     """The README with its result computed anew; the rest of `text` as it is.
 
     Raises `ReportError` where the two marks that enclose the result are not there.
     """
-    before, mark, rest = text.partition(_RESULT)
-    _, end, after = rest.partition(_RESULT_END)
-    if not mark or not end:
-        raise ReportError(f"README.md: the marks {_RESULT} and {_RESULT_END} are missing.")
-    pairs = list(zip(reports, headlines, strict=True))
-    best = min(headlines, key=lambda one: one.overhead_ratio.median or float("inf"))
-    report = next(r for r, one in pairs if one is best)
-    result = (
-        f"![{titles.ratios(headlines)}](docs/phase-0.png)\n\n"
-        f"{_alternatives(pairs)}\n\n"
-        f"{suite_gate(headlines)}.\n\n*{provenance(report, best)}*"
-    )
-    return f"{before}{mark}\n{result}\n{end}{after}"
+    begin = "<!-- result: written by `./run-poc.sh refresh`, not by hand -->"
+    before, _, rest = text.partition(begin)
+    _, end, after = rest.partition("<!-- end of result -->")
+    if not end:
+        raise ReportError(f"README.md: {begin} and, after it, <!-- end of result --> are missing.")
+    headlines = [its.headline for its in readings]
+    lowest = min(readings, key=lambda its: by_ratio(its.headline))
+    picture = f"![{words.title_ratios(headlines)}](docs/phase-0.png)"
+    last = f"{words.suite_gate(headlines)}.\n\n*{words.provenance(lowest)}*"
+    return f"{before}{begin}\n{picture}\n\n{_alternatives(readings)}\n\n{last}\n{end}{after}"
 
 
-def _alternatives(pairs: Sequence[tuple[Report, Headline]]) -> str:
+def _alternatives(readings: Sequence[Reading]) -> str:
     """The comparison, and below it what could change its verdicts."""
-    reports, own = [report for report, _ in pairs], [headline for _, headline in pairs]
-    warned = bullets([f"**Note:** {one}" for one in beside(reports, own)])
-    return f"{comparison_text(own, markdown=True)}\n\n{warned}".rstrip()
+    warned = bullets([f"**Note:** {text}" for text in words.beside(readings)])
+    compared = words.comparison_text([its.headline for its in readings], markdown=True)
+    return f"{compared}\n\n{warned}".rstrip()
 
 
-def _failure_modes(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
-    said = []
-    for report, headline in pairs:
-        if effect(headline) == "slower":
-            said.append(f"{finding(headline)}.")
-        causes = [crowding(headline, p) for p in slowdowns(headline)]
-        if {"thrashes", "queues", "refuses", "unknown"} & {*causes}:
-            said.append(f"{headline.strategy}: {' '.join(crowded(headline))}")
-        if headline.failed_requests:
-            lost = many(headline.failed_requests, "request")
-            said.append(f"{headline.strategy}: {lost} of {headline.requests:,} failed.")
-        if different := headline.answers_equal.different:
-            compared = headline.answers_equal.compared
-            said.append(
-                f"{headline.strategy}: {different} of {compared} answers differ between the arms."
-            )
-        if claims := _published(report):
-            low, high = claims.failing_ms
-            said.append(
-                f"Published, with no rows to check it: {claims.failing} took "
-                f"{number(claims.failing_ratio, 2)} times the baseline's time, its requests "
-                f"{milliseconds(low)} to {milliseconds(high)} each."
-            )
-    return said or ["None was seen in these reports."]
-
-
-def _conditions(pairs: Sequence[tuple[Report, Headline]]) -> str:
-    own = [headline for _, headline in pairs]
-
-    def which(kept: Sequence[Headline]) -> str:
-        return ", ".join(one.strategy for one in kept) or "none"
-
-    passing = [one for one in own if one.verdict == PASS]
-    faster = [one for one in own if effect(one) == "faster"]
-    efficient = [one for one in own if one.efficiency is not None and one.efficiency >= 0.9]
-    clean = [one for one in faster if not one.failed_requests and not one.incomplete_rounds]
-    compared = [one for one in own if one.answers_equal.compared]
-    equal = [one for one in compared if not one.answers_equal.different]
-    reported = [report for report, _ in pairs]
-    alike = all(len({p.digest for p in report.providers} - {None}) == 1 for report in reported)
-    known = all(p.digest for report in reported for p in report.providers)
-    apart = [r for r in reported if any(p.kind != "embedded" for p in r.providers)]
-    conditions = [
-        ("A strategy passes the gate", bool(passing), which(passing)),
-        ("A strategy is faster than the baseline beyond the band", bool(faster), which(faster)),
-        ("A strategy reaches 90 % of the ideal", bool(efficient), which(efficient)),
-        ("A faster strategy lost no request and no round", bool(clean), which(clean)),
-        (
-            "Some strategy's answers all equal the baseline's",
-            bool(equal),
-            f"{which(equal)} (of {len(compared)} compared)",
-        ),
-        (
-            "Every provider held the same model",
-            bool(own) and alike and known,
-            "digests equal" if alike and known else "digests differ or are unknown",
-        ),
-        (
-            "Measured on servers of one's own, not on one machine's embedded pool",
-            bool(apart),
-            f"{len(apart)} of {many(len(own), 'report')}",
-        ),
-    ]
-    rows = [[text, "met" if met else "not met", shown] for text, met, shown in conditions]
-    return table(["condition", "state", "shown by"], rows, markdown=True)
-
-
-def _limits(pairs: Sequence[tuple[Report, Headline]]) -> list[str]:
-    said = [
-        (headline.strategy, warning)
-        for report, headline in pairs
-        for warning in warnings(report, headline)
-    ]
-    found = dict.fromkeys(once(said, len(pairs)))
-    rounds = [headline.overhead_ratio.rounds for _, headline in pairs]
-    if rounds and 2 <= min(rounds) < 6:
-        found[
-            f"With {min(rounds)} rounds the interval supposes that their ratios' logarithms are "
-            "near normal; from 6 rounds on it supposes nothing of their law."
-        ] = None
-    found["Other models, prompt lengths, loads and networks than those of the provenance."] = None
-    return list(found)
-
-
-@dataclass(frozen=True)
-class _Claims:
-    """The published numbers that a report may carry in its environment."""
-
-    headlines: dict[str, float]
-    passed: bool
-    range_ms: tuple[float, float]
-    failing: str
-    failing_ratio: float
-    failing_ms: tuple[float, float]
-    normal_ms: float
-    slowdown: float
-
-
-def _published(report: Report) -> _Claims | None:
-    """None where there are none, or not in the form they were published in."""
-    try:
-        found = report.environment["published"]
-        headlines, failing = found["headlines"], found["failing_run"]
-        low, high = map(float, headlines["added_latency_ms_range"])
-        fastest, slowest = map(float, failing["request_wall_ms_range"])
-        keys = ("speedup", "overhead_ratio", "added_latency_ms_mean", "network_share")
-        normal = float(failing["normal_request_wall_ms"])
-        if normal <= 0:
-            return None
-        return _Claims(
-            headlines={key: float(headlines[key]) for key in keys},
-            passed=bool(headlines["gate_passed"]),
-            range_ms=(low, high),
-            failing=inline(failing["strategy"]),
-            failing_ratio=float(failing["overhead_ratio"]),
-            failing_ms=(fastest, slowest),
-            normal_ms=normal,
-            slowdown=float(failing["per_request_slowdown"]),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def published_claims(report: Report, headline: Headline) -> list[str]:
+def published_claims(reading: Reading) -> list[str]:
     """Each published headline held against the published rows, as Markdown sentences.
 
     Empty unless `report.environment["published"]` has the headlines and the failing run.
     """
-    claims = _published(report)
-    remote, local = headline.added_latency_ms["remote"], headline.added_latency_ms["local"]
-    if claims is None or remote is None or local is None:
+    return _published("claims", reading)
+
+
+def _published(macro: str, reading: Reading) -> list[str]:
+    """None where a report carries no published numbers, or in another form than theirs."""
+    headline, rows = reading.headline, reading.report.requests
+    walls = [r.wall_ms for r in rows if headline.roles.get(r.provider) == "remote" and r.wall_ms]
+    published = reading.report.environment.get("published")
+    try:
+        return form.lines("documents", macro, headline, published, rows, median(walls))
+    except (TypeError, ValueError, ArithmeticError, UndefinedError):
         return []
-    found = headline.overhead_ratio.median
-    checks = [
-        ("Speedup", "speedup", headline.speedup, 3),
-        ("Overhead ratio", "overhead_ratio", found, 3),
-        ("Mean added latency of a remote request in ms", "added_latency_ms_mean", remote.mean, 1),
-        ("Network share", "network_share", headline.network_share, 3),
+
+
+class Entry(NamedTuple):
+    """A saved report under its file's name."""
+
+    name: str
+    reading: Reading
+
+    @property
+    def cells(self) -> list[str]:
+        """One line of the list: name, date, pool, strategy, ratio, verdict."""
+        report, headline = self.reading.report, self.reading.headline
+        first = [self.name, day(report.created), words.pool(report)]
+        return [*first, report.strategy, ratio(headline), headline.verdict]
+
+
+_HEADER = ["report", "date", "pool", "strategy", "ratio (95 % interval)", "gate"]
+
+
+def entries(
+    names: Iterable[str | Path] | None = None, passed_over: Callable[[str], Any] = lambda _: None
+) -> list[Entry]:
+    """Every readable report, newest first; an unreadable one is told to `passed_over`.
+
+    `names` are those in data/reports unless others, or files, are given.
+    """
+    found = []
+    for name in files.names() if names is None else names:
+        try:
+            found.append(Entry(Path(name).stem, read(name)))
+        except PocError as error:
+            passed_over(safe(str(error)))
+    # A report of capacity has levels, no rounds to judge.
+    judged = [entry for entry in found if entry.reading.report.strategy != "capacity"]
+    return sorted(judged, key=lambda entry: entry.reading.report.created, reverse=True)
+
+
+def listing(found: Sequence[Entry], markdown: bool = False) -> str:
+    """The list for a terminal or as Markdown; a sentence where nothing is saved."""
+    if not found:
+        return "No report is saved yet: run the experiment first (./run-poc.sh)."
+    return table(_HEADER, [entry.cells for entry in found], markdown)
+
+
+def side_by_side(readings: Sequence[Reading]) -> str:
+    """A line a report, with its ratio over the first one's where both are of one strategy."""
+    changes = compare.over_the_first([its.headline for its in readings])
+    rows = [
+        [*Entry(its.headline.report, its).cells, change(against) if against else "-"]
+        for its, against in zip(readings, changes, strict=True)
     ]
-    said = []
-    for text, key, value, decimals in checks:
-        claimed = f"{claims.headlines[key]:g}"
-        places = len(claimed.partition(".")[2])
-        agrees = value is not None and number(value, places) == claimed
-        given = "nothing" if value is None else number(value, decimals)
-        said.append(f"{text}, published as {claimed}, {_follows(agrees)}: the rows give {given}.")
-    gate = "passed" if found is not None and found < headline.gate_max_ratio else "not passed"
-    said.append(
-        f"The gate, published as {'passed' if claims.passed else 'not passed'}, is {gate} "
-        f"by the one ratio there is, but with {ratio(headline)} an interval cannot confirm it."
-    )
-    low, high = claims.range_ms
-    roles = {p.name: p.role for p in report.providers}
-    source = [r for r in report.requests if r.over_ms is not None and round(r.over_ms) == high]
-    taken = [f"{number(r.over_ms or 0, 1)} from a {roles[r.provider]} row" for r in source]
-    span = f"{number(remote.min, 1)} to {number(remote.max, 1)}"
-    agrees = (round(remote.min), round(remote.max)) == (low, high)
-    said.append(
-        f"The range of {low:g} to {high:g} ms per remote request {_follows(agrees)}: it takes "
-        f"{', '.join(taken) or 'its end from no row'}; remote requests span {span} ms."
-    )
-    said.append(_published_slowdown(report, claims, roles))
-    more = "more" if local.mean > remote.mean else "no more"
-    said.append(
-        f"Local requests paid {more} overhead than remote ones ({milliseconds(local.mean)} and "
-        f"{milliseconds(remote.mean)} on average), so it was "
-        f"{'not ' if local.mean >= remote.mean else ''}mostly the network."
-    )
-    counts = Counter(r.provider for r in report.requests if r.outcome == "ok")
-    split = ", ".join(f"{count} on {p}" for p, count in counts.items())
-    said.append(
-        f"The split ({split}) reached {percent(headline.efficiency)} of what the rates allow: "
-        f"{milliseconds(headline.ideal_ms)} against {milliseconds(headline.makespan_ms)}."
-    )
-    return said
+    return table([*_HEADER, "over the first"], rows)
 
 
-def _follows(agrees: bool) -> str:
-    return "follows" if agrees else "does **not** follow"
+def change(found: Ratio) -> str:
+    """0.99 (0.96 to 1.03)."""
+    known = f"{number(found.low)} to {number(found.high)}"
+    return f"{number(found.median)} ({'no interval' if found.low is None else known})"
 
 
-def _published_slowdown(report: Report, claims: _Claims, roles: Mapping[str, str]) -> str:
-    low, high = claims.failing_ms
-    normal, claimed = claims.normal_ms, claims.slowdown
-    walls = [r.wall_ms for r in report.requests if roles[r.provider] == "remote" and r.wall_ms]
-    typical = median(walls) if walls else None
-    spans = f"{number(low / normal, 0)} to {number(high / normal, 0)} times"
-    agrees = low / normal <= claimed <= high / normal
-    said = (
-        f"“{claimed:g} times slower per request” {_follows(agrees)} from the quoted "
-        f"{milliseconds(normal)}: {milliseconds(low)} to {milliseconds(high)} are {spans} that"
-    )
-    if typical is None:
-        return f"{said}."
-    return (
-        f"{said}; {milliseconds(low)} over the remote machine's {milliseconds(typical)} gives "
-        f"{number(low / typical, 0)}."
-    )
+def differences(unlike: Mapping[str, Sequence[str]], names: Sequence[str]) -> str:
+    """What is not the same in the reports, a row each; a sentence where all is alike."""
+    if not unlike:
+        return "Pool, prompts and parameters are alike in all of them."
+    rows = [[inline(key), *(inline(value, 40) for value in row)] for key, row in unlike.items()]
+    return table(["unlike", *names], rows)
+
+
+def refusal(unlike: Mapping[str, Sequence[str]]) -> str:
+    """Why these reports are not compared, as one sentence."""
+    shown = [f"{key} ({' / '.join(dict.fromkeys(unlike[key]))})" for key in [*unlike][:4]]
+    return say("refusal", shown, len(unlike) - 4)
+
+
+def agreement(first: Reading, second: Reading) -> str:
+    """Whether a rerun agrees with what it repeats: the sentence, then what it rests on."""
+    found, unlike = compare.between(first, second), compare.unlike([first, second])
+    headlines = (first.headline, second.headline)
+    return say("agreement", found, change(found.change), *headlines, unlike)
+
+
+RULER_LABELS = {
+    "ttft_ms": "time to first token",
+    "over_ms": "outside its server",
+    "inter_token_ms": "between tokens",
+    "stub": "the known server's own",
+    "network_ms": "round trip",
+    "makespan_ms": "makespan, per request",
+    "connect_ms": "connecting",
+}
+
+
+def ruler_case(row: RulerRow) -> str:
+    """1 at a time, 25 ms to the first token, new connections."""
+    link = f", link {row.round_trip_ms:g} ms" if row.round_trip_ms else ""
+    opened = "" if row.keep_alive else ", new connections"
+    return f"{row.in_flight} at a time, {row.delay_ms:g} ms to the first token{link}{opened}"
+
+
+def ruler_table(check: Ruler, markdown: bool = False) -> str:
+    """A row a case, a column a quantity: the bias, and what 95 % stay within, in ms."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in check.rows:
+        within = "" if row.p95_ms is None else f" ({number(row.p95_ms)})"
+        cells.setdefault(ruler_case(row), {})[row.quantity] = f"{number(row.bias_ms)}{within}"
+    shown = [key for key in RULER_LABELS if any(key in its for its in cells.values())]
+    rows = [[case, *(its.get(key, "-") for key in shown)] for case, its in cells.items()]
+    header = ["known behaviour, errors in ms", *(RULER_LABELS[key] for key in shown)]
+    return table(header, rows, markdown)
+
+
+def ruler_provenance(check: Ruler) -> str:
+    """When the instrument was checked, on how many cores, with how many requests."""
+    asked = sum(row.n for row in check.rows if row.quantity == "over_ms")
+    cores = "unknown cores" if check.cores is None else many(check.cores, "core")
+    return f"{day(check.created)} · {cores} · {many(asked, 'request')} to a server of known times"
+
+
+def ruler_finding(check: Ruler) -> str:
+    """How far the instrument can be trusted here, held against what it aims at."""
+    seen = [row for row in check.rows if row.quantity == "ttft_ms"]
+    alone = [row for row in seen if row.in_flight == 1]
+    crowded = [abs(row.bias_ms) for row in seen if row.in_flight == 64]
+    if not alone:
+        return "Nothing was checked."
+    bias = max(abs(row.bias_ms) for row in alone)
+    spread = max(row.p95_ms or 0.0 for row in alone)
+    return say("ruler_finding", bias, spread, max(crowded, default=None))
+
+
+def title_ruler(check: Ruler, quantity: str = "ttft_ms") -> str:
+    """By how much one quantity is off, over all cases of the check."""
+    label = RULER_LABELS[quantity].capitalize()
+    errors = [row.bias_ms for row in check.rows if row.quantity == quantity]
+    if not errors:
+        return f"{label}: not checked"
+    return f"{label}: off by {number(min(errors))} to {number(max(errors))} ms (medians)"
+
+
+def anatomy(row: Mapping[str, Any]) -> str:
+    """Every phase of one request (`tables.typical`): its length here, and what it is."""
+    return say("anatomy", row, PHASES)
+
+
+def anatomy_finding(row: Mapping[str, Any]) -> str:
+    """The bottom line of one request: where most of it went, and what the distance can cost."""
+    longest = max(CLIENT[1:], key=lambda phase: row[phase.key] or 0.0)
+    title = words.title_anatomy(row)
+    return say("anatomy_finding", title, row, row[longest.key], longest.label)
+
+
+def pool(reading: Reading) -> str:
+    """Who is in the pool, how fast each is alone, and how far away; a table and a sentence."""
+    alone_ms, listed = reading.headline.alone_ms, words.doctor_table(reading, {}, markdown=True)
+    if set(alone_ms) != set(reading.headline.providers) or len(alone_ms) < 2:
+        return say("pool", listed, "", [], 0.0)
+    fastest = min(alone_ms, key=lambda p: alone_ms[p])
+    others = [(p, ms / alone_ms[fastest]) for p, ms in alone_ms.items() if p != fastest]
+    slower = [f"{number(times)} times as long on {p}" for p, times in others]
+    return say("pool", listed, fastest, slower, 1 + sum(1 / times for _, times in others))
+
+
+def forecast(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> str:
+    """Each strategy's ratio as calibration foretold it beside what was measured."""
+    ordered = sorted(headlines, key=by_ratio)
+    return say("forecast", ordered, predicted, _inside(predicted, headlines))
+
+
+def forecast_finding(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> str:
+    """How well calibration foretold the gain, as a paragraph; what was left out."""
+    inside = _inside(predicted, headlines)
+    if not inside:
+        return "**Nothing was foretold that was also measured with an interval.**"
+    least = min(predicted, key=lambda name: predicted[name])
+    middles = {one.strategy: one.overhead_ratio.median or 1.0 for one in headlines}
+    off = {name: predicted[name] / middles[name] - 1 for name in inside}
+    far = max(off, key=lambda name: abs(off[name]))
+    left = sorted(middles.keys() - predicted.keys())
+    return say("forecast_finding", predicted[least], least, inside, far, off[far], left)
+
+
+def _inside(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> dict[str, bool]:
+    """By strategy, of those foretold and measured: does the prediction lie in the interval?"""
+    found = {}
+    for name, interval in ((one.strategy, one.overhead_ratio) for one in headlines):
+        if name in predicted and interval.low is not None and interval.high is not None:
+            found[name] = interval.low <= predicted[name] <= interval.high
+    return found
+
+
+def labelled(reading: Reading) -> Headline:
+    """The headline under a name that tells the engines too, where reports are compared."""
+    report = reading.report
+    kinds = sorted({p.engine_kind or p.kind for p in report.providers})
+    adapts = any(arm.limit_changes for one in report.rounds for arm in one.arms)
+    held = ", limit found while running" if adapts else ""
+    name = f"{report.strategy} on {' and '.join(kinds)}{held}"
+    return replace(reading.headline, strategy=name)
+
+
+def causes_text(reading: Reading) -> str:
+    """The causes as a Markdown table, and a sentence for each provider under the strategy."""
+    if not reading.causes:
+        return "No request was timed, so no cause is known."
+    return say("causes", reading.causes)
+
+
+def runs_side_by_side(readings: Sequence[Reading]) -> str:
+    """The runs in their order, as a Markdown table: ratio, walls, what it is."""
+    rows = []
+    for reading in readings:
+        headline, ours = labelled(reading), [it for it in reading.causes if it.arm == "strategy"]
+        walls = [it.found.request_ms for it in ours if it.found.request_ms is not None]
+        calm = [it.alone.request_ms for it in ours if it.alone.request_ms is not None]
+        times = [headline.makespan_ms, *(fmean(its) if its else None for its in (walls, calm))]
+        shown = number(headline.overhead_ratio.median) + words.per_token(headline)
+        named = ", ".join(sorted({it.behaviour for it in ours})) or "-"
+        rows.append([headline.strategy, shown, *map(milliseconds, times), named])
+    header = ["run", "ratio to one machine", "makespan", "mean request", "alone", "what it is"]
+    return table(header, rows, markdown=True)
+
+
+def changes_text(reading: Reading) -> str:
+    """Every change of a limit that adapts, with its moment and its reason, as a Markdown table."""
+    changes = []
+    for index, arm in ((one.index, arm) for one in reading.report.rounds for arm in one.arms):
+        starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
+        begun_ms = min(starts, default=0.0)
+        changes += [(index + 1, begun_ms, change) for change in arm.limit_changes]
+    return say("changes", changes) if changes else "No limit was changed."

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..reading.phases import CLIENT, COLOURS, LABELS, OUTSIDE, SERVER, WAITING, segments
 from ..stats import Headline
-from . import titles, words
+from . import words
 from .format import milliseconds
-from .style import BAND, FAINT, INK, ink_on, instead, key, names
+from .style import BAND, FAINT, INK, ink_on, instead, key
 from .style import titles as put_titles
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def timeline(
     shown = timed.sort_values("start_ms").head(MOST_ROWS)
     which = f"round {chosen + 1}{', of median length' if round is None and len(shown) else ''}"
     drawn = f"{which}: {len(shown)} of {len(mine)} requests drawn"
-    put_titles(ax, titles.timeline(headline), f"{drawn} · {words.where_and_when(headline)}")
+    put_titles(ax, words.title_timeline(headline), f"{drawn} · {words.where_and_when(headline)}")
     if shown.empty:
         instead(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
         return
@@ -100,7 +100,9 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
     token; then what the server says it worked, which are lengths and no moments: they are
     drawn in the middle of the time that the server can have had.
     """
-    put_titles(ax, titles.anatomy(row), f"prompt #{row['prompt']} · {words.subtitle(headline)}")
+    put_titles(
+        ax, words.title_anatomy(row), f"prompt #{row['prompt']} · {words.subtitle(headline)}"
+    )
     seen = {phase.key: float(row[phase.key]) for phase in CLIENT if row[phase.key] is not None}
     told = {phase.key: float(row[phase.key]) for phase in SERVER if row[phase.key] is not None}
     if row["wall_ms"] is None or not seen:
@@ -138,26 +140,3 @@ def anatomy(ax: Axes, row: Mapping[str, Any], headline: Headline) -> None:
     ax.set_yticks(range(len(bars)), [LABELS[part] for part, *_ in bars])
     ax.set(ylim=(len(bars) - 0.4, -0.7), xlim=(-1.02 * waited, wall * 1.14))
     ax.set_xlabel("time since the request was handed to the transport (ms)")
-
-
-def drift(ax: Axes, requests: pd.DataFrame, title: str, headline: Headline) -> None:
-    """One request alone on each machine over the run: calibration, from start to end.
-
-    `requests` is `reading.requests`, `title` is `words.title_drift(report)`.
-    """
-    put_titles(ax, title, words.subtitle(headline))
-    timed = requests[requests["arm"].eq("calibration") & requests["outcome"].eq("ok")]
-    timed = timed.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
-    if timed.empty:
-        instead(ax, "No calibration has times, so drift is unknown.")
-        return
-    ends = dict[str, tuple[float, float]]()
-    for place, (provider, rows) in enumerate(timed.groupby("provider", sort=False)):
-        x, y = (rows["start_ms"] / 1000).tolist(), rows["wall_ms"].tolist()
-        dashes = ["-", "--", ":", "-."][place % 4]
-        ax.plot(x, y, "o", ls=dashes, color=INK, markersize=6, lw=1.2)
-        ends[str(provider)] = x[-1], y[-1]
-    ax.set_xlim(0, float(timed["start_ms"].max()) / 1000 * 1.15)
-    ax.set_ylim(0, float(timed["wall_ms"].max()) * 1.15)
-    ax.set(xlabel="time since the run began (s)", ylabel="one request alone (ms)")
-    names(ax, ends)
