@@ -15,7 +15,7 @@ from poclib.providers import fake
 from poclib.reading import compare as agreement
 from poclib.reading.reading import of
 from poclib.records import Report
-from poclib.showing import comparisons
+from poclib.showing import documents
 from poclib.stats import Ratio
 
 SAMPLES = Path(__file__).parents[1] / "data" / "reports"
@@ -164,8 +164,8 @@ def test_what_makes_two_experiments_unlike(where: str, value: Any, key: str | No
     found = agreement.unlike([of(pool_report()), of(Report.model_validate(data))])
     assert list(found) == ([key] if key else [])
     if key:
-        assert key in comparisons.refusal(found) and "--anyway" in comparisons.refusal(found)
-        assert key in comparisons.differences(found, ["one", "two"])
+        assert key in documents.refusal(found) and "--anyway" in documents.refusal(found)
+        assert key in documents.differences(found, ["one", "two"])
 
 
 def test_intervals_too_wide_to_tell_are_not_called_agreement() -> None:
@@ -173,7 +173,7 @@ def test_intervals_too_wide_to_tell_are_not_called_agreement() -> None:
     found = agreement.between(trial, trial)
     assert found.place == "across" and found.agrees  # 0.75 to 0.81 over itself can be 5 % off
     assert found.compared == 0  # its caches may be on, so texts were marked
-    said = comparisons.agreement(found, trial.headline, trial.headline, {})
+    said = documents.agreement(trial, trial)
     assert said.startswith("The two do not contra") and "answers were not compared" in said
 
 

@@ -67,16 +67,16 @@ def alone(
 
 
 def report_text(found: Report) -> str:
-    return words.report_text(found, of(found).headline)
+    return words.report_text(of(found))
 
 
 def warned(found: Report) -> str:
-    return "\n".join(cautions.warnings(found, of(found).headline))
+    return "\n".join(cautions.warnings(of(found)))
 
 
 def weighty(found: Report) -> str:
     """What stands beside the verdict."""
-    return "\n".join(cautions.weighty(found, of(found).headline))
+    return "\n".join(cautions.weighty(of(found)))
 
 
 def test_a_prompt_cache_forbids_the_verdict() -> None:
@@ -392,7 +392,7 @@ def test_a_limit_that_fell_is_told_with_why() -> None:
 def test_the_suites_end_tells_each_kind_of_warning_once() -> None:
     one = alone([(1000, 1000)] * 2, change=lambda *_: {"cached_tokens": 9})
     two = one.model_copy(update={"strategy": "shared-queue"})
-    lines = words.verdict_text([one, two], [of(r).headline for r in (one, two)]).splitlines()
+    lines = words.verdict_text([of(one), of(two)]).splitlines()
     assert sum("reused cached prompt tokens" in line for line in lines) == 1
     assert lines[-1].startswith("Gate: ") and "of 2:" in lines[-1]
 

@@ -127,6 +127,6 @@ def test_the_levels_of_one_provider_are_taken_from_its_own_arms() -> None:
 
 
 def test_every_behaviour_has_a_meaning() -> None:
-    from poclib.showing.causes import MEANING
+    from poclib.showing.words import MEANING
 
     assert set(MEANING) == set(capacity.Behaviour.__args__)  # type: ignore[attr-defined]

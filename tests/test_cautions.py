@@ -1,133 +1,122 @@
-"""Each warning about machine and instrument, provoked by recorded facts; silence without them."""
+"""Each warning is provoked by facts of a report, and silent without them."""
 
+import hashlib
 from typing import Any
 
 import pytest
-from test_tables import pool_report, row
+from test_tables import PUBLISHED, changed, pool_report, row
 
+from poclib import report as reports
 from poclib.reading.reading import of
-from poclib.records import Report, Request, Ruler, RulerRow
+from poclib.records import Report
 from poclib.showing import warnings as cautions
 
 
 def said(report: Report) -> str:
-    return "\n".join(cautions.cautions(report, of(report).headline))
+    warnings = cautions.warnings(of(report))
+    assert all(warnings)
+    return "\n".join(warnings)
 
 
-def changed(**changes: Any) -> Report:
-    return Report.model_validate({**pool_report().model_dump(), **changes})
-
-
-def calibrated(walls: list[float]) -> dict[str, Any]:
+def calibrated(walls: list[float]) -> Report:
     requests = [row(0, "local", 1000.0 * i, wall) for i, wall in enumerate(walls)]
     requests.append(row(0, "remote", 1, 300))
-    return {"arm": "calibration", "strategy": "sequential", "requests": requests}
+    arm = {"arm": "calibration", "strategy": "sequential", "requests": requests}
+    return pool_report(preparation=[arm])
 
 
-def moments(**facts: list[Any]) -> list[dict[str, Any]]:
+def moments(**facts: list[Any]) -> Report:
     count = len(next(iter(facts.values())))
-    return [{"at_ms": i, **{k: v[i] for k, v in facts.items()}} for i in range(count)]
+    every = [{"at_ms": i, **{k: v[i] for k, v in facts.items()}} for i in range(count)]
+    return pool_report(moments=every)
 
 
-def test_a_report_without_such_facts_is_only_told_what_it_counts() -> None:
-    assert said(pool_report()).count("\n") == 0
-    assert said(pool_report()).startswith("Too few requests for a 90th percentile (local 20, ")
+def lagging(*lag_ms: float) -> Report:
+    return pool_report(lags={"at_ms": list(range(len(lag_ms))), "lag_ms": lag_ms})
 
 
-@pytest.mark.parametrize(
-    ("facts", "sentence"),
-    [
-        (
-            {"preparation": [calibrated([200, 202, 199, 210, 240, 242])]},
-            "local was 20 % slower at the run's end",
-        ),
-        (
-            {"preparation": [calibrated([200, 200, 200, 160, 150, 150])]},
-            "local was 25 % faster at the run's end",
-        ),
-        (
-            {"preparation": [calibrated([420, 200, 200, 200])]},
-            "first calibration request of local took 2.1 times",
-        ),
-        (
-            {"moments": moments(others=[0.3, 0.5])},
-            "Other programs took 40 % of this machine's processor time",
-        ),
-        ({"moments": moments(steal=[0.0, 0.1])}, "The host took 5 %"),
-        ({"moments": moments(throttled=[7, 7, 19])}, "slowed for heat 12 times"),
-        ({"environment": {"load_1min": 1.8, "cores": 2}}, "load average was 1.8 on 2 cores"),
-        ({"moments": moments(wall_ahead_ms=[0.1, 3000.2, 3000.3])}, "set by 3,000 ms"),
-        (
-            {"lags": {"at_ms": list(range(100)), "lag_ms": [0.1] * 80 + [1.0] * 20}},
-            "up to 1.0 ms late (95 % of the time), 50 % of the added latency of a local request",
-        ),
-    ],
-)
-def test_what_a_report_recorded_is_warned_of(facts: dict[str, Any], sentence: str) -> None:
-    found = said(changed(**facts))
-    assert sentence in found
-    warning = next(line for line in found.splitlines() if sentence in line)
-    assert ": " in warning and warning.endswith(".")  # a cause, and what to do
-    assert found in "\n".join(cautions.warnings(changed(**facts), of(changed(**facts)).headline))
+def checked(error_ms: float) -> Report:
+    known = {"in_flight": 1, "delay_ms": 5, "round_trip_ms": 0, "keep_alive": True, "n": 40}
+    rows = [{"quantity": "over_ms", "bias_ms": error_ms, **known}]
+    return pool_report(ruler={"created": "2026-11-24T00:00:00Z", "rows": rows})
 
 
-def test_a_load_average_counts_only_where_others_share_is_unknown() -> None:
-    """In a suite it still holds the strategy before, whose engines were ours."""
-    busy = {"load_1min": 1.8, "cores": 2}
-    assert "load average" in said(changed(environment=busy))
-    assert "load average" not in said(changed(environment=busy, moments=moments(others=[0.0])))
+def other(**facts: Any) -> Report:
+    """The remote provider is another."""
+    first, second = pool_report().model_dump()["providers"]
+    return pool_report(providers=[first, {**second, **facts}])
 
 
-def test_small_drift_load_lag_and_steps_are_not_worth_a_word() -> None:
-    calm = changed(
-        preparation=[calibrated([200, 202, 199, 205, 204, 206])],
-        moments=moments(others=[0.05], steal=[0.0], throttled=[3], wall_ahead_ms=[-2.0]),
-        environment={"load_1min": 0.8, "cores": 2, "own_cores": [0, 1, 2]},
-        lags={"at_ms": list(range(100)), "lag_ms": [0.05] * 100},
-    )
-    assert said(calm).count("\n") == 0
+def one(**facts: Any) -> Report:
+    """One request of the strategy is another."""
+    return changed(pool_report(), "strategy", **facts)
 
 
-def test_a_coordinator_without_a_core_of_its_own() -> None:
+def every(**facts: Any) -> Report:
+    """Every request of the rounds is another."""
     data = pool_report().model_dump()
-    for core, one in enumerate(data["providers"]):
-        one["core"] = core
-    both = {**data, "environment": {"own_cores": [0, 1]}}
-    assert "no core of its own" in said(Report.model_validate(both))
-    three = {**data, "environment": {"own_cores": [0, 1, 2]}}
-    assert "no core of its own" not in said(Report.model_validate(three))
+    for request in (r for o in data["rounds"] for arm in o["arms"] for r in arm["requests"]):
+        request.update(facts, marks={**request["marks"], **facts.get("marks", {})})
+    return Report.model_validate(data)
+
+
+NOTHING = hashlib.sha256(b"").hexdigest()
+CUT = {"resumed_ms": [9.0], "cut": [pool_report().model_dump()["rounds"][1]]}
+CASES = {
+    "no interval": pool_report(rounds=1),
+    "did not finish": pool_report(complete=False),
+    "1 request of 80 failed (TimedOut 1 time; ": one(outcome="failed", error_kind="TimedOut"),
+    "1 round left out": one(outcome="failed"),
+    "1 of 40 answers differ": one(answer_sha256="x"),
+    "their digests differ": other(digest="sha256:other"),
+    "digests are unknown": other(digest=None),
+    "different engines": other(engine="other"),
+    "remote not pinned": other(pinned=False),
+    "1 request reused cached": one(cached_tokens=9),
+    "(39 to 40 tokens)": one(output_tokens=39),
+    "remote did not report server time": one(server={}, provider="remote"),
+    "1 answer of 80 empty": one(answer_sha256=NOTHING),
+    "1 late prompt went to a second provider too, whose answer came first 1 time;": one(
+        role="hedge"
+    ),
+    "80 requests of 80 opened a new connection (local, remote)": every(marks={"connected_ms": 1}),
+    "can see (2.5 ms, by its check on itself before the run): the added latency of a local "
+    "request (2.0 ms); it": checked(2.5),
+    "went on 1 time; round 2 was repeated whole: 16 requests of round 2 are": pool_report(**CUT),
+    "16 requests of round 2, which was cut, are kept": pool_report(cut=CUT["cut"]),
+    "because one more would have passed run_limit_s": pool_report(ended="time"),
+    "when its interval lay within the band": pool_report(ended="narrow"),
+    "server was changed": pool_report(notes=["server was changed during the run"]),
+    "over 3 times the median": changed(pool_report(), "baseline", wall_ms=9000.0),
+    "not mostly the network": reports.load(PUBLISHED),
+    "local was 20 % slower at the run's end": calibrated([200, 202, 199, 210, 240, 242]),
+    "local was 25 % faster at the run's end": calibrated([200, 200, 200, 160, 150, 150]),
+    "first calibration request of local took 2.1 times": calibrated([420, 200, 200, 200]),
+    "Other programs took 40 % of this machine's processor time": moments(others=[0.3, 0.5]),
+    "The host took 5 %": moments(steal=[0.0, 0.1]),
+    "slowed for heat 12 times": moments(throttled=[7, 7, 19]),
+    "up to 1.0 ms late (95 % of the time), 50 % of the added latency of a local": lagging(
+        *[0.1] * 80, *[1.0] * 20
+    ),
+}
+
+
+@pytest.mark.parametrize(("sentence", "report"), CASES.items(), ids=list(CASES))
+def test_what_a_report_recorded_is_warned_of(sentence: str, report: Report) -> None:
+    (warning,) = [line for line in said(report).splitlines() if sentence in line]
+    assert warning.endswith(".") or warning in report.notes  # a whole sentence
+
+
+def test_small_drift_load_lag_and_errors_are_not_worth_a_word() -> None:
+    calm = [calibrated([200, 202, 199, 205, 204, 206]), lagging(*[0.05] * 100), checked(0.5)]
+    calm.append(moments(others=[0.05], steal=[0.0], throttled=[3]))
+    for report in (pool_report(), *calm):
+        assert said(report) == ""
 
 
 def test_a_model_that_was_loaded_while_it_was_timed() -> None:
-    data = pool_report().model_dump()
-    rows = data["rounds"][0]["arms"][0]["requests"]
-    for one in rows:
-        one["server"]["load_ms"] = 12.0  # as a server tells that has it loaded
-    assert cautions.reloaded(Report.model_validate(data)) == []
-    rows[0]["server"]["load_ms"] = 90.0
-    report = Report.model_validate(data)
-    (told,) = [one for one in cautions.weighty(report, of(report).headline) if "load" in one]
+    loaded = every(server={"load_ms": 12.0})  # as a server tells that has it loaded
+    assert "mid-run" not in said(loaded)
+    report = changed(loaded, "baseline", server={"load_ms": 90.0})
+    (told,) = [text for text in cautions.weighty(of(report)) if "load" in text]
     assert told.startswith("1 request waited while a model was loaded in mid-run (local, up to 90")
-
-
-def checked(error_ms: float) -> Ruler:
-    known = {"in_flight": 1, "delay_ms": 5, "round_trip_ms": 0, "keep_alive": True, "n": 40}
-    rows = [RulerRow(quantity="over_ms", bias_ms=error_ms, **known)]
-    return Ruler(created="2026-11-24T00:00:00Z", rows=rows)
-
-
-def test_a_headline_below_the_rulers_error_is_marked() -> None:
-    # By hand: 22 ms remote, 2 ms local, 21 ms a round trip.
-    found = said(changed(ruler=checked(2.5).model_dump()))
-    assert "Below what this instrument can see (2.5 ms" in found
-    assert "a local request (2.0 ms)" in found and "remote request" not in found
-    assert "Below what" not in said(changed(ruler=checked(0.5).model_dump()))
-    assert cautions.instrument_ms(pool_report()) is None
-
-
-def test_calibrations_are_in_order_and_only_what_was_answered() -> None:
-    rows = of(pool_report()).calibrations
-    assert [one.wall_ms for one in rows["local"]] == [200]
-    failed = Request.model_validate(row(0, "local", 0, 5, outcome="failed"))
-    arm = pool_report().preparation[1].model_copy(update={"requests": [failed]})
-    assert of(pool_report(preparation=[arm])).calibrations == {}

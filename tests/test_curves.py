@@ -169,7 +169,7 @@ def test_a_machine_that_is_cut_off_costs_time_and_no_answer(strategy: str) -> No
     assert by_hand - 0.01 <= point.ratio <= by_hand + 0.25  # and at most two prompts done in vain
     told = curves.losses([found])
     assert "cut off in 2 of 2 arms. Of 16 answers none was lost" in told
-    assert any("was cut off on purpose" in one for one in cautions.warnings(found, headline))
+    assert any("was cut off on purpose" in one for one in cautions.warnings(of(found)))
 
 
 def test_at_the_end_of_the_prompts_nothing_is_cut() -> None:

@@ -277,7 +277,7 @@ def test_a_committed_notebook_has_been_executed(notebook: Path) -> None:
 def test_the_readme_says_what_the_committed_reports_give() -> None:
     samples = report.experiments("sample", ROOT / "data" / "reports")
     text = (ROOT / "README.md").read_text("utf-8")
-    assert documents.readme(text, samples, [of(one).headline for one in samples]) == text
+    assert documents.readme(text, [of(one) for one in samples]) == text
     said = re.sub(r"\]\([^)]*\)", "]", text)
     for linked in re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / linked).exists(), f"README.md links {linked}"

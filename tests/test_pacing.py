@@ -106,7 +106,7 @@ def test_doctor_says_the_rounds_beside_each_expected_ratio() -> None:
 def test_steady_machines_need_the_fewest_rounds(tmp_path: Path) -> None:
     found = measured(tmp_path, [1.0])
     assert (found.ended, len(found.rounds), found.complete) == ("narrow", pacing.LEAST, True)
-    said = words.report_text(found, of(found).headline)
+    said = words.report_text(of(found))
     assert "ended after 6 rounds, when its interval lay within the band" in said
 
 
@@ -126,7 +126,7 @@ def test_the_time_limit_ends_it_and_is_told(tmp_path: Path) -> None:
     assert found.ended == "time" and found.complete
     last_ms = max(row.marks.end_ms or 0 for row in found.requests)
     assert 5_000 < last_ms < 9_000
-    said = "\n".join(cautions.warnings(found, of(found).headline))
+    said = "\n".join(cautions.warnings(of(found)))
     assert f"ended after {len(found.rounds)} rounds, because one more would have passed" in said
 
 
@@ -139,7 +139,7 @@ def test_the_most_rounds_end_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pacing, "MOST", 8)
     found = measured(tmp_path, [0.5, 2.0])
     assert found.ended == "most" and len(found.rounds) == 8
-    assert "the machines vary too much" in cautions.ending(found)
+    assert "the machines vary too much" in "\n".join(cautions.warnings(of(found)))
 
 
 def test_an_automatic_run_that_was_stopped_goes_on_to_the_same_end(

@@ -4,10 +4,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 
 import matplotlib
-import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
@@ -19,12 +17,12 @@ from poclib import report as reports
 from poclib.reading import phases, tables
 from poclib.reading.reading import of
 from poclib.records import Report, Ruler, RulerRow
-from poclib.showing import accuracy, titles, words
 from poclib.showing import charts as plots
+from poclib.showing import documents, words
 from poclib.showing import format as notation
 from poclib.showing import style as canvas
 from poclib.showing import timeline as timelines
-from poclib.stats import Ratio, Spread
+from poclib.stats import Ratio
 
 REPORT = pool_report()
 HEADLINE = of(REPORT).headline
@@ -84,7 +82,7 @@ def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:
     waits = bars(ax, phases.WAITING)
     assert [bar.get_width() for bar in waits] == pytest.approx([20] * 6)  # the first two had none
     assert "8 of 8 requests drawn" in texts(ax) and ax.get_xlim()[0] == 0
-    assert title(ax) == titles.timeline(HEADLINE)
+    assert title(ax) == words.title_timeline(HEADLINE)
 
 
 def test_the_timeline_says_how_many_it_leaves_out_and_what_failed(
@@ -132,104 +130,7 @@ def test_breakdowns_of_several_strategies_stand_in_one_chart(ax: Axes) -> None:
     plots.breakdown(ax, HEADLINE, other)
     assert rows(ax) == ["serial-per-provider, remote", "serial-per-provider, local", "other, local"]
     assert [bar.get_width() for bar in bars(ax, phases.COLOURS["answering_ms"])] == [99.0]
-    assert "from 99.0 ms with other (a local one) to 344 ms with serial-per-provider" in title(ax)
-
-
-def overheads() -> pd.DataFrame:
-    """Three remote requests and one local one, split by hand; one of them by no source."""
-    nan = float("nan")
-    rows = [
-        ("remote", "remote", "strategy", 30.0, 20.0, 4.0, 1.0, 5.0),
-        ("remote", "remote", "strategy", 36.0, 20.0, 8.0, 1.0, 7.0),
-        ("remote", "remote", "strategy", 24.0, nan, nan, nan, nan),
-        ("local", "local", "strategy", 3.0, 1.0, nan, 1.0, 1.0),
-        ("local", "local", "baseline", 999.0, 1.0, nan, 1.0, 1.0),
-    ]
-    parts = ["over_ms", "network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
-    return pd.DataFrame(rows, columns=["provider", "role", "arm", *parts])
-
-
-def test_the_overhead_shows_every_request_in_each_of_its_parts(ax: Axes) -> None:
-    plots.overhead(ax, overheads(), HEADLINE)
-    known = ("all outside its server", "the network", "our own work", "not explained")
-    remote = [f"remote: {part.label}" for part in phases.OVERHEAD]
-    assert rows(ax) == [*(f"local: {part}" for part in known), *remote]
-    assert [len(points.get_offsets()) for points in ax.collections] == [1, 1, 1, 1, 3, 2, 2, 2, 2]
-    network = ax.collections[5]
-    assert to_hex(network.get_facecolor()[0]) == phases.COLOURS["connect_send_ms"]
-    assert [x for x, _ in network.get_offsets()] == [20.0, 20.0]
-    assert "30.0 ms" in texts(ax) and "6.0 ms" in texts(ax) and "999" not in texts(ax)
-    assert ax.get_xlim()[0] == 0 and ax.get_xlim()[1] > 36
-    # 40 of the 90 ms outside are known to be the network's.
-    assert title(ax) == (
-        "A remote request spends 30.0 ms outside its server; 44 % of it is the network"
-    )
-
-
-def test_without_server_times_the_overhead_is_said_to_be_unknown(ax: Axes) -> None:
-    parts = ["network_ms", "server_queue_ms", "ours_ms", "unexplained_ms"]
-    unsplit = overheads().assign(**dict.fromkeys(parts, float("nan")))
-    plots.overhead(ax, unsplit.assign(over_ms=float("nan")), HEADLINE)
-    assert not ax.axison and "unknown" in texts(ax)
-    assert titles.overhead(unsplit.to_dict("records")).endswith("no source splits it")
-
-
-def test_shares_stand_against_speeds_and_the_binding_leg_is_filled(ax: Axes) -> None:
-    plots.shares(ax, HEADLINE)
-    points = {
-        (round(float(line.get_xdata()[0]), 3), float(line.get_ydata()[0])): line
-        for line in ax.lines
-        if len(line.get_xdata()) == 1
-    }
-    # 200 and 300 ms alone: 60 % and 40 % of the speed; four prompts of eight each.
-    assert set(points) == {(0.6, 0.5), (0.4, 0.5)}
-    assert points[0.4, 0.5].get_markerfacecolor() == canvas.INK
-    assert points[0.6, 0.5].get_markerfacecolor() == "white"
-    assert "local:\n50 % of the prompts,\nbusy 67 % of the time" in texts(ax)
-    assert ax.get_xlim() == (0, 1) and ax.get_ylim()[0] == 0
-    assert title(ax) == (
-        "remote was the binding leg: busy 100 % of the time with 50 % of the prompts "
-        "and 40 % of the speed"
-    )
-
-
-def test_shares_of_many_like_providers_do_not_pile_up(ax: Axes) -> None:
-    names = [f"p{i}" for i in range(9)]
-    many = replace(
-        HEADLINE,
-        providers=tuple(names),
-        alone_ms=dict.fromkeys(names, 100.0),
-        wall_ms=dict.fromkeys(names, Spread(100, 90, 110, 10)),
-        busy=dict.fromkeys(names, 0.95),
-    )
-    plots.shares(ax, many)
-    assert "No binding leg: every provider was busy 95 %" in title(ax)
-    heights = sorted(t.get_position()[1] for t in ax.texts if "of the prompts" in t.get_text())
-    assert len(heights) == 9 and min(b - a for a, b in pairwise(heights)) > 0.01  # in a column
-    assert ax.get_xlim()[1] < 0.5  # else nine points of 11 % would lie in one corner
-    unknown = Figure().subplots()
-    plots.shares(unknown, replace(HEADLINE, alone_ms={"local": 200.0}))
-    assert not unknown.axison and "speed is unknown" in texts(unknown)
-
-
-def test_lengths_draw_the_points_and_the_line_through_them(ax: Axes) -> None:
-    data = REPORT.model_dump()
-    for round_ in data["rounds"]:
-        for arm in round_["arms"]:
-            for place, row in enumerate(arm["requests"]):
-                if row["provider"] == "remote":  # 100 ms and 5 ms a token
-                    row |= {"output_tokens": 10 + place, "wall_ms": 100 + 5.0 * (10 + place)}
-    report = Report.model_validate(data)
-    plots.lengths(ax, of(report).requests, tables.lengths(of(report)), HEADLINE)
-    points = [line for line in ax.lines if line.get_linestyle() == "None"]
-    assert [len(line.get_xdata()) for line in points] == [20, 20]
-    (fitted,) = [line for line in ax.lines if line.get_linestyle() != "None"]  # local: all of 40
-    assert list(fitted.get_ydata()) == pytest.approx([150, 180])  # from 10 to 16 tokens
-    assert ax.get_xlim()[0] == ax.get_ylim()[0] == 0 and "remote\n(n = 20)" in texts(ax)
-    assert title(ax) == "One token more took 5.0 ms on remote"
-    alike = tables.lengths(of(REPORT)).to_dict("records")
-    assert titles.lengths(alike).startswith("Every answer has 40 tokens")
-    assert titles.lengths([]) == "No answer's length is known"
+    assert "request of serial-" in title(ax) and "88 % of its 344 ms" in title(ax)
 
 
 def test_the_anatomy_lays_one_request_out_phase_by_phase(ax: Axes) -> None:
@@ -323,10 +224,6 @@ def test_every_chart_has_units_a_finding_and_its_provenance_and_returns_none(
         lambda ax: plots.ratios(ax, [headline]),
         lambda ax: plots.ecdf(ax, frame, headline),
         lambda ax: plots.round_ratios(ax, of(report).rounds, headline),
-        lambda ax: plots.shares(ax, headline),
-        lambda ax: plots.overhead(ax, tables.overhead(of(report)), headline),
-        lambda ax: plots.lengths(ax, frame, tables.lengths(of(report)), headline),
-        lambda ax: plots.drift(ax, frame, words.title_drift(report), headline),
     ]
     for draw in charts:
         ax = Figure(figsize=(4.5, 3)).subplots()
@@ -344,21 +241,15 @@ def test_strange_text_cannot_break_a_chart(ax: Axes) -> None:
     assert "?" in texts(ax)
 
 
-def test_drift_and_the_rulers_error_are_drawn_or_said_to_be_unknown() -> None:
-    for report in (REPORT, reports.load(PUBLISHED)):
-        chart = Figure().subplots()
-        plots.drift(chart, of(report).requests, words.title_drift(report), HEADLINE)
-        known = bool(report.preparation)
-        assert ("one request alone (ms)" in chart.get_ylabel()) == known
-        assert ("drift is unknown" in texts(chart)) != known
+def test_the_rulers_error_is_drawn_or_said_to_be_unknown() -> None:
     row = {"in_flight": 1, "delay_ms": 5, "round_trip_ms": 0, "keep_alive": False, "n": 80}
     checked = [RulerRow(quantity="over_ms", bias_ms=0.4, p95_ms=p95, **row) for p95 in (1.5, None)]
     for ruler in (Ruler(created="2026-11-24", rows=checked), Ruler(created="2026-11-24")):
         chart = Figure().subplots()
-        cases = accuracy.ruler_cases(ruler)
-        plots.ruler(chart, tables.ruler(ruler), cases, accuracy.ruler_finding(ruler), "today")
+        cases = [documents.ruler_case(row) for row in ruler.rows]
+        plots.ruler(chart, tables.ruler(ruler), cases, documents.ruler_finding(ruler), "today")
         assert ("0.40 ms" in texts(chart)) == bool(ruler.rows)
-        assert "new connections" in accuracy.ruler_table(ruler) or not ruler.rows
+        assert "new connections" in documents.ruler_table(ruler) or not ruler.rows
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_a_cut_round_is_repeated_whole_and_its_rows_are_marked(tmp_path: Path) -
     assert min(row.marks.start_ms or 0 for row in later) >= last_ms
     reading = of(found)
     assert reading.headline.requests == 3 * 2 * 6  # the cut round counts nowhere
-    (said,) = [one for one in cautions.warnings(found, reading.headline) if "stopped" in one]
+    (said,) = [one for one in cautions.warnings(reading) if "stopped" in one]
     assert "round 2 was repeated whole" in said and f"{outcomes.total()} requests" in said
     # A server's prompt cache may hold what was sent before the stop.
     before = {prompt.text for provider in first for prompt in provider.seen}
@@ -172,7 +172,7 @@ def test_a_model_that_was_changed_ends_the_run_and_is_noted_after_the_last_round
     slow.after = len(first[0].seen) - 1  # its last request is the calibration after the last round
     found = measured(tmp_path / "after", [slow, fake.Provider("fast", 100)])
     assert found.complete and len(found.rounds) == 3 and CHANGED in found.notes[0]
-    said = cautions.warnings(found, of(found).headline)
+    said = cautions.warnings(of(found))
     assert any("was changed during the run" in one for one in said)
 
 

@@ -26,7 +26,7 @@ from poclib.measure.experiment import measure
 from poclib.measure.sweep import Outcome, Point
 from poclib.parameters import Parameters, get
 from poclib.providers import fake
-from poclib.showing import catalogue, curves
+from poclib.showing import curves, documents
 from poclib.showing import notebooks as publish
 
 ROOT = report.root()
@@ -340,11 +340,11 @@ def test_reports_are_kept_under_another_name_and_listed_newest_first(home: Path)
     (folder / "broken.json").write_text("{")
     shutil.copy(ROOT / "data" / "reports" / "published-phase-0.json", folder)
     problems: list[str] = []
-    listed = catalogue.entries(passed_over=problems.append)
+    listed = documents.entries(passed_over=problems.append)
     names = [f"{name}-shared-queue", "sample-shared-queue", "published-phase-0"]
     assert [one.name for one in listed] == names
     assert len(problems) == 1 and "broken.json" in problems[0]
-    last = catalogue.text(listed).splitlines()[-1]
+    last = documents.listing(listed).splitlines()[-1]
     for word in ("published-phase-0", "2026-04-20", "(ollama)", "0.87", "INCONCLUSIVE"):
         assert word in last
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..contention import SLOWER
+from ..contention import SLOWER, alone
 from ..pacing import Power
 from ..reading.phases import LABELS, OVERHEAD, SEGMENTS
 from ..reading.reading import Reading
@@ -313,10 +313,7 @@ def suite_gate(headlines: Sequence[Headline]) -> str:
 
 def doctor_table(reading: Reading, problems: Mapping[str, str], markdown: bool = False) -> str:
     """One line a provider: what it is, how fast, how far; then what is wrong with which."""
-    rates = {}
-    for name, rows in reading.calibrations.items():
-        if tokens := sum(row.output_tokens or 0 for row in rows):
-            rates[name] = 1000 * tokens / sum(row.wall_ms or 0.0 for row in rows)
+    rates = {name: alone(rows).tokens_per_s for name, rows in reading.calibrations.items()}
     return say("doctor", reading.report, reading.headline, rates, problems, markdown)
 
 
