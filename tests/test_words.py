@@ -263,6 +263,25 @@ def test_warnings_that_differ_in_numbers_only_stand_once() -> None:
     assert words.beside([of(pool_report(notes=["all alike"]))]) == ["all alike"]
 
 
+def test_runs_are_compared_by_cause_and_by_what_their_limits_became() -> None:
+    data = pool_report().model_dump()
+    arm = next(arm for arm in data["rounds"][0]["arms"] if arm["arm"] == "strategy")
+    begun = min(request["marks"]["start_ms"] for request in arm["requests"])
+    arm["limit_changes"] = [
+        {"provider": "local", "at_ms": begun + 250, "limit": 2, "reason": "good", "in_flight": 1},
+        {"provider": "local", "at_ms": begun + 800, "limit": 1, "reason": "slower", "in_flight": 2},
+    ]
+    adaptive = of(Report.model_validate(data))
+    lines = documents.changes_text(adaptive).splitlines()
+    assert "250 ms" in lines[2] and "good answers with 1 in flight" in lines[2]
+    assert "800 ms" in lines[3] and "2 in flight gave less than fewer had given" in lines[3]
+    assert documents.changes_text(POOL) == "No limit was changed."
+    runs = documents.runs_side_by_side([POOL, adaptive]).splitlines()
+    assert runs[2].startswith("| serial-per-provider on embedded  ") and "| 0.78 " in runs[2]
+    assert "on embedded, limit found while running" in runs[3] and "undisturbed" in runs[3]
+    assert "- local with 1 request at once: undisturbed." in documents.causes_text(POOL)
+
+
 def test_the_published_claims_are_held_against_the_rows() -> None:
     published = reports.load(PUBLISHED)
     told = documents.published_claims(of(published))
