@@ -45,12 +45,11 @@ recording: errors records report
 records: parameters
 report: errors parameters records
 stats: errors
-suite: errors measure.experiment measure.pool measure.strategies measure.sweep parameters
-    recording report showing.catalogue showing.curves showing.format showing.notebooks
-    showing.site
+suite: errors measure.experiment measure.strategies measure.sweep parameters recording report
+    showing.curves showing.documents showing.format showing.notebooks showing.site
 workload: errors parameters records report
 engines.keeper: .link errors
-engines.link: errors
+engines.link:
 engines.llama: errors parameters
 engines.pool: .llama errors parameters
 providers: .llama_server .ollama .openai .provider
@@ -64,48 +63,39 @@ providers.sockets:
 providers.transport: .sockets errors records
 measure.adaptive: .policy records
 measure.attempt: .policy errors records
+measure.calibration: .attempt .dispatch .forecast .machine .policy .strategies contention errors
+    pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .lanes .policy .strategies errors records
-measure.experiment: .pool .run .strategies engines.pool errors parameters progress recording
-    records report workload
-measure.finder: .experiment contention
+measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
+    providers recording records report workload
 measure.forecast: .strategies pacing records
-measure.identity: .pool errors records
 measure.lanes: .adaptive .attempt .policy .strategies records
 measure.machine: records
 measure.policy:
-measure.pool: engines.pool errors parameters providers records
-measure.repeat: .strategies errors parameters records report workload
-measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records
-measure.run: .adaptive .attempt .dispatch .forecast .identity .machine .policy .pool .ruler
-    .strategies errors pacing parameters progress providers recording records report workload
+measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
+measure.run: .adaptive .calibration .dispatch .forecast .machine .ruler .strategies errors pacing
+    parameters progress providers recording records report workload
 measure.strategies: errors
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
-reading.belief: .frames .phases records stats
-reading.causes: .frames contention records stats
-reading.compare: .frames records stats
-reading.frames: .phases pacing records
-reading.headline: .belief .causes .frames .phases pacing records report stats
+reading.belief: .phases records
+reading.causes: .reading contention records stats
+reading.compare: .reading records stats
+reading.headline: .belief .phases .reading pacing records report stats
 reading.phases: records stats
-reading.reading: .belief .causes .frames .headline records report stats
-reading.tables: .frames .phases .reading errors records report stats
-showing.accuracy: .format .warnings records stats
-showing.catalogue: .format .words errors reading.reading records report stats
-showing.causes: .format reading.causes reading.reading records stats
-showing.charts: .format .style .timeline .titles .words reading.phases stats
-showing.comparisons: .format .words reading.compare records stats
-showing.curves: .causes .charts .format .style .words contention parameters reading.reading
-    records stats
-showing.documents: .format .titles .warnings .words errors records report stats
-showing.exhibits: .format .titles .words reading.frames reading.phases records stats
-showing.format: records
+reading.reading: .belief .causes .headline .tables records report stats
+reading.tables: .headline .phases .reading errors pacing records report
+showing.charts: .format .style .timeline .words reading.phases stats
+showing.curves: .charts .format .style .words contention parameters reading.reading records stats
+showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
+    records report stats
+showing.format:
 showing.notebooks: errors progress recording report
 showing.site: .notebooks errors recording report
 showing.style: reading.phases
-showing.timeline: .format .style .titles .words reading.phases stats
-showing.titles: .format .words reading.phases stats
-showing.warnings: .causes .format pacing reading.belief reading.frames records stats
-showing.words: .format .warnings contention pacing reading.belief reading.frames reading.phases
+showing.timeline: .format .style .words reading.phases stats
+showing.warnings: .format pacing reading.reading records stats
+showing.words: .format .warnings contention pacing reading.phases reading.reading reading.tables
     records stats
 """
 
