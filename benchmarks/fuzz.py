@@ -40,8 +40,7 @@ from poclib.measure.attempt import Rules, attempt  # noqa: E402
 from poclib.parameters import Parameters  # noqa: E402
 from poclib.providers.transport import Response  # noqa: E402
 from poclib.reading import tables  # noqa: E402
-from poclib.reading.reading import of  # noqa: E402
-from poclib.records import Prompt, Request  # noqa: E402
+from poclib.records import Exchange, Parameters, Prompt, Request  # noqa: E402
 from poclib.showing import documents, words  # noqa: E402
 from poclib.showing import format as notation  # noqa: E402
 
@@ -228,6 +227,8 @@ class Body(httpx.AsyncByteStream):
 class Answering:
     """In a client's place: gives one body, whatever is asked, without a socket."""
 
+    hint = ""
+
     def __init__(self, status: int, body: bytes, size: int) -> None:
         self.given = (status, body, size)
 
@@ -237,9 +238,8 @@ class Answering:
     ) -> AsyncIterator[Response]:
         status, body, size = self.given
         headers = {"retry-after": "2"}
-        yield Response(
-            httpx.Response(status, headers=headers, stream=Body(body, size)), "there", exchange
-        )
+        answer = httpx.Response(status, headers=headers, stream=Body(body, size))
+        yield Response(answer, "there", exchange or Exchange(time.perf_counter))
 
     def redacted(self, text: str) -> str:
         return text

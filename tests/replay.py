@@ -84,7 +84,7 @@ class Replay:
         tls: ssl.SSLContext | None = None,
         strict: str | None = None,
     ) -> None:
-        self._answers = answers
+        self.answers = answers
         self._rules = rules(strict) if strict else {}
         self._tls = tls
         self.asked: list[Asked] = []
@@ -110,9 +110,9 @@ class Replay:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if isinstance(self._answers, Answer) and self._answers.ending == "raw":
+            if isinstance(self.answers, Answer) and self.answers.ending == "raw":
                 await reader.read(2**16)
-                writer.write(self._answers.body)
+                writer.write(self.answers.body)
                 return
             while await self._answer(reader, writer):
                 pass
@@ -131,10 +131,10 @@ class Replay:
         headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
         sent = await reader.readexactly(int(headers.get("content-length", 0)))
         self.asked.append(Asked(method, path, headers, json.loads(sent) if sent else None))
-        if isinstance(self._answers, Answer):
-            answer = self._answers
+        if isinstance(self.answers, Answer):
+            answer = self.answers
         else:
-            answer = self._answers.get(path, Answer(b"404 page not found", 404))
+            answer = self.answers.get(path, Answer(b"404 page not found", 404))
         if method == "POST" and (broken := self._broken(path, self.asked[-1].body)):
             answer = Answer(json.dumps({"error": {"message": broken}}).encode(), 400)
         if headers.get("connection", "").lower() == "close":
@@ -221,8 +221,8 @@ def replay(
     return asyncio.run(run())
 
 
-def body(value: Any) -> Answer:
-    return Answer(json.dumps(value).encode())
+def body(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    return Answer(json.dumps(value).encode(), status, headers or {})
 
 
 def facts_of(server: str, *names: str) -> dict[str, Answer]:

@@ -1,8 +1,7 @@
 """Speak to one server: the only wire formats, the only sockets."""
 
-from .llama_server import Embedded, LlamaServer
 from .ollama import Ollama
-from .openai import OpenAI
+from .openai import Embedded, LlamaServer, OpenAI
 from .provider import Provider
 
 __all__ = ["KINDS", "Embedded", "Provider"]

@@ -1,10 +1,7 @@
 """A scripted provider, and a clock that costs no time: for trying and testing, no server.
 
-    pool = [fake.Provider("fast", 100), fake.Provider("slow", 250)]
-    arm = fake.run(lambda clock: run_arm(..., pool, ..., clock, Rules()))
-
-Hours of waiting pass in milliseconds, and every time comes out exact. It knows providers'
-interface only, neither a wire format nor what a run is for.
+pool = [fake.Provider("fast", 100), fake.Provider("slow", 250)]
+arm = fake.run(lambda clock: run_arm(..., pool, ..., clock, Rules()))
 """
 
 from __future__ import annotations
@@ -25,10 +22,9 @@ T = TypeVar("T")
 class Provider:
     """Answers after `service_ms`, `slots` at a time; the rest wait inside the server.
 
-    `overhead_ms` is spent outside the server's own time, as a network would. `script` is
-    what happens to each request in the order they arrive: None answers, an error is raised
-    after half the service time, "hang" never answers and keeps its slot. What the script
-    does not cover is answered, `tokens` long. `most_in_flight` and `seen` tell what it was asked.
+    `overhead_ms` is spent outside the server's own time, as in a network. `script` is what happens
+    to each request in turn: None answers, an error is raised after half the service time, "hang"
+    never answers and keeps its slot.
     """
 
     name: str
@@ -43,23 +39,15 @@ class Provider:
     most_in_flight: int = field(default=0, init=False)
     seen: list[Prompt] = field(default_factory=list, init=False)
     _in_flight: int = field(default=0, init=False)
-    _loop: asyncio.AbstractEventLoop | None = field(default=None, init=False)
-    _free: asyncio.Semaphore = field(init=False)
 
     def __post_init__(self) -> None:
         self._steps = iter(self.script)
+        self._free: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
     async def describe(self) -> ProviderFacts:
-        return ProviderFacts(
-            name=self.name,
-            kind="fake",
-            role=self.role,
-            digest=self.digest,
-            slots=self.slots,
-            reports_time=True,
-            fixed_length=True,
-            cache_defeated=self.cache_defeated,
-        )
+        known: dict[str, Any] = {"name": self.name, "role": self.role, "digest": self.digest}
+        known |= {"slots": self.slots, "cache_defeated": self.cache_defeated}
+        return ProviderFacts(kind="fake", reports_time=True, fixed_length=True, **known)
 
     async def probe(self, clock: Callable[[], float]) -> Probe | None:
         start_ms = clock()
@@ -71,9 +59,6 @@ class Provider:
         self.seen.append(prompt)
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
-        if self._loop is not asyncio.get_running_loop():  # a semaphore belongs to one loop
-            self._loop = asyncio.get_running_loop()
-            self._free = asyncio.Semaphore(self.slots)
         exchange.mark("start")
         try:
             await asyncio.sleep(self.overhead_ms / 1000)
@@ -83,19 +68,19 @@ class Provider:
             exchange.mark("end")
 
     async def _serve(self, prompt: Prompt, exchange: Exchange) -> None:
-        step = next(self._steps, None)
+        loop, step = asyncio.get_running_loop(), next(self._steps, None)
         service_ms = self.service_ms(prompt) if callable(self.service_ms) else self.service_ms
         arrived_ms = exchange.clock()
-        async with self._free:
+        # A semaphore belongs to one loop, and this provider may outlive it.
+        async with self._free.setdefault(loop, asyncio.Semaphore(self.slots)):
             queue_ms = exchange.clock() - arrived_ms
             if step == "hang":
-                await asyncio.get_running_loop().create_future()
+                await loop.create_future()
             elif step is not None:
                 await asyncio.sleep(service_ms / 2000)
                 raise step
             await asyncio.sleep(service_ms / 1000)
-        exchange.mark("first_byte")
-        exchange.mark("last_byte")
+        exchange.marks |= dict.fromkeys(("first_byte_ms", "last_byte_ms"), exchange.clock())
         exchange.pieces.append(f"answer to {prompt.text}")
         exchange.output_tokens = self.tokens
         exchange.finish_reason = "length"
@@ -116,8 +101,7 @@ class _SkippingSelector(selectors.SelectSelector):
         ready = super().select(0)
         if not ready and timeout is None:
             raise RuntimeError("nothing will ever happen on this fake clock")
-        if not ready and timeout:
-            self.skipped_s += timeout
+        self.skipped_s += 0 if ready else timeout or 0
         return ready
 
 

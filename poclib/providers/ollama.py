@@ -7,8 +7,7 @@ import re
 from typing import ClassVar
 
 from ..records import Exchange, Prompt, ProviderFacts, ServerTimings
-from .events import Json, add, count_of, ms_of, short, total
-from .provider import ENDPOINTS, Provider
+from .provider import ENDPOINTS, Json, Provider, add, count_of, ms_of, short, total
 
 
 class Ollama(Provider):
@@ -21,22 +20,21 @@ class Ollama(Provider):
     paths: ClassVar = {"chat": "/api/chat", "completion": "/api/generate"}
     whole = frozenset({"stop", "length"})
     probe_path = "/api/version"
-    endpoints = (*ENDPOINTS, "/api")
+    endpoints = f"{ENDPOINTS} /api"
 
     async def _describe(self) -> ProviderFacts:
-        wanted = self.settings.model or ""
+        model = self.settings.model or ""
         version = await self._get("/api/version")
         models = (await self._get("/api/tags")).get("models") or []
-        there = {m.get("name") or m["model"]: m for m in models}
-        mine = {_ollama_name(name): m for name, m in there.items()}.get(_ollama_name(wanted))
-        self._check_stays(False)
-        if mine is None:
-            raise self._missing(list(there))
-        shown = await self._get("/api/show", optional=True, asked={"model": wanted})
-        cloud = any(m.get(key) for m in (mine, shown) for key in ("remote_host", "remote_model"))
+        listed = {m.get("name") or m["model"]: m for m in models}
+        entry = {_full_name(name): m for name, m in listed.items()}.get(_full_name(model))
+        if entry is None:
+            raise self._missing(list(listed))
+        shown = await self._get("/api/show", optional=True, asked={"model": model})
+        cloud = any(m.get(key) for m in (entry, shown) for key in ("remote_host", "remote_model"))
         self._check_stays(cloud)
         # The manifest's digest is another with each parameter, and tells nothing of a cloud.
-        manifest = f"ollama:{short(mine['digest'])}" if mine.get("digest") else None
+        manifest = f"ollama:{short(entry['digest'])}" if entry.get("digest") else None
         return self._facts(
             server=f"Ollama {short(version['version'])}",
             digest=None if cloud else _weights(str(shown.get("modelfile"))) or manifest,
@@ -46,48 +44,45 @@ class Ollama(Provider):
 
     def _request_body(self, prompt: Prompt) -> Json:
         p = self.parameters
-        options = {"num_predict": p.max_tokens, "num_ctx": p.context_tokens}
+        options: Json = {"num_predict": p.max_tokens, "num_ctx": p.context_tokens}
         options |= {"temperature": 0, "seed": p.seed}
         body: Json = {"model": self.settings.model, "stream": p.stream, "options": options}
-        body["keep_alive"] = "15m"
+        body |= {"keep_alive": "15m"} | self._asked(prompt)
+        if self.api == "completion":
+            body["raw"] = True
         if self.settings.think is not None:
             body["think"] = self.settings.think
-        return body | self._asked(prompt) | ({} if self.api == "chat" else {"raw": True})
+        return body
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
-        if exchange.finished:
-            return False
-        said = event["message"] if self.api == "chat" else event
-        piece = said.get("content" if self.api == "chat" else "response")
-        add(exchange, said.get("thinking"), piece, here_ms)
+        part = event["message"] if self.api == "chat" else event
+        piece = part.get("content" if self.api == "chat" else "response")
+        add(exchange, part.get("thinking"), piece, here_ms)
         if not event.get("done"):
             return False
         self._ending(exchange, event.get("done_reason"))
         exchange.prompt_tokens = count_of(event, "prompt_eval_count") or None
         exchange.output_tokens = count_of(event, "eval_count")
-        if event.get("total_duration") is None:
-            return True
-        # Nanoseconds. The server leaves a zero out, so beside a total absent means 0; what
-        # no part holds is the wait for a slot (and applying the template).
-        whole = ms_of(event, "total_duration", 1e-6)
-        keys = [f"{part}_duration" for part in ("load", "prompt_eval", "eval")]
-        parts = [ms_of(event, key, 1e-6) if key in event else 0.0 for key in keys]
-        known = total(*parts)
-        exchange.server = ServerTimings(
-            load_ms=parts[0],
-            queue_ms=None if whole is None or known is None else max(0.0, whole - known),
-            prompt_ms=parts[1],
-            generation_ms=parts[2],
-            total_ms=whole,
-        )
+        if event.get("total_duration") is not None:
+            exchange.server = _timings(event)
         return True
 
 
-def _ollama_name(name: str) -> tuple[str, ...]:
-    """Registry, namespace, model and tag, the way Ollama reads a name: in any case, with defaults.
+def _timings(event: Json) -> ServerTimings:
+    """In nanoseconds, zeros left out. What no part holds is the wait for a slot."""
+    whole = ms_of(event, "total_duration", 1e-6)
+    keys = [f"{part}_duration" for part in ("load", "prompt_eval", "eval")]
+    load, prompt, generation = (ms_of(event, k, 1e-6) if k in event else 0.0 for k in keys)
+    known = total(load, prompt, generation)
+    queue = None if whole is None or known is None else max(0.0, whole - known)
+    return ServerTimings(
+        load_ms=load, queue_ms=queue, prompt_ms=prompt, generation_ms=generation, total_ms=whole
+    )
 
-    A colon before the last slash is a registry's port; the tag `local` says where, not which.
-    """
+
+def _full_name(name: str) -> tuple[str, ...]:
+    """Registry, namespace, model and tag, as Ollama reads a name: in any case, with defaults."""
+    # The tag `local` says where, not which; a colon before the last slash is a registry's port.
     name = name.strip().lower().removesuffix(":local")
     path, _, tag = name.rpartition(":")
     if not path or "/" in tag:
@@ -97,10 +92,7 @@ def _ollama_name(name: str) -> tuple[str, ...]:
 
 
 def _weights(modelfile: str) -> str | None:
-    """What Ollama's blobs of weights are named by: the SHA-256 of a model file (and its adapters).
-
-    None where the text names no blob. Where it lies is nobody's business.
-    """
+    """The SHA-256 of a model file and its adapters, by which blobs are named; None without any."""
     (first, *others) = re.findall(r"^(FROM|ADAPTER) (.*)", modelfile, re.MULTILINE) or [("", "")]
     lines = [first[1], *(line for word, line in others if word == "ADAPTER")]
     sums = re.findall(r"sha256[-:]([0-9a-f]{64})", "\n".join(lines))

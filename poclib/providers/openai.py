@@ -1,14 +1,16 @@
-"""Any OpenAI-compatible server, such as vLLM."""
+"""Servers that speak OpenAI's API, such as vLLM, and llama.cpp's own, run by somebody or by us."""
 
 from __future__ import annotations
 
 import hashlib
-from typing import ClassVar
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol
+from urllib.parse import quote
 
-from ..errors import ProviderError
+from ..errors import ProviderError, Rejected
 from ..records import Exchange, Prompt, ProviderFacts, ServerTimings
-from .events import Json, add, count_of, ms_of, part_of, short, total
-from .provider import Provider
+from .provider import HINTS, Json, Provider, add, count_of, ms_of, part_of, short, total
+from .transport import failed
 
 
 class OpenAI(Provider):
@@ -22,28 +24,28 @@ class OpenAI(Provider):
     is_vllm = False
 
     async def _describe(self) -> ProviderFacts:
-        self._check_stays(False)
+        self._check_stays()
         models, model = await self._models(), self.settings.model or ""
         if models is None:
             return self._facts()
-        mine = {name: m for m in models for name in (m["id"], m["id"].removesuffix(":latest"))}
-        if model not in mine:
-            raise self._missing(list(mine))
-        self.is_vllm = mine[model].get("owned_by") == "vllm"
-        self.keeps_streams = mine[model].get("owned_by") != "llamacpp"
+        named = {name: m for m in models for name in (m["id"], m["id"].removesuffix(":latest"))}
+        if model not in named:
+            raise self._missing(list(named))
+        owner = named[model].get("owned_by")
+        self.is_vllm, self.keeps_streams = owner == "vllm", owner != "llamacpp"
         if not self.is_vllm:
             return self._facts()
         self.probe_path = "/health"
         version = await self._get("/version", optional=True)
         return self._facts(
             server=f"vLLM {short(version.get('version') or '')}".rstrip(),
-            context_tokens=count_of(mine[model], "max_model_len"),
+            context_tokens=count_of(named[model], "max_model_len"),
             fixed_length=True,
             cache_defeated=True,
         )
 
     async def _models(self) -> list[Json] | None:
-        """The models that the server lists; None where it keeps no list."""
+        """What the server lists; None where it keeps no list."""
         try:
             return (await self._get("/v1/models")).get("data")
         except ProviderError as error:
@@ -53,13 +55,8 @@ class OpenAI(Provider):
 
     def _request_body(self, prompt: Prompt) -> Json:
         p, think = self.parameters, self.settings.think
-        body: Json = {
-            "model": self.settings.model,
-            "max_tokens": p.max_tokens,
-            "temperature": 0,
-            "seed": p.seed,
-            "stream": p.stream,
-        }
+        body: Json = {"model": self.settings.model, "max_tokens": p.max_tokens, "temperature": 0}
+        body |= {"seed": p.seed, "stream": p.stream}
         if p.stream:
             body["stream_options"] = {"include_usage": True}
         if isinstance(think, bool):
@@ -74,46 +71,129 @@ class OpenAI(Provider):
         return body | self._asked(prompt)
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
-        """Whole with its usage, which comes with or after `finish_reason`, or with `[DONE]`.
-
-        `finish_reason` alone is followed by counts and times, which are waited for.
-        """
-        for choice in () if exchange.finished else (event.get("choices") or [])[:1]:
+        """Whole with its usage, which comes with or after `finish_reason`."""
+        for choice in (event.get("choices") or [])[:1]:
             if choice.get("error"):
                 raise self._told(choice)
-            said = choice.get("delta") or choice.get("message") or choice
-            thought = said.get("reasoning_content") or said.get("reasoning")
-            piece = said.get("content") or said.get("text")
+            part = choice.get("delta") or choice.get("message") or choice
+            thought = part.get("reasoning_content") or part.get("reasoning")
+            piece = part.get("content") or part.get("text")
             add(exchange, thought, piece, None if choice.get("message") else here_ms)
             if choice.get("finish_reason"):
                 self._ending(exchange, choice["finish_reason"], choice.get("native_finish_reason"))
-        usage = part_of(event, "usage")
-        if usage:
+        self._count(event, exchange)
+        counted = part_of(event, "usage") and exchange.output_tokens
+        return bool(counted and exchange.finish_reason)
+
+    def _count(self, event: Json, exchange: Exchange) -> None:
+        if usage := part_of(event, "usage"):
             exchange.prompt_tokens = count_of(usage, "prompt_tokens") or exchange.prompt_tokens
             exchange.output_tokens = count_of(usage, "completion_tokens") or exchange.output_tokens
-            exchange.cached_tokens = count_of(
-                part_of(usage, "prompt_tokens_details"), "cached_tokens"
-            )
+            details = part_of(usage, "prompt_tokens_details")
+            exchange.cached_tokens = count_of(details, "cached_tokens")
         if metrics := part_of(event, "metrics"):
             queue = ms_of(metrics, "queue_time_ms")
-            first = ms_of(metrics, "time_to_first_token_ms")
+            prompt = ms_of(metrics, "time_to_first_token_ms")
             generation = ms_of(metrics, "generation_time_ms")
-            exchange.server = ServerTimings(
-                queue_ms=queue,
-                prompt_ms=first,
-                generation_ms=generation,
-                total_ms=total(queue, first, generation),
-            )
-        take_timings(event, exchange)
-        return bool(usage and exchange.finish_reason and exchange.output_tokens)
+            exchange.server = _timings(queue_ms=queue, prompt_ms=prompt, generation_ms=generation)
+        if timings := part_of(event, "timings"):  # of llama.cpp, which tells of no queue
+            prompt, generation = ms_of(timings, "prompt_ms"), ms_of(timings, "predicted_ms")
+            exchange.server = _timings(prompt_ms=prompt, generation_ms=generation)
+            if "cache_n" in timings:
+                exchange.cached_tokens = count_of(timings, "cache_n")
 
 
-def take_timings(event: Json, exchange: Exchange) -> None:
-    """llama.cpp's `timings`, in milliseconds: no queue, so the total is prompt + generation."""
-    if timings := part_of(event, "timings"):
-        prompt, generation = ms_of(timings, "prompt_ms"), ms_of(timings, "predicted_ms")
-        if "cache_n" in timings:
-            exchange.cached_tokens = count_of(timings, "cache_n")
-        exchange.server = ServerTimings(
-            prompt_ms=prompt, generation_ms=generation, total_ms=total(prompt, generation)
+def _timings(**parts: float | None) -> ServerTimings:
+    return ServerTimings(**parts, total_ms=total(*parts.values()))
+
+
+class LlamaServer(OpenAI):
+    """llama.cpp's server: cache off, end token ignored; it reports no time in its queue."""
+
+    paths: ClassVar = {"chat": "/v1/chat/completions", "completion": "/completion"}
+    whole = OpenAI.whole | {"eos", "word", "limit"}
+    probe_path = "/health"
+    served: str | None = None  # by a router, the name it knows the model by
+    # It closes each connection that carried a stream, without saying so beforehand: a next
+    # request on it would race that, and be lost.
+    keeps_streams = False
+
+    async def _describe(self) -> ProviderFacts:
+        await self._get("/health")
+        models, model = await self._models(), self.settings.model
+        names = [name for m in models or [] for name in _names(m)]
+        if models is not None and model not in names and (model or len(models) != 1):
+            raise self._missing(names)
+        entry, query = _entry(models, model), ""
+        if "status" in entry:  # a router of several models, which must be told each time
+            self.served = entry["id"]
+            query = f"?model={quote(entry['id'], safe='')}"
+        props = await self._get(f"/props{query}", optional=True)
+        if query:  # asking for its properties has loaded it: only now the list tells of it
+            entry = _entry(await self._models(), self.served)
+        meta = entry.get("meta") or {}
+        parts = [meta.get(key) for key in ("n_params", "size", "ftype")]
+        # Without an alias a model's name is its file's path, which is nobody's business.
+        name = short(entry.get("id", "").replace("\\", "/").rpartition("/")[2]) or None
+        generation = props.get("default_generation_settings") or {}
+        return self._facts(
+            model=model or name,
+            server=f"llama-server {short(props.get('build_info') or '')}".rstrip(),
+            digest="llama:" + short("/".join(map(str, parts))) if None not in parts else None,
+            slots=count_of(props, "total_slots") or self.settings.slots,
+            context_tokens=count_of(generation, "n_ctx") or None,
+            reports_time=True,
+            fixed_length=True,
+            cache_defeated=True,
         )
+
+    def _request_body(self, prompt: Prompt) -> Json:
+        body = super()._request_body(prompt) | {"ignore_eos": True, "cache_prompt": False}
+        if self.api == "completion":
+            body["n_predict"] = body.pop("max_tokens")
+        body["model"] = self.served or body["model"]
+        return body if body["model"] else {key: body[key] for key in body if key != "model"}
+
+    def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
+        if self.api == "chat":
+            return super()._take(event, exchange, here_ms)
+        add(exchange, None, event["content"], here_ms)
+        if not event.get("stop"):
+            return False
+        self._ending(exchange, event.get("stop_type"))
+        exchange.prompt_tokens = count_of(event, "tokens_evaluated") or None
+        exchange.output_tokens = count_of(event, "tokens_predicted")
+        self._count(event, exchange)
+        return True
+
+
+def _names(entry: Json) -> list[str]:
+    return [entry["id"], *(entry.get("aliases") or [])]
+
+
+def _entry(models: list[Json] | None, model: str | None) -> Json:
+    """What is listed of `model`, or of the first."""
+    return next((m for m in models or [] if model is None or model in _names(m)), {})
+
+
+class Ports(Protocol):
+    def take(self) -> AbstractContextManager[str | None]:
+        """The address of a process for a prompt, until the block ends; None where it refuses."""
+
+
+class Embedded(LlamaServer):
+    """A llama-server of the pool on this machine, or several: `ports` says which takes a prompt."""
+
+    ports: Ports | None = None
+
+    async def send(self, prompt: Prompt, exchange: Exchange, *_: Any) -> None:
+        """A refusal is a busy server's; it comes at once, also where there is a link."""
+        if self.ports is None:
+            return await super().send(prompt, exchange)
+        with self.ports.take() as url:
+            if url is None:
+                exchange.mark("start")
+                exchange.mark("end")
+                what = f"HTTP 503{HINTS[503]}: no slot is free"
+                raise failed(Rejected, self.name, what, status=503, retry_after_s=1.0)
+            return await super().send(prompt, exchange, url)

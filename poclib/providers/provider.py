@@ -1,52 +1,58 @@
 """One server that answers prompts: what every kind of provider does alike.
 
-Asks it who it is, sends it prompts, probes the way to it. Knows nothing of other providers, of
+What it sends is read however it comes, and nothing of it believed unchecked. Knows nothing of
 strategies, or of what a prompt is for.
 """
 
 from __future__ import annotations
 
-import ipaddress
+import asyncio
+import html
+import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, Protocol
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from ..errors import BadAnswer, Forbidden, ModelMissing, ParameterError, ProviderError, Rejected
-from ..parameters import Parameters, ProviderSettings
-from ..records import Exchange, Probe, Prompt, ProviderFacts
-from .events import SURPRISES, Json, loaded, short, wait_s, words_of
-from .transport import Response, TimedClient
+from ..records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
+from .transport import Response, TimedClient, failed
 
+Json = dict[str, Any]
+# An object, or None for `[DONE]`; when it came; whether as a server-sent event.
+Events = AsyncIterator[tuple[Json | None, float, bool]]
+# What reading a body of an unforeseen shape raises; pydantic's own error is a ValueError.
+SURPRISES = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 # How long a body may go on after its answer: that is waited for to keep the connection.
 LINGER_S = 0.2
+# No duration of one request is longer, in milliseconds: a day.
+LONGEST_MS = 86_400_000
 BOM = b"\xef\xbb\xbf"
+# Where servers put what they say of an error, the most telling first.
+WORDS = ("error", "errors", "detail", "message", "msg", "reason", "type", "code")
 HINTS = {
     401: ", set api_key_env to the name of the variable that holds its key",
     503: ", busy or still loading",
 }
+REDIRECT = ", a redirect, which is not followed; is its url right, and should it be https"
+HINTS |= dict.fromkeys((301, 302, 303, 307, 308), REDIRECT)
 # What a url may not end in: poclib adds it.
-ENDPOINTS = (
-    *("/chat/completions", "/completions", "/completion", "/v1/models", "/health", "/props"),
-    *("/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/version"),
-)
-
-
-class Ports(Protocol):
-    """The addresses of one provider's processes."""
-
-    def take(self) -> AbstractContextManager[str | None]:
-        """One to send a prompt to, until the block ends; None where the provider refuses."""
+ENDPOINTS = "/chat/completions /completions /completion /v1/models /health /props /api/chat "
+ENDPOINTS += "/api/generate /api/tags /api/show /api/version"
 
 
 class Provider:
-    """One server. `describe` it before use, then `send` prompts and `probe` round trips."""
+    """One server. `describe` it before use, then `send` prompts and `probe` round trips.
+
+    A kind of server is a subclass with `_describe`, `_request_body` and `_take`, which may raise
+    any of `SURPRISES` where the server sends something else than they expect.
+    """
 
     paths: ClassVar[Mapping[str, str]]  # by `api`
     whole: ClassVar[frozenset[str]]  # the endings of an answer that is whole
+    endpoints = ENDPOINTS
     probe_path = "/health"
-    endpoints: tuple[str, ...] = ENDPOINTS
     keeps_streams = True
     # Whether its bodies go on after their answers end; None: not known yet.
     _lingers: bool | None = None
@@ -59,35 +65,29 @@ class Provider:
         self.parameters = parameters
         self.api: Literal["chat", "completion"] = settings.api or "chat"
         base = url.rstrip("/").removesuffix("/v1")  # the way clients of OpenAI write it
-        if own := next((path for path in self.endpoints if base.endswith(path)), None):
-            raise ParameterError(
-                f"provider {self.name}: its url ends in {own}, which is added to it; leave that "
-                "out, as in http://192.168.1.20:11434"
-            )
+        if own := next((path for path in self.endpoints.split() if base.endswith(path)), None):
+            what = f"its url ends in {own}, which is added to it; leave that out"
+            raise ParameterError(f"provider {self.name}: {what}, as in http://192.168.1.20:11434")
         limits_s = parameters.connect_timeout_s, parameters.request_timeout_s
         public = parameters.may_be_public(self.name)
         self.client = TimedClient(self.name, base, key, *limits_s, public, settings.ca_file)
-        self.role: Literal["local", "remote"] = settings.role or _role(url)
+        own_host = re.fullmatch(r"localhost|127(\.\d+){3}|::1", urlsplit(url).hostname or "")
+        self.role: Literal["local", "remote"] = settings.role or ("local" if own_host else "remote")
 
     async def describe(self) -> ProviderFacts:
-        """Ask the server who it is. Raises `ModelMissing`, or any other `ProviderError`."""
-        try:
+        """Who the server is. Raises `ModelMissing`, or any other `ProviderError`."""
+        with self._as_expected():
             return await self._describe()
-        except SURPRISES as error:
-            raise self._surprise(error) from None
 
     async def probe(self, clock: Callable[[], float]) -> Probe | None:
-        """How long a tiny request takes on a warm connection.
-
-        A first request warms the connection where none is open, and is not counted; None
-        where the server keeps no connection.
-        """
+        """How long a tiny request takes on a warm connection; None where the server keeps none."""
         for _ in range(2):
             trip = Exchange(clock)
             async with self.client.request("GET", self.probe_path, exchange=trip) as response:
                 await response.body()
-            if "connected_ms" not in trip.marks:
-                marks = trip.marks
+                response.mark_end()
+            marks = trip.marks
+            if "connected_ms" not in marks:
                 return Probe(
                     provider=self.name,
                     at_ms=marks["start_ms"],
@@ -96,50 +96,28 @@ class Provider:
                 )
         return None
 
-    async def send(self, prompt: Prompt, exchange: Exchange) -> None:
-        """Have `prompt` answered, filling `exchange` as it happens.
+    async def send(self, prompt: Prompt, exchange: Exchange, url: str | None = None) -> None:
+        """Have `prompt` answered, filling `exchange` as it happens; at `url`, if not its own.
 
-        Raises a `ProviderError`; what was marked until then stays in `exchange`.
+        Raises a `ProviderError`.
         """
-        path, body = self.paths[self.api], self._request_body(prompt)
-        streamed = self.parameters.stream
-        keep = self.keeps_streams or not streamed
-        patience_s = 0.0 if self._lingers else LINGER_S
+        asked = "POST", self.paths[self.api], self._request_body(prompt), exchange
+        keep = self.keeps_streams or not self.parameters.stream
         try:
-            async with (
-                self._address(exchange) as url,
-                self.client.request("POST", path, body, exchange, keep, url) as response,
-            ):
+            async with self.client.request(*asked, keep, url) as response:
                 if response.status != 200:
                     raise self._rejection(response, await response.body())
-                over, count = False, 0
-                async for event, here_ms, is_event in self._events(response):
-                    if over:
-                        continue
-                    count += 1
-                    over = event is None
-                    try:
-                        ended = event is None or self._take(
-                            self._sound(event), exchange, here_ms if streamed else None
-                        )
-                    except SURPRISES as error:
-                        raise self._surprise(error) from None
-                    if ended:
-                        self._accept(exchange, count == 1 and not is_event)
-                        response.mark_end(patience_s)
-                if not exchange.finished:
-                    if not exchange.finish_reason:
-                        what = "stops before its end" if count else "is empty, no byte of it came"
-                        raise self._bad(
-                            f"its answer {what}", "did the server stop, or is its kind another?"
-                        )
-                    self._accept(exchange, count == 1 and not is_event)
-                    response.mark_end()
+                events = self._events(response)
+                await self._read(events, exchange)
+                response.mark_end()
+                # The rest is waited for to keep the connection; it cannot spoil the answer.
+                async with asyncio.timeout(0 if self._lingers else LINGER_S):
+                    async for event, *_ in events:
+                        self._count(event or {}, exchange)
             self._lingers = False
         except ProviderError:
             if not exchange.finished:
                 raise
-            # What comes after an answer cannot spoil it.
             self._lingers = self._lingers is not False
         finally:
             if "end_ms" not in exchange.marks:  # it failed
@@ -149,183 +127,170 @@ class Provider:
             if exchange.token_ms:
                 exchange.marks["first_token_ms"] = exchange.token_ms[0]
 
-    def _accept(self, exchange: Exchange, at_once: bool) -> None:
-        """Let an answer that has ended be one. Raises `BadAnswer` where nothing was generated.
-
-        One that came `at_once`, though it was asked for as a stream, has no first token.
-        """
+    async def _read(self, events: Events, exchange: Exchange) -> None:
+        """Read an answer to its end. Raises `BadAnswer` where it has none, or no text or token."""
+        count, alone = 0, False
+        async for event, here_ms, is_event in events:
+            count += 1
+            alone = count == 1 and not is_event
+            streamed_ms = here_ms if self.parameters.stream else None
+            with self._as_expected():
+                if event is None or self._take(self._sound(event), exchange, streamed_ms):
+                    break
+        else:
+            if not exchange.finish_reason:
+                raise self._bad("its answer is empty or stops before its end; did it crash?")
+        exchange.output_tokens = exchange.output_tokens or None  # 0 for a text is no count
         if not (exchange.pieces or exchange.thoughts or exchange.output_tokens):
-            what = "its answer is empty: no text, and no token counted"
-            raise self._bad(what, "try its model by hand, or look at its log.")
-        if not exchange.output_tokens:  # 0 for a text that came is no count
-            exchange.output_tokens = None
-        if at_once:
+            raise self._bad("its answer is empty: no text, and no token counted; look at its log.")
+        if alone:  # no stream, though it was asked for as one: it has no first token
             exchange.token_ms.clear()
             exchange.thought_ms.clear()
         exchange.finished = True
 
-    def _address(self, exchange: Exchange) -> AbstractAsyncContextManager[str | None]:
-        """Where a prompt is sent, if not to the provider's only address."""
-        return nullcontext()
-
     async def aclose(self) -> None:
-        """Close the connections."""
         await self.client.aclose()
 
-    async def _events(self, response: Response) -> AsyncIterator[tuple[Json | None, float, bool]]:
-        """The JSON objects of an answer, None for `[DONE]`; when each came, whether as an event.
+    async def _events(self, response: Response) -> Events:
+        """The JSON objects of an answer: as server-sent events, a line each, or one on many lines.
 
-        However they come: as server-sent events, a line each, or one on any number of lines. The
-        data of an event is read when it is whole: the blank line that ends it may come later.
+        An event is read when its data is whole: the blank line that ends it may come later.
         """
         name, data_ms = b"", 0.0
         data: list[bytes] = []  # of an event on many lines
         text: list[bytes] = []  # of one object on many lines
         sse = response.headers.get("content-type", "").startswith("text/event-stream")
-        async for raw in response.lines():
+        lines = response.lines()
+        async for raw in lines:
             line = raw.strip().removeprefix(BOM)
-            field, _, value = line.partition(b":")
+            field, _, value = (part.strip() for part in line.partition(b":"))
             if text:
                 text.append(line)
             elif field == b"data":
-                sse, value = True, value.strip()
-                if value:
-                    data_ms = response.here_ms
+                sse = True
+                data_ms = response.here_ms if value else data_ms
                 if data or name == b"error":
                     data.append(value)
                 elif value == b"[DONE]":
                     yield None, data_ms, True
-                elif isinstance(found := loaded(value), dict):
+                    async for _ in lines:
+                        pass
+                elif isinstance(found := _loaded(value), dict):
                     yield found, data_ms, True
                 elif value:
                     data.append(value)
             elif not line:
-                if data and (event := self._event(name, b"\n".join(data))) is not None:
+                if data and (event := self._parsed(b"\n".join(data), name)) is not None:
                     yield event, data_ms, True
                 name, data = b"", []
             elif field == b"event":
-                sse, name = True, value.strip()
+                sse, name = True, value
             elif field == b"error":
-                raise self._told(loaded(value))
+                raise self._told(_loaded(value))
             elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
                 sse = True
-            elif isinstance(found := loaded(line), dict):
+            elif isinstance(found := _loaded(line), dict):
                 yield found, response.here_ms, sse
             elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
                 text.append(line)
-        if data and (event := self._event(name, b"\n".join(data))) is not None:
-            yield event, data_ms, True
-        if text:
-            yield self._parsed(b"\n".join(text)), response.here_ms, False
+        if rest := text or data:
+            event = self._parsed(b"\n".join(rest), b"" if text else name)
+            if event is not None:
+                yield event, response.here_ms if text else data_ms, not text
 
-    def _event(self, name: bytes, data: bytes) -> Json | None:
-        """What a server-sent event on several lines, or of a name, holds of an answer."""
+    def _parsed(self, text: bytes, name: bytes = b"") -> Json | None:
+        """The JSON object that `text` is; None where it is none in an event of another `name`."""
+        found = _loaded(text)
         if name == b"error":
-            raise self._told(loaded(data))
-        if name in (b"", b"message"):
-            return self._parsed(data)
-        found = loaded(data)
-        return found if isinstance(found, dict) else None
-
-    def _parsed(self, text: bytes) -> Json:
-        """The JSON object that `text` is. Raises `BadAnswer` where it is none."""
-        found = loaded(text)
+            raise self._told(found)
         if isinstance(found, dict):
             return found
-        known = not isinstance(found, str) or text.lstrip().startswith(b'"')
+        if name not in (b"", b"message"):
+            return None
         # A broken object is no words of the server, and may hold what was asked.
-        said = "" if known or text.lstrip().startswith(b"{") else self._words(found)
-        what = f"{'JSON, but no object' if known else 'not JSON'}{f' ({said})' if said else ''}"
-        raise self._bad(
-            f"its answer is {what}", f"is its kind {self.settings.kind}, and the port right?"
-        )
+        words = "" if text.lstrip().startswith(b"{") else f" ({self._words(found)})"
+        then = f"is its kind {self.settings.kind}, and its url right?{self.client.hint}"
+        raise self._bad(f"its answer is no JSON object{words}; {then}")
 
     def _sound(self, event: Json) -> Json:
         """`event` unless it tells an error, in any of the ways in which servers do."""
-        if (
-            any(event.get(key) for key in ("error", "errors", "detail"))
-            or "error" in (event.get("object"), event.get("type"))
-            or isinstance(event.get("message"), str)
-        ):
+        told = [event.get(key) for key in ("error", "errors", "detail")]
+        told += [event.get(key) == "error" for key in ("object", "type")]
+        if any(told) or isinstance(event.get("message"), str):
             raise self._told(event)
         return event
 
     def _told(self, body: Any) -> Rejected:
-        words = self._words(body)
-        return Rejected(f"provider {self.name}: error in its answer: {words}", self.name)
+        return failed(Rejected, self.name, f"error in its answer: {self._words(body)}")
 
-    def _bad(self, what: str, then: str) -> BadAnswer:
-        return BadAnswer(f"provider {self.name}: {what}; {then}", self.name)
+    def _bad(self, what: str) -> BadAnswer:
+        return failed(BadAnswer, self.name, what)
 
     def _rejection(self, response: Response, body: bytes) -> ProviderError:
         """The error for an HTTP status other than 200, with the server's own words."""
-        words = self._words(loaded(body))
-        status = response.status
+        words, status = self._words(_loaded(body)), response.status
         lacks_it = "not found" in words or "not exist" in words
         if status in (400, 404) and "model" in words and lacks_it:
-            return ModelMissing(
-                f"provider {self.name}: {words}; `poc doctor` lists what it has.", self.name, status
-            )
-        sentence = f"provider {self.name}: HTTP {status}{HINTS.get(status, '')}: {words}"
-        return Rejected(sentence, self.name, status, wait_s(response.headers))
+            what = f"{words}; `poc doctor` lists what it has."
+            return failed(ModelMissing, self.name, what, status=status)
+        wait = response.headers.get("retry-after", "").strip()
+        wait_s = float(wait) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", wait) else None
+        what = f"HTTP {status}{HINTS.get(status, '')}: {words}"
+        return failed(Rejected, self.name, what, status=status, retry_after_s=wait_s)
 
     def _words(self, body: Any) -> str:
         """An error body's own sentence, on one line and without address or key."""
-        return short(self.client.redacted(words_of(body))) or "no reason given"
+        return short(self.client.redacted(_words_of(body))) or "no reason given"
 
     def _ending(self, exchange: Exchange, reason: Any, more: Any = None) -> None:
         """Note how an answer ends. Raises `BadAnswer` where that is not as a whole one does."""
         exchange.finish_reason = short(reason or "") or None
         if exchange.finish_reason and exchange.finish_reason.lower() not in self.whole:
             told = self._words(f"{reason}, {more}" if more else reason)
-            what = f"its answer ended with “{told}”, which no whole one does"
-            raise self._bad(what, "its log may say why.")
+            raise self._bad(f"its answer ended with “{told}”, as no whole one does; see its log.")
 
-    def _surprise(self, error: Exception) -> BadAnswer:
-        what = f"its answer is not what the kind {self.settings.kind} sends"
-        return self._bad(f"{what} ({type(error).__name__})", "is its kind right?")
+    @contextmanager
+    def _as_expected(self) -> Iterator[None]:
+        """What reading a body of an unforeseen shape raises becomes a `BadAnswer`."""
+        try:
+            yield
+        except SURPRISES as error:
+            what = f"its answer is not what the kind {self.settings.kind} sends"
+            raise self._bad(f"{what} ({type(error).__name__}); is its kind right?") from None
 
     async def _get(self, path: str, optional: bool = False, asked: Json | None = None) -> Json:
-        """A JSON object from the server; empty where it has none and `optional`.
-
-        What needs to be `asked` goes out as a POST.
-        """
+        """A JSON object from the server, `asked` by POST; empty if it has none and `optional`."""
         try:
             async with self.client.request("POST" if asked else "GET", path, asked) as response:
                 body = await response.body()
-        except (BadAnswer, Rejected):  # a page for people, or a redirect to one
+            if response.status != 200:
+                raise self._rejection(response, body)
+            return self._sound(self._parsed(body) or {})
+        except (BadAnswer, ModelMissing, Rejected):  # a page for people, or a redirect to one
             if not optional:
                 raise
             return {}
-        if optional and (response.status != 200 or not body.startswith(b"{")):
-            return {}
-        if response.status != 200:
-            raise self._rejection(response, body)
-        return self._sound(self._parsed(body))
 
     def _facts(self, **found: Any) -> ProviderFacts:
         s = self.settings
-        common = {"name": s.name, "kind": s.kind, "role": self.role, "capacity": s.capacity}
-        common["keeps_streams"] = self.keeps_streams
-        return ProviderFacts(**{"model": s.model, "slots": s.slots, **common, **found})
+        known: Json = {"name": s.name, "kind": s.kind, "model": s.model, "role": self.role}
+        known |= {"slots": s.slots, "capacity": s.capacity, "keeps_streams": self.keeps_streams}
+        return ProviderFacts(**known | found)
 
     def _missing(self, there: list[str]) -> ModelMissing:
         names = ", ".join(short(name) for name in sorted(there)[:8]) or "none"
         what = f"no model {self.settings.model or 'is there'}; it has: {names}."
         if there and not self.settings.model:
             what = f"it has several models; name one of them as its model: {names}."
-        return ModelMissing(f"provider {self.name}: {what}", self.name)
+        return failed(ModelMissing, self.name, what)
 
-    def _check_stays(self, goes_on: bool) -> None:
+    def _check_stays(self, goes_on: bool = False) -> None:
         """Raise `Forbidden` where prompts would go on to another machine and may not."""
         cloud = re.search(r"[:-]cloud$", self.settings.model or "", re.IGNORECASE)
         if (goes_on or cloud) and not self.parameters.may_be_public(self.name):
-            raise Forbidden(
-                f"provider {self.name}: its model runs in Ollama's cloud or at another host, so "
-                "prompts would leave this server; choose a model of its own, or set "
-                f"allow_public: [{self.name}] in the parameters if that is meant.",
-                self.name,
-            )
+            what = "its model runs in Ollama's cloud or at another host; choose one of its own, "
+            what += f"or set allow_public: [{self.name}] if prompts may leave this server."
+            raise failed(Forbidden, self.name, what)
 
     def _asked(self, prompt: Prompt) -> Json:
         if self.api == "completion":
@@ -339,17 +304,73 @@ class Provider:
         raise NotImplementedError
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
-        """Read one event into `exchange`; whether the answer is whole with it.
-
-        `here_ms` is when it arrived, where it was streamed. May raise any of `SURPRISES`.
-        """
+        """Read one event, which came at `here_ms` if streamed; whether the answer ends with it."""
         raise NotImplementedError
 
+    def _count(self, event: Json, exchange: Exchange) -> None:
+        """Read the numbers that may come after an answer's end."""
 
-def _role(url: str) -> Literal["local", "remote"]:
-    host = urlsplit(url).hostname or ""
+
+def add(exchange: Exchange, thought: str | None, piece: str | None, here_ms: float | None) -> None:
+    """Append what was thought or answered. Half a surrogate pair, which no file holds, is `?`."""
+    for text, texts, times_ms in (
+        (thought, exchange.thoughts, exchange.thought_ms),
+        (piece, exchange.pieces, exchange.token_ms),
+    ):
+        if text:
+            texts.append(text.encode("utf-8", "replace").decode())
+            if here_ms is not None:
+                times_ms.append(here_ms)
+
+
+def part_of(event: Json, key: str) -> Json:
+    """The object at `key`; empty where there is none."""
+    value = event.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def ms_of(part: Json, key: str, unit_ms: float = 1.0) -> float | None:
+    """A duration in milliseconds; None where it is absent or cannot be one."""
+    value: Any = part.get(key)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value * unit_ms if number and 0 <= value <= LONGEST_MS / unit_ms else None
+
+
+def count_of(part: Json, key: str) -> int | None:
+    """A number of tokens or the like; None where it is absent or cannot be one."""
+    value = part.get(key)
+    return value if type(value) is int and 0 <= value <= 1_000_000_000 else None
+
+
+def total(*parts: float | None) -> float | None:
+    return None if None in parts else sum(part or 0 for part in parts)
+
+
+def short(text: str) -> str:
+    """Foreign text on one line, printable, cut at 200 characters. Raises `TypeError` if none."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())[:200]
+
+
+def _loaded(text: bytes) -> Any:
+    """What JSON says, or else the text as it is."""
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    return "local" if loopback else "remote"
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text.decode("utf-8", "replace")
+
+
+def _words_of(body: Any, depth: int = 6) -> str:
+    """What an error's body says, wherever it puts it; a web page's title."""
+    if isinstance(body, list) and depth:
+        return "; ".join(filter(None, (_words_of(part, depth - 1) for part in body[:5])))
+    if isinstance(body, dict) and depth:
+        words = next(filter(None, (_words_of(body.get(key), depth - 1) for key in WORDS)), "")
+        where = body.get("loc")  # of a validation error
+        if words and isinstance(where, list):
+            return f"{'.'.join(map(str, where))}: {words}"
+        return words
+    if isinstance(body, str):
+        page = body[:10_000] if body.lstrip().startswith("<") else ""
+        title = re.search(r"<title[^>]*>([^<]*)", page, re.IGNORECASE)
+        return html.unescape(title[1] if title else re.sub("<[^>]*>", " ", page)) or body
+    return str(body) if isinstance(body, int | float) and not isinstance(body, bool) else ""
