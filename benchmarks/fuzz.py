@@ -40,7 +40,8 @@ from poclib.measure.attempt import Rules, attempt  # noqa: E402
 from poclib.parameters import Parameters  # noqa: E402
 from poclib.providers.transport import Response  # noqa: E402
 from poclib.reading import tables  # noqa: E402
-from poclib.records import Exchange, Parameters, Prompt, Request  # noqa: E402
+from poclib.reading.reading import of  # noqa: E402
+from poclib.records import Exchange, Prompt, Request  # noqa: E402
 from poclib.showing import documents, words  # noqa: E402
 from poclib.showing import format as notation  # noqa: E402
 

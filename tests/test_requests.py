@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from replay import LLAMA, OLLAMA, Answer, Replay, ask, facts_of, provider, recorded, replay
 
 from poclib.errors import Rejected
-from poclib.records import ProviderSettings
+from poclib.parameters import ProviderSettings
 
 CHAT, COMPLETION = "/v1/chat/completions", "/v1/completions"
 VLLM = facts_of("vllm", "v1/models", "version", "health")

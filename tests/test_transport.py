@@ -31,9 +31,10 @@ from poclib.errors import (
     TimedOut,
     Unreachable,
 )
+from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import KINDS, transport
 from poclib.providers.transport import Response, Stamped, TimedClient, is_private
-from poclib.records import Exchange, Parameters, ProviderSettings
+from poclib.records import Exchange
 
 
 async def fetch(url: str, **given: Any) -> bytes:

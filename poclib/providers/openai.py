@@ -81,11 +81,9 @@ class OpenAI(Provider):
             add(exchange, thought, piece, None if choice.get("message") else here_ms)
             if choice.get("finish_reason"):
                 self._ending(exchange, choice["finish_reason"], choice.get("native_finish_reason"))
-        self._count(event, exchange)
-        counted = part_of(event, "usage") and exchange.output_tokens
-        return bool(counted and exchange.finish_reason)
+        return self._count(event, exchange)
 
-    def _count(self, event: Json, exchange: Exchange) -> None:
+    def _count(self, event: Json, exchange: Exchange) -> bool:
         if usage := part_of(event, "usage"):
             exchange.prompt_tokens = count_of(usage, "prompt_tokens") or exchange.prompt_tokens
             exchange.output_tokens = count_of(usage, "completion_tokens") or exchange.output_tokens
@@ -101,6 +99,7 @@ class OpenAI(Provider):
             exchange.server = _timings(prompt_ms=prompt, generation_ms=generation)
             if "cache_n" in timings:
                 exchange.cached_tokens = count_of(timings, "cache_n")
+        return bool(usage and exchange.finish_reason and exchange.output_tokens)
 
 
 def _timings(**parts: float | None) -> ServerTimings:

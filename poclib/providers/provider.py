@@ -16,7 +16,8 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from ..errors import BadAnswer, Forbidden, ModelMissing, ParameterError, ProviderError, Rejected
-from ..records import Exchange, Parameters, Probe, Prompt, ProviderFacts, ProviderSettings
+from ..parameters import Parameters, ProviderSettings
+from ..records import Exchange, Probe, Prompt, ProviderFacts
 from .transport import Response, TimedClient, failed
 
 Json = dict[str, Any]
@@ -113,7 +114,8 @@ class Provider:
                 # The rest is waited for to keep the connection; it cannot spoil the answer.
                 async with asyncio.timeout(0 if self._lingers else LINGER_S):
                     async for event, *_ in events:
-                        self._count(event or {}, exchange)
+                        if event is None or self._count(event, exchange):
+                            response.mark_end()
             self._lingers = False
         except ProviderError:
             if not exchange.finished:
@@ -307,8 +309,9 @@ class Provider:
         """Read one event, which came at `here_ms` if streamed; whether the answer ends with it."""
         raise NotImplementedError
 
-    def _count(self, event: Json, exchange: Exchange) -> None:
-        """Read the numbers that may come after an answer's end."""
+    def _count(self, event: Json, exchange: Exchange) -> bool:
+        """Read the numbers that may come after an answer; whether it ends with these."""
+        return False
 
 
 def add(exchange: Exchange, thought: str | None, piece: str | None, here_ms: float | None) -> None:

@@ -296,5 +296,5 @@ def test_the_ratio_is_what_equal_machines_give(
     if len(server.urls) < machines:
         pytest.skip("one server is named, and this takes two equal ones")
     found = measured(server, tmp_path, strategy, prompts, machines, figures)
-    ratio = tables.headline(found).overhead_ratio.median
+    ratio = of(found).headline.overhead_ratio.median
     assert ratio is not None and low <= ratio <= high
