@@ -89,10 +89,10 @@ class Replay:
         self._tls = tls
         self.asked: list[Asked] = []
         self.connections = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Replay:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._tls)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         return self
@@ -103,25 +103,18 @@ class Replay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
+        self.connections += 1
+        self._tasks.append(asyncio.current_task())  # type: ignore[arg-type]
+        # The client may be gone, or this be cancelled, which nobody need hear of.
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError, asyncio.CancelledError):
             if isinstance(self.answers, Answer) and self.answers.ending == "raw":
                 await reader.read(2**16)
                 writer.write(self.answers.body)
-                return
-            while await self._answer(reader, writer):
-                pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # the client has gone
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+            else:
+                while await self._answer(reader, writer):
+                    pass
+        writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; whether the connection is kept."""
@@ -131,12 +124,11 @@ class Replay:
         headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
         sent = await reader.readexactly(int(headers.get("content-length", 0)))
         self.asked.append(Asked(method, path, headers, json.loads(sent) if sent else None))
-        if isinstance(self.answers, Answer):
-            answer = self.answers
-        else:
-            answer = self.answers.get(path, Answer(b"404 page not found", 404))
+        answer = self.answers
+        if isinstance(answer, dict):
+            answer = answer.get(path, Answer(b"404 page not found", 404))
         if method == "POST" and (broken := self._broken(path, self.asked[-1].body)):
-            answer = Answer(json.dumps({"error": {"message": broken}}).encode(), 400)
+            answer = body({"error": {"message": broken}}, 400)
         if headers.get("connection", "").lower() == "close":
             answer = replace(answer, headers=answer.headers | {"connection": "close"})
         if answer.ending == "reset":
@@ -156,13 +148,11 @@ class Replay:
             await reader.read()
         return answer.ending == "whole" and answer.headers.get("connection", "").lower() != "close"
 
-    def _broken(self, path: str, body: Any) -> str:
+    def _broken(self, path: str, asked: Any) -> str:
         """Which rule of the real server a request breaks, in words."""
-        if not self._rules:
-            return ""
-        if path not in self._rules:
+        if self._rules and path not in self._rules:
             return f"no such path: {path}"
-        errors = jsonschema.Draft202012Validator(self._rules[path]).iter_errors(body)
+        errors = jsonschema.Draft202012Validator(self._rules.get(path, {})).iter_errors(asked)
         return "; ".join(f"{error.json_path}: {error.message}" for error in errors)
 
     async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
