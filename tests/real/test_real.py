@@ -14,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from poclib.measure import experiment
 from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import KINDS, Provider
 from poclib.reading.reading import of
-from poclib.records import Exchange, Prompt, Report
+from poclib.records import Exchange, Prompt
 from poclib.showing import words
 
 pytestmark = pytest.mark.real
@@ -68,10 +68,8 @@ class Server:
         own = {"name": f"m{number + 1}", "kind": self.kind, "model": self.model}
         return own | {"url": self.urls[number]} | changes
 
-    def provider(self, api: str = "chat", **changes: Any) -> Provider:
-        settings = ProviderSettings(
-            **self.settings(api=api, model=changes.pop("model", self.model))
-        )
+    def provider(self, api: str = "chat", model: str | None = None, **changes: Any) -> Provider:
+        settings = ProviderSettings(**self.settings(api=api, model=model or self.model))
         parameters = Parameters(providers=[settings], context_tokens=1024, **changes)
         return KINDS[self.kind](settings, parameters, self.urls[0])
 
@@ -91,14 +89,6 @@ def _first_model(url: str) -> str:
         with suppress(OSError), urlopen(url + path, timeout=30) as answer:
             return str(json.load(answer)[key][0][name])
     pytest.fail(f"{url} tells of no model; is it running, and does it have one?")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def figures() -> Iterator[list[str]]:
-    """Lines that are printed together at the end."""
-    lines: list[str] = []
-    yield lines
-    print("\n" + "\n".join(lines))
 
 
 async def closing(provider: Provider, work: Coroutine[Any, Any, T]) -> T:
@@ -133,10 +123,10 @@ def wall_ms(exchange: Exchange) -> float:
 # ---- A provider -----------------------------------------------------------------------------
 
 
-def test_it_is_described_as_its_kind_promises(server: Server, figures: list[str]) -> None:
+def test_it_is_described_as_its_kind_promises(server: Server) -> None:
     provider = server.provider()
     found = asyncio.run(closing(provider, provider.describe()))
-    figures.append(f"{server.kind:12} {found.server}, {found.model}, {found.digest}")
+    print(f"{server.kind:12} {found.server}, {found.model}, {found.digest}")
     assert found.model == server.model and CALLED[server.kind] in (found.server or "")
     assert (found.context_tokens and found.role == "local") or "127." not in server.urls[0]
     always = server.kind != "openai"  # vLLM tells its weights by no request, its times by a flag
@@ -148,7 +138,7 @@ def test_it_is_described_as_its_kind_promises(server: Server, figures: list[str]
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("api", ["chat", "completion"])
 def test_an_answer_is_whole_and_its_times_fit_into_one_another(
-    server: Server, api: str, stream: bool, figures: list[str]
+    server: Server, api: str, stream: bool
 ) -> None:
     provider = server.provider(api, stream=stream, max_tokens=12)
     text = f"{time.time_ns()}: why is the sea salt, and who says so?"
@@ -171,10 +161,7 @@ def test_an_answer_is_whole_and_its_times_fit_into_one_another(
         pytest.skip("it reports no time of its own; vLLM does with --enable-per-request-metrics")
     parts = found.server.model_dump(exclude={"total_ms"}, exclude_none=True)
     assert sum(parts.values()) == pytest.approx(own_ms, abs=1)
-    figures.append(
-        f"{server.kind:12} {api}, {'streamed' if stream else 'whole'}: wall {wall_ms(found):.1f} "
-        f"ms, its own {own_ms:.1f} ms, {found.output_tokens} tokens"
-    )
+    print(f"{server.kind:12} {api}: wall {wall_ms(found):.1f} ms, its own {own_ms:.1f} ms")
     assert 0 < own_ms <= wall_ms(found)
 
 
@@ -212,9 +199,7 @@ def outside(url: str, path: str, body: dict[str, Any], kind: str) -> tuple[float
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_added_latency_is_what_an_independent_client_sees(
-    server: Server, stream: bool, figures: list[str]
-) -> None:
+def test_added_latency_is_what_an_independent_client_sees(server: Server, stream: bool) -> None:
     """The same bodies, by turns, timed by poclib and by a bare socket."""
     provider = server.provider(stream=stream, max_tokens=4)
     theirs: list[tuple[float, float]] = []
@@ -236,11 +221,8 @@ def test_added_latency_is_what_an_independent_client_sees(
     asyncio.run(closing(provider, talk()))
     walls = [median(wall for wall, _ in rows[1:]) for rows in (ours, theirs)]
     overs = [median(wall - own for wall, own in rows[1:]) for rows in (ours, theirs)]
-    figures.append(
-        f"{server.kind:12} {'streamed' if stream else 'whole'}, {REQUESTS} requests each: wall "
-        f"{walls[0]:.1f} ms, of an independent client {walls[1]:.1f}; over the server's own time "
-        f"{overs[0]:.2f} and {overs[1]:.2f} ms"
-    )
+    print(f"{server.kind:12} wall {walls[0]:.1f} ms, of an independent client {walls[1]:.1f}")
+    print(f"{'':12} over the server's own time: {overs[0]:.2f} and {overs[1]:.2f} ms")
     pairs = list(zip(ours, theirs, strict=True))[1:]
     apart_ms = median(our[0] - their[0] for our, their in pairs)
     assert abs(apart_ms) < max(3.0, 0.05 * walls[1])
@@ -251,32 +233,9 @@ def test_added_latency_is_what_an_independent_client_sees(
 # ---- What a run says ------------------------------------------------------------------------
 
 
-def measured(
-    server: Server, folder: Path, strategy: str, prompts: str, machines: int, lines: list[str]
-) -> Report:
-    texts, length = PROMPTS[prompts]
-    values = {"experiment": "real", "strategy": strategy, "context_tokens": 1024}
-    pool = [server.settings(number) for number in range(machines)]
-    values |= {"providers": pool, "prompts": texts, "max_tokens": length}
-    found = experiment.measure(Parameters.read(values), folder=folder)
-    headline = of(found).headline
-    rounds = ", ".join(f"{one:.2f}" for one in headline.round_ratios)
-    lines.append(
-        f"{server.kind:12} {strategy}, {machines} machine{'s' * (machines > 1)}, {prompts} prompts:"
-        f" {words.ratio(headline)}, each {rounds}; {headline.verdict}"
-    )
-    for arm in ("baseline", "strategy"):
-        rows = [r for one in found.rounds for a in one.arms if a.arm == arm for r in a.requests]
-        spent = [r.server.prompt_ms for r in rows if r.server.prompt_ms is not None]
-        if spent:
-            lines.append(f"{'':12}   {arm}: prompt {min(spent):.0f} to {max(spent):.0f} ms")
-    assert found.complete and not headline.failed_requests
-    return found
-
-
 @pytest.mark.parametrize("prompts", PROMPTS)
 @pytest.mark.parametrize(
-    ("strategy", "machines", "low", "high"),
+    "case",
     [
         ("sequential", 1, 0.95, 1.05),  # against itself: neither faster nor slower
         ("serial-per-provider", 2, 0.45, 0.62),  # two equal ones: about half
@@ -284,17 +243,22 @@ def measured(
     ],
 )
 def test_the_ratio_is_what_equal_machines_give(
-    server: Server,
-    strategy: str,
-    machines: int,
-    low: float,
-    high: float,
-    prompts: str,
-    tmp_path: Path,
-    figures: list[str],
+    server: Server, case: tuple[str, int, float, float], prompts: str, tmp_path: Path
 ) -> None:
+    strategy, machines, low, high = case
     if len(server.urls) < machines:
         pytest.skip("one server is named, and this takes two equal ones")
-    found = measured(server, tmp_path, strategy, prompts, machines, figures)
-    ratio = of(found).headline.overhead_ratio.median
+    texts, length = PROMPTS[prompts]
+    values = {"experiment": "real", "strategy": strategy, "context_tokens": 1024}
+    pool = [server.settings(number) for number in range(machines)]
+    values |= {"providers": pool, "prompts": texts, "max_tokens": length}
+    report = experiment.measure(Parameters.read(values), folder=tmp_path)
+    headline = of(report).headline
+    rounds = ", ".join(f"{ratio:.2f}" for ratio in headline.round_ratios)
+    print(
+        f"{server.kind:12} {strategy}, {machines} of them, {prompts} prompts: "
+        f"{words.ratio(headline)}, each {rounds}; {headline.verdict}"
+    )
+    assert report.complete and not headline.failed_requests
+    ratio = headline.overhead_ratio.median
     assert ratio is not None and low <= ratio <= high
