@@ -14,9 +14,8 @@ from itertools import product
 from typing import Any
 
 import pytest
-from replay import Answer, Replay, ask, clock, provider, replay
+from replay import Answer, Replay, clock, provider, replay
 
-from poclib.errors import ProviderError
 from poclib.measure.attempt import Rules, attempt
 from poclib.providers import provider as providers
 from poclib.records import Exchange, Prompt, Request
@@ -102,7 +101,7 @@ def rows(way: Way, *given: Answer | bytes | list[Any], **rules: Any) -> list[Req
     return replay(Answer(), talk)
 
 
-def told(way: Way, *given: Answer | bytes | list[Any], **rules: Any) -> list[str]:
+def outcomes(way: Way, *given: Answer | bytes | list[Any], **rules: Any) -> list[str]:
     """What came of each, in words: the answer, or the error."""
     texts = []
     for row in rows(way, *given, **rules):
@@ -132,7 +131,7 @@ def test_an_answer_ends_as_whole_ones_do_or_fails_with_the_servers_word(way: Way
     if way in NATIVE:
         whole = ["eos", "limit", "word", "LIMIT", None]
     bodies = [objects(way, reason=reason) for reason in whole]
-    assert told(way, *bodies) == [yes(way, reason) for reason in whole]
+    assert outcomes(way, *bodies) == [yes(way, reason) for reason in whole]
     bad = ["abort", "error", "content_filter", "load", "unload", "cancelled", "none"]
     for reason, row in zip(bad, rows(way, *(objects(way, reason=r) for r in bad)), strict=True):
         assert (row.outcome, row.error_kind, row.finish_reason) == ("failed", "BadAnswer", reason)
@@ -144,19 +143,19 @@ def test_an_error_in_a_choice_is_told_in_the_servers_words(way: Way) -> None:
     parts = objects(way)
     choice = next(part["choices"][0] for part in reversed(parts) if part["choices"])
     choice |= {"finish_reason": "error", "native_finish_reason": "MALFORMED_CALL"}
-    (bad,) = told(way, parts)
+    (bad,) = outcomes(way, parts)
     assert bad.startswith("BadAnswer") and "“error, MALFORMED_CALL”" in bad
     choice["error"] = {"code": 502, "message": "upstream died"}
     for reason in ("error", None):
         choice["finish_reason"] = reason
-        assert told(way, parts) == ["Rejected: error in its answer: upstream died"]
+        assert outcomes(way, parts) == ["Rejected: error in its answer: upstream died"]
 
 
 @each_way
 def test_an_answer_holds_text_or_a_thought_or_a_token(way: Way) -> None:
     """A model may say nothing: then the server counts the token that ended it."""
-    assert told(way, objects(way, (), tokens=1)) == [" (stop), 1 in 0"]
-    for empty in told(way, objects(way, (), tokens=0), objects(way, (), tokens=None)):
+    assert outcomes(way, objects(way, (), tokens=1)) == [" (stop), 1 in 0"]
+    for empty in outcomes(way, objects(way, (), tokens=0), objects(way, (), tokens=None)):
         assert "BadAnswer: its answer is empty" in empty
     if way in NATIVE:
         return
@@ -182,10 +181,10 @@ def test_limits_between_tokens_count_thoughts_and_cut_nothing_that_is_whole(way:
     """The wait for what comes after an answer is longer than the one allowed between tokens."""
     limits = {"between_tokens_timeout_s": 0.05, "first_token_timeout_s": 20.0}
     hanging = Answer(framed(way, objects(way)), ending="hang")
-    assert told(way, hanging, **limits) == [yes(way)]
+    assert outcomes(way, hanging, **limits) == [yes(way)]
     if way not in NATIVE:
         thought = framed(way, objects(way, (), thoughts=["Hm"])[:1], done=False)
-        (cut,) = told(way, Answer(thought, ending="hang"), **limits)
+        (cut,) = outcomes(way, Answer(thought, ending="hang"), **limits)
         assert "no token within 0.05 s; raise between_tokens_timeout_s" in cut
 
 
@@ -280,16 +279,16 @@ def test_what_comes_after_an_answer_cannot_spoil_it(
     monkeypatch.setattr(providers, "LINGER_S", 0.02)
     another = framed(way, objects(way, ("No", "!"), tokens=7))
     bodies = [framed(way, objects(way)) + after for after in (*AFTER, another)]
-    assert set(told(way, *(Answer(body, ending=ending) for body in bodies))) == {yes(way)}
+    assert set(outcomes(way, *(Answer(body, ending=ending) for body in bodies))) == {yes(way)}
 
 
 @pytest.mark.parametrize("way", [way for way in OPENAI if way[2]], ids=str)
 def test_a_stream_ends_with_done_or_with_a_reason_and_its_body(way: Way) -> None:
     unnamed, uncounted = objects(way, reason=None, tokens=None), objects(way, tokens=None)
-    assert told(way, unnamed) == [yes(way, None, None)]
-    assert told(way, framed(way, uncounted, done=False)) == [yes(way, "stop", None)]
+    assert outcomes(way, unnamed) == [yes(way, None, None)]
+    assert outcomes(way, framed(way, uncounted, done=False)) == [yes(way, "stop", None)]
     for body in (framed(way, objects(way, reason=None), done=False), b"data: [DONE]\n\n"):
-        assert "its answer is empty" in told(way, body)[0]
+        assert "its answer is empty" in outcomes(way, body)[0]
 
 
 # --- numbers that can be ---------------------------------------------------------------------
@@ -307,7 +306,7 @@ def test_a_count_that_cannot_be_is_unknown_and_the_answer_stays(way: Way) -> Non
     bodies = [objects(way, tokens=count) for count in counts]
     if way in OPENAI:
         bodies += [objects(way, tokens=None, usage=usage) for usage in ({}, None, 5, "x")]
-    assert set(told(way, *bodies)) == {yes(way, "stop", None)}
+    assert set(outcomes(way, *bodies)) == {yes(way, "stop", None)}
 
 
 @pytest.mark.parametrize("key", [None, *PARTS])
@@ -393,13 +392,15 @@ def test_events_as_the_standard_allows_them(name: str) -> None:
     bodies = [
         Answer(EVENTS[name].replace(b"\n", end), pieces=size) for end, size in product(ends, sizes)
     ]
-    assert {text.split(",")[0] + text[-5:] for text in told(WAY, *bodies)} == {"Yes. (stop) in 2"}
+    assert {text.split(",")[0] + text[-5:] for text in outcomes(WAY, *bodies)} == {
+        "Yes. (stop) in 2"
+    }
 
 
 def test_a_stream_may_begin_with_a_field_that_nobody_knows() -> None:
     headers = {"content-type": "text/event-stream; charset=utf-8"}
     stream = Answer(b"foo: bar\n\n" + framed(WAY, objects(WAY)), headers=headers)
-    assert told(WAY, stream) == [yes(WAY)]
+    assert outcomes(WAY, stream) == [yes(WAY)]
 
 
 @pytest.mark.parametrize("lines", [b"data: " + ONE + b"\n", b"data: " + SPLIT + b"\n"])
@@ -421,13 +422,13 @@ def test_an_encoding_that_was_not_asked_for_is_read(way: Way, name: str, bits: i
     body = b"".join(packer.compress(part) + packer.flush(zlib.Z_SYNC_FLUSH) for part in parts)
     body, headers = body + packer.flush(), {"content-encoding": name}
     answers = [Answer(body, headers=headers, pieces=size) for size in (None, 5)]
-    assert told(way, *answers) == [yes(way)] * 2
+    assert outcomes(way, *answers) == [yes(way)] * 2
 
 
 @pytest.mark.parametrize("name", ["br", "zstd", "x-snappy", "gzip, br", "gzip"])
 @pytest.mark.parametrize("status", [200, 500])
 def test_an_encoding_that_cannot_be_read_is_named(name: str, status: int) -> None:
-    (error,) = told(WAY, Answer(b"\x1b\x03", status, {"content-encoding": name}))
+    (error,) = outcomes(WAY, Answer(b"\x1b\x03", status, {"content-encoding": name}))
     words = "content-encoding is none" if name == "gzip" else f"encoded ({name})"
     assert error.startswith("BadAnswer: ") and words in error
 
@@ -469,8 +470,7 @@ PAGES = [
 NO_OBJECTS = [
     (b"<html><title>Sign in</title>", " (Sign in)"),
     (b"Ollama is running", " (Ollama is running)"),
-    *((b'{"message": "secret', ";"), (b"[" * 100_000, " ([[["), (b"[\n1\n]", " (1)")),
-    *((b"5", " (5)"), (b'"x"', " (x)"), (b"null", " (no reason given)")),
+    *((text, ";") for text in (b'{"message": "x', b"[" * 10**5, b"[\n1\n]", b"5", b'"x"', b"null")),
 ]
 
 
@@ -478,43 +478,26 @@ NO_OBJECTS = [
 @each_way
 def test_the_servers_words_wherever_it_puts_them(way: Way, body: Any, words: str) -> None:
     given = json.dumps(body).encode()
-    assert told(way, Answer(given, 500)) == [f"Rejected: HTTP 500: {words}"]
+    assert outcomes(way, Answer(given, 500)) == [f"Rejected: HTTP 500: {words}"]
     answers = [given, json.dumps(body, indent=2).encode()]
     if way[2]:
         first = framed(way, objects(way)[:1], done=False)
         answers += [first + b"data: " + given + b"\n\n", first + b"error: " + given + b"\n\n"]
         answers += [first + given + b"\n", first + b"event: error\ndata: " + given + b"\n\n"]
-    assert set(told(way, *answers)) == {f"Rejected: error in its answer: {words}"}
+    assert set(outcomes(way, *answers)) == {f"Rejected: error in its answer: {words}"}
 
 
 @each_stream
 def test_an_error_event_or_a_page_is_told_in_its_words(way: Way) -> None:
     expected = [f"Rejected: error in its answer: {words}" for _, words in ERROR_EVENTS]
-    assert told(way, *(event for event, _ in ERROR_EVENTS)) == expected
+    assert outcomes(way, *(event for event, _ in ERROR_EVENTS)) == expected
     pages = [Answer(page, 502) for page, _ in PAGES]
-    assert told(way, *pages) == [f"Rejected: HTTP 502: {words}" for _, words in PAGES]
+    assert outcomes(way, *pages) == [f"Rejected: HTTP 502: {words}" for _, words in PAGES]
 
 
 @each_way
 def test_what_is_no_object_is_told_but_not_what_may_have_been_asked(way: Way) -> None:
-    errors = told(way, *(given for given, _ in NO_OBJECTS))
+    errors = outcomes(way, *(given for given, _ in NO_OBJECTS))
     for error, (_, words) in zip(errors, NO_OBJECTS, strict=True):
         assert error.startswith(f"BadAnswer: its answer is no JSON object{words}")
-    assert "its answer is empty" in told(way, b"")[0]
-
-
-def test_no_key_or_address_is_in_the_servers_words() -> None:
-    key = "k-5f3a9c"
-
-    async def talk(server: Replay) -> str:
-        with pytest.raises(ProviderError) as caught:
-            await ask(provider("ollama", server.url, key))
-        return str(caught.value)
-
-    for given in (
-        f'{{"detail": [{{"loc": ["{key}"], "msg": "127.0.0.1"}}]}}',
-        f"error: {key}\n\n",
-        json.dumps({"message": {"content": "x"}, "done": True, "done_reason": key}),
-    ):
-        words = replay(Answer(given.encode()), talk)
-        assert key not in words and "127.0.0.1" not in words and "…" in words
+    assert "its answer is empty" in outcomes(way, b"")[0]

@@ -254,18 +254,28 @@ def test_a_redirect_is_told_and_not_followed(status: int, location: str) -> None
     assert replay(Answer(b"", status, {"location": location}), talk) == 1
 
 
-def test_key_goes_out_as_bearer_and_comes_back_in_no_message() -> None:
-    key = "k-5f3a9c"
+KEY = "k-5f3a9c"
 
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        body({"error": f"bad key {KEY} at 127.0.0.1"}, 401),
+        body({"detail": [{"loc": [KEY], "msg": "127.0.0.1"}]}),
+        Answer(f"error: {KEY}\n\n".encode()),
+        body({"message": {"content": "x"}, "done": True, "done_reason": KEY}),
+    ],
+)
+def test_key_goes_out_as_bearer_and_comes_back_in_no_message(echo: Answer) -> None:
     async def talk(server: Replay) -> str:
-        sender = provider("openai", server.url, key)
-        with pytest.raises(Rejected, match="bad key … at …") as caught:
+        sender = provider("ollama", server.url, KEY)
+        with pytest.raises(ProviderError, match="…") as caught:
             await ask(sender)
-        assert server.asked[0].headers["authorization"] == f"Bearer {key}"
+        assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
         return f"{caught.value!r} {sender!r} {vars(sender)!r} {sender.client._transport!r}"
 
-    shown = replay(body({"error": f"bad key {key} at 127.0.0.1"}, 401), talk)
-    assert key not in shown and "127.0.0.1" not in shown
+    shown = replay(echo, talk)
+    assert KEY not in shown and "127.0.0.1" not in shown
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class OpenAI(Provider):
         """Whole with its usage, which comes with or after `finish_reason`."""
         for choice in (event.get("choices") or [])[:1]:
             if choice.get("error"):
-                raise self._told(choice)
+                raise self._server_error(choice)
             part = choice.get("delta") or choice.get("message") or choice
             thought = part.get("reasoning_content") or part.get("reasoning")
             piece = part.get("content") or part.get("text")

@@ -177,8 +177,8 @@ class Provider:
                     yield None, data_ms, True
                     async for _ in lines:
                         pass
-                elif isinstance(found := _loaded(value), dict):
-                    yield found, data_ms, True
+                elif isinstance(parsed := _loaded(value), dict):
+                    yield parsed, data_ms, True
                 elif value:
                     data.append(value)
             elif not line:
@@ -188,11 +188,11 @@ class Provider:
             elif field == b"event":
                 sse, name = True, value
             elif field == b"error":
-                raise self._told(_loaded(value))
+                raise self._server_error(_loaded(value))
             elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
                 sse = True
-            elif isinstance(found := _loaded(line), dict):
-                yield found, response.here_ms, sse
+            elif isinstance(parsed := _loaded(line), dict):
+                yield parsed, response.here_ms, sse
             elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
                 text.append(line)
         if rest := text or data:
@@ -202,27 +202,28 @@ class Provider:
 
     def _parsed(self, text: bytes, name: bytes = b"") -> Json | None:
         """The JSON object that `text` is; None where it is none in an event of another `name`."""
-        found = _loaded(text)
+        parsed = _loaded(text)
         if name == b"error":
-            raise self._told(found)
-        if isinstance(found, dict):
-            return found
+            raise self._server_error(parsed)
+        if isinstance(parsed, dict):
+            return parsed
         if name not in (b"", b"message"):
             return None
-        # A broken object is no words of the server, and may hold what was asked.
-        words = "" if text.lstrip().startswith(b"{") else f" ({self._words(found)})"
+        # JSON, whole or broken, is no words of the server, and may hold what was asked.
+        is_text = isinstance(parsed, str) and text.lstrip()[:1] not in (b"{", b"[", b'"')
+        words = f" ({self._words(parsed)})" if is_text else ""
         then = f"is its kind {self.settings.kind}, and its url right?{self.client.hint}"
         raise self._bad(f"its answer is no JSON object{words}; {then}")
 
     def _sound(self, event: Json) -> Json:
         """`event` unless it tells an error, in any of the ways in which servers do."""
-        told = [event.get(key) for key in ("error", "errors", "detail")]
-        told += [event.get(key) == "error" for key in ("object", "type")]
-        if any(told) or isinstance(event.get("message"), str):
-            raise self._told(event)
+        signs = [event.get(key) for key in ("error", "errors", "detail")]
+        signs += [event.get(key) == "error" for key in ("object", "type")]
+        if any(signs) or isinstance(event.get("message"), str):
+            raise self._server_error(event)
         return event
 
-    def _told(self, body: Any) -> Rejected:
+    def _server_error(self, body: Any) -> Rejected:
         return failed(Rejected, self.name, f"error in its answer: {self._words(body)}")
 
     def _bad(self, what: str) -> BadAnswer:
@@ -248,8 +249,8 @@ class Provider:
         """Note how an answer ends. Raises `BadAnswer` where that is not as a whole one does."""
         exchange.finish_reason = short(reason or "") or None
         if exchange.finish_reason and exchange.finish_reason.lower() not in self.whole:
-            told = self._words(f"{reason}, {more}" if more else reason)
-            raise self._bad(f"its answer ended with “{told}”, as no whole one does; see its log.")
+            words = self._words(f"{reason}, {more}" if more else reason)
+            raise self._bad(f"its answer ended with “{words}”, unlike a whole one; see its log.")
 
     @contextmanager
     def _as_expected(self) -> Iterator[None]:
@@ -273,11 +274,11 @@ class Provider:
                 raise
             return {}
 
-    def _facts(self, **found: Any) -> ProviderFacts:
+    def _facts(self, **facts: Any) -> ProviderFacts:
         s = self.settings
         known: Json = {"name": s.name, "kind": s.kind, "model": s.model, "role": self.role}
         known |= {"slots": s.slots, "capacity": s.capacity, "keeps_streams": self.keeps_streams}
-        return ProviderFacts(**known | found)
+        return ProviderFacts(**known | facts)
 
     def _missing(self, there: list[str]) -> ModelMissing:
         names = ", ".join(short(name) for name in sorted(there)[:8]) or "none"
