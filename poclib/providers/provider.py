@@ -21,8 +21,8 @@ from ..records import Exchange, Probe, Prompt, ProviderFacts
 from .transport import Response, TimedClient, failed
 
 Json = dict[str, Any]
-# An object, or None for `[DONE]`; when it came; whether as a server-sent event.
-Events = AsyncIterator[tuple[Json | None, float, bool]]
+# An object, or None for `[DONE]`, and when it came.
+Events = AsyncIterator[tuple[Json | None, float]]
 # What reading a body of an unforeseen shape raises; pydantic's own error is a ValueError.
 SURPRISES = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 # How long a body may go on after its answer: that is waited for to keep the connection.
@@ -113,7 +113,7 @@ class Provider:
                 response.mark_end()
                 # The rest is waited for to keep the connection; it cannot spoil the answer.
                 async with asyncio.timeout(0 if self._lingers else LINGER_S):
-                    async for event, *_ in events:
+                    async for event, _ in events:
                         if event is None or self._count(event, exchange):
                             response.mark_end()
             self._lingers = False
@@ -131,10 +131,9 @@ class Provider:
 
     async def _read(self, events: Events, exchange: Exchange) -> None:
         """Read an answer to its end. Raises `BadAnswer` where it has none, or no text or token."""
-        count, alone = 0, False
-        async for event, here_ms, is_event in events:
+        count = 0
+        async for event, here_ms in events:
             count += 1
-            alone = count == 1 and not is_event
             streamed_ms = here_ms if self.parameters.stream else None
             with self._as_expected():
                 if event is None or self._take(self._sound(event), exchange, streamed_ms):
@@ -145,7 +144,7 @@ class Provider:
         exchange.output_tokens = exchange.output_tokens or None  # 0 for a text is no count
         if not (exchange.pieces or exchange.thoughts or exchange.output_tokens):
             raise self._bad("its answer is empty: no text, and no token counted; look at its log.")
-        if alone:  # no stream, though it was asked for as one: it has no first token
+        if count == 1:  # no stream, though it was asked for as one: it has no first token
             exchange.token_ms.clear()
             exchange.thought_ms.clear()
         exchange.finished = True
@@ -170,20 +169,20 @@ class Provider:
                 text.append(line)
             elif field == b"data":
                 sse = True
-                data_ms = response.here_ms if value else data_ms
+                data_ms = response.here_ms
                 if data or name == b"error":
                     data.append(value)
                 elif value == b"[DONE]":
-                    yield None, data_ms, True
+                    yield None, data_ms
                     async for _ in lines:
                         pass
                 elif isinstance(parsed := _loaded(value), dict):
-                    yield parsed, data_ms, True
+                    yield parsed, data_ms
                 elif value:
                     data.append(value)
             elif not line:
                 if data and (event := self._parsed(b"\n".join(data), name)) is not None:
-                    yield event, data_ms, True
+                    yield event, data_ms
                 name, data = b"", []
             elif field == b"event":
                 sse, name = True, value
@@ -192,13 +191,13 @@ class Provider:
             elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
                 sse = True
             elif isinstance(parsed := _loaded(line), dict):
-                yield parsed, response.here_ms, sse
+                yield parsed, response.here_ms
             elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
                 text.append(line)
         if rest := text or data:
             event = self._parsed(b"\n".join(rest), b"" if text else name)
             if event is not None:
-                yield event, response.here_ms if text else data_ms, not text
+                yield event, response.here_ms if text else data_ms
 
     def _parsed(self, text: bytes, name: bytes = b"") -> Json | None:
         """The JSON object that `text` is; None where it is none in an event of another `name`."""
