@@ -52,15 +52,12 @@ engines.keeper: .link errors
 engines.link:
 engines.llama: errors parameters
 engines.pool: .llama errors parameters
-providers: .llama_server .ollama .openai .provider
-providers.events: records
+providers: .ollama .openai .provider
 providers.fake: errors records
-providers.llama_server: .events .openai .provider errors records
-providers.ollama: .events .provider records
-providers.openai: .events .provider errors records
-providers.provider: .events .transport errors parameters records
-providers.sockets:
-providers.transport: .sockets errors records
+providers.ollama: .provider records
+providers.openai: .provider .transport errors records
+providers.provider: .transport errors parameters records
+providers.transport: errors records
 measure.adaptive: .policy records
 measure.attempt: .policy errors records
 measure.calibration: .attempt .dispatch .forecast .machine .policy .strategies contention errors
