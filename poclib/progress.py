@@ -1,8 +1,7 @@
-"""How far a run is, for whoever looks: a terminal, a notebook or a log file. Measures nothing.
+"""How far a run is: a bar in a terminal or notebook, whole lines in a log file. Measures nothing.
 
-A terminal and a notebook get a bar that moves; a file gets whole lines, so that a log can be
-read afterwards. A kernel that papermill started cannot see the person's terminal: the process
-that started it tells through the environment (`for_a_child`).
+A kernel that papermill started cannot see the person's terminal: the process that started it tells
+through the environment (`for_a_child`).
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ class Lines(tqdm):  # type: ignore[type-arg]
 
 def bar(title: str) -> Progress:
     """Progress on standard error, or under the cell: round, arm, requests done, time left."""
-    bars: list[tqdm[Any]] = []
+    shown: tqdm[Any] | None = None
 
     def update(stage: str, done: int, total: int) -> None:
+        nonlocal shown
         text = f"{title}: {stage}"
-        if not bars:  # only once there is something to show
-            bars.append(_opened(text, done, total))
-        shown = bars[0]
+        if shown is None:  # only once there is something to show
+            shown = _opened(text, done, total)
         shown.total = total
         shown.set_description_str(text, refresh=False)
         shown.update(done - shown.n)
@@ -82,15 +81,14 @@ def _opened(text: str, done: int, total: int) -> tqdm[Any]:
         from tqdm.notebook import tqdm as under_the_cell
 
         return under_the_cell(**given)
-    given["file"] = sys.stderr
-    if where == "terminal" and columns.isdigit():
-        return tqdm(**given, leave=False, ncols=int(columns))
-    if where == "terminal" or (not where and sys.stderr.isatty()):
-        return tqdm(**given, leave=False, dynamic_ncols=True)
-    return Lines(**{**given, "bar_format": f"{{desc}}: {FORMAT}"}, leave=False)
+    given |= {"file": sys.stderr, "leave": False}
+    if where == "terminal":
+        return tqdm(**given, ncols=int(columns))
+    if not where and sys.stderr.isatty():
+        return tqdm(**given, dynamic_ncols=True)
+    return Lines(**given | {"bar_format": f"{{desc}}: {FORMAT}"})
 
 
 def _in_a_notebook() -> bool:
-    """Whether this process is a notebook's kernel."""
     ipython = sys.modules.get("IPython")
     return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
