@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import parameters
 from ..contention import Found, conclude, levels
@@ -20,8 +20,8 @@ from ..records import Report
 from ..stats import Headline
 from . import words
 from .charts import several
-from .format import bullets, day, inline, many, milliseconds, number, table
-from .style import FAINT, INK, even_around_one, instead, label, line_at_one, names, titles
+from .format import bullets, day, many, milliseconds, number, table
+from .style import FAINT, INK, around_one, instead, label, names, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,11 +32,9 @@ SIGNS = {"o": "○", "s": "□", "D": "◇", "^": "△", "v": "▽", "<": "◁",
 # ---- The ratio along a swept parameter --------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Point:
-    """One report: its strategy, the setting's value, and the ratio that speeds alone would give."""
+class Point(NamedTuple):
+    """One report: the setting's value, the ratio, and the ratio that speeds alone would give."""
 
-    strategy: str
     x: float
     ratio: float
     ideal: float | None
@@ -45,32 +43,27 @@ class Point:
 
 @dataclass(frozen=True)
 class Curves:
-    """Points from the most helpful value of the setting on; `what` names it, with its unit."""
+    """Each strategy's points, from the most helpful value of the setting on; `what` names it."""
 
     what: str
     unit: str
-    points: list[Point]
-
-    def of(self, strategy: str) -> list[Point]:
-        return [point for point in self.points if point.strategy == strategy]
+    points: dict[str, list[Point]]
 
     @property
-    def strategies(self) -> list[str]:
-        return list(dict.fromkeys(point.strategy for point in self.points))
-
-    @property
-    def ideals(self) -> dict[float, float]:
-        """The ideal at each value of the setting where one is known: the reports' median."""
-        known = {point.x: list[float]() for point in self.points}
-        for point in self.points:
-            known[point.x] += [] if point.ideal is None else [point.ideal]
-        return {x: median(values) for x, values in known.items() if values}
+    def ideals(self) -> dict[float, float | None]:
+        """The ideal at each value of the setting: the median of the strategies' reports."""
+        known: dict[float, list[float]] = {}
+        for point in (point for points in self.points.values() for point in points):
+            known.setdefault(point.x, []).extend([] if point.ideal is None else [point.ideal])
+        return {x: median(known[x]) if known[x] else None for x in known}
 
     @property
     def first_stop(self) -> tuple[str, float] | None:
         """The strategy that stops helping first, and where."""
-        ends = [(name, x) for name in self.strategies if (x := stops(self.of(name))) is not None]
-        return min(ends, key=lambda end: abs(end[1] - self.points[0].x), default=None)
+        ends = {name: stops(points) for name, points in self.points.items()}
+        begin = next(iter(self.ideals), 0.0)
+        known = [(name, end) for name, end in ends.items() if end is not None]
+        return min(known, key=lambda one: abs(one[1] - begin), default=None)
 
     def shown(self, x: float) -> str:
         return f"{round(x, 2 if abs(x) < 10 else 0):,g} {self.unit}".strip()
@@ -84,7 +77,7 @@ def along(
     Of several such sets the one with the most values of `key`; of two reports of one point the
     newer one. A report without a complete round has no ratio, so it is no point.
     """
-    sets: dict[str, dict[tuple[str, float], Reading]] = {}
+    sets: dict[str, dict[tuple[float, str], Reading]] = {}
     for reading in sorted(readings, key=lambda one: one.report.created):
         report = reading.report
         values = report.parameters.model_dump() if report.parameters else {}
@@ -92,14 +85,15 @@ def along(
         if isinstance(x, int | float):
             parameters.put(values, key, None)
             rest = json.dumps(values | {"experiment": None, "strategy": None}, sort_keys=True)
-            sets.setdefault(rest, {})[report.strategy, float(x)] = reading
-    most = max(sets.values(), key=lambda alike: len({x for _, x in alike}), default={})
-    points = [
-        Point(strategy, x, ratio, ideal(reading), reading.headline)
-        for (strategy, x), reading in most.items()
-        if (ratio := reading.headline.overhead_ratio.median) is not None
-    ]
-    return Curves(what, unit, sorted(points, key=lambda one: one.x, reverse=more_is_better))
+            sets.setdefault(rest, {})[float(x), report.strategy] = reading
+    most = max(sets.values(), key=lambda alike: len({x for x, _ in alike}), default={})
+    points: dict[str, list[Point]] = {}
+    for x, strategy in sorted(most, key=lambda one: one[0], reverse=more_is_better):
+        reading = most[x, strategy]
+        if (ratio := reading.headline.overhead_ratio.median) is not None:
+            point = Point(x, ratio, ideal(reading), reading.headline)
+            points.setdefault(strategy, []).append(point)
+    return Curves(what, unit, points)
 
 
 def ideal(reading: Reading) -> float | None:
@@ -107,15 +101,15 @@ def ideal(reading: Reading) -> float | None:
 
     Where one is cut off on the way, the others do what is left.
     """
-    headline, run = reading.headline, reading.report.parameters
+    headline, given = reading.headline, reading.report.parameters
     if headline.ideal_ms is None or not headline.baseline_ms:
         return None
     ratio = headline.ideal_ms / headline.baseline_ms
-    if run is None or run.strike is None:
+    if given is None or given.strike is None:
         return ratio
     speeds = {name: 1 / alone_ms for name, alone_ms in headline.alone_ms.items()}
-    left = sum(speed for name, speed in speeds.items() if name != run.strike.provider)
-    after = run.strike.after
+    left = sum(speed for name, speed in speeds.items() if name != given.strike.provider)
+    after = given.strike.after
     return ratio * (after + (1 - after) * sum(speeds.values()) / left)
 
 
@@ -124,7 +118,7 @@ def stops(points: Sequence[Point]) -> float | None:
 
     None where the last point is still below 1.
     """
-    if not points or points[-1].ratio < 1:
+    if points[-1].ratio < 1:
         return None
     for before, after in reversed(list(pairwise(points))):
         if before.ratio < 1:
@@ -140,73 +134,69 @@ def title(curves: Curves) -> str:
     if curves.first_stop is None:
         return f"Every strategy stays below 1 at every {curves.what} measured"
     name, x = curves.first_stop
-    below = sum(stops(curves.of(name)) is None for name in curves.strategies)
-    rest = f"; {below} of {len(curves.strategies)} strategies stay below 1" if below else ""
+    below = sum(stops(points) is None for points in curves.points.values())
+    rest = f"; {below} of {len(curves.points)} strategies stay below 1" if below else ""
     return f"{name} stops helping where the {curves.what} is {curves.shown(x)}{rest}"
 
 
 def told(curves: Curves) -> str:
     """The title in bold; for each strategy where it stops helping, and what is sure. Markdown."""
     lines = []
-    for name in curves.strategies:
-        points = curves.of(name)
+    for name, points in curves.points.items():
         end = stops(points)
-        stop = "stays below 1 at every value"
+        does = "stays below 1 at every value"
         if end is not None:
-            stop = f"stops helping where the {curves.what} is {curves.shown(end)}"
-        where: dict[str, list[str]] = {}
+            does = f"stops helping where the {curves.what} is {curves.shown(end)}"
+        where: dict[str, list[str]] = {"faster": [], "slower": []}
         for point in points:
             where.setdefault(words.effect(point.headline), []).append(curves.shown(point.x))
-        sure = [f"{word} at {', '.join(where[word])}" for word in ("faster", "slower")
-                if word in where]  # fmt: skip
+        sure = [f"{word} at {', '.join(where[word])}" for word in list(where)[:2] if where[word]]
         known = " and ".join(sure) or "at no value distinguishable from 1"
         unit = " per token" if any(point.headline.per_token for point in points) else ""
-        lines.append(f"{name} {stop}, by medians{unit}; by its intervals it is {known}.")
+        lines.append(f"{name} {does}, by medians{unit}; by its intervals it is {known}.")
     return f"**{title(curves)}.**\n\n{bullets(lines)}"
 
 
 def ratios(curves: Curves) -> str:
     """Every point's ratio, a column a strategy, as a Markdown table."""
-    cells = {(point.strategy, point.x): words.ratio(point.headline) for point in curves.points}
-    rows = [
-        [curves.shown(x), _number(curves.ideals.get(x))]
-        + [cells.get((name, x), "-") for name in curves.strategies]
-        for x in dict.fromkeys(point.x for point in curves.points)
-    ]
-    return table([curves.what, "ideal", *curves.strategies], rows, markdown=True)
+    rows = []
+    for x, best in curves.ideals.items():
+        cells = [
+            next((words.ratio(point.headline) for point in points if point.x == x), "-")
+            for points in curves.points.values()
+        ]
+        rows.append([curves.shown(x), _number(best), *cells])
+    return table([curves.what, "ideal", *curves.points], rows, markdown=True)
 
 
 def _number(value: float | None, decimals: int = 2) -> str:
     return "-" if value is None else number(value, decimals)
 
 
-def points_table(points: Sequence[tuple[Mapping[str, str], Reading | None]]) -> str:
-    """Every point of a sweep with what changed in it and its ratio; those without a report, too.
+def points_table(points: Mapping[str, Reading | None]) -> str:
+    """Every point of a sweep by its label, with its ratio; those without a report, too.
 
     Below it what could change the verdicts.
     """
-    keys = list(dict.fromkeys(key for changed, _ in points for key in changed))
     rows = []
-    for changed, reading in points:
+    for name, reading in points.items():
         cells = ["failed", "-", "-"]
         if reading:
-            headline = reading.headline
-            speedup = _number(headline.speedup) + words.per_token(headline)
-            cells = [words.ratio(headline), speedup, headline.verdict]
-        rows.append([*(inline(changed.get(key, "-"), 40) for key in keys), *cells])
-    listed = table([*keys, "ratio (95 % interval)", "speedup", "gate"], rows)
-    measured = {", ".join(changed.values()): reading for changed, reading in points if reading}
+            one = reading.headline
+            cells = [words.ratio(one), _number(one.speedup) + words.per_token(one), one.verdict]
+        rows.append([name, *cells])
+    listed = table(["point", "ratio (95 % interval)", "speedup", "gate"], rows)
+    measured = {name: reading for name, reading in points.items() if reading}
     warned = words.beside(list(measured.values()), list(measured))
     return f"{listed}\n\nWhat could change these verdicts:\n{bullets(warned)}" if warned else listed
 
 
 def losses(readings: Sequence[Reading]) -> str:
     """Whether the strategies' arms, in which machines were cut off, lost an answer."""
-    reports = [reading.report for reading in readings]
-    rounds = [round_ for report in reports for round_ in report.rounds]
+    rounds = [round_ for reading in readings for round_ in reading.report.rounds]
     arms = [arm for round_ in rounds for arm in round_.arms if arm.arm == "strategy"]
     struck = sum(bool(arm.struck_ms) for arm in arms)
-    asked = sum(len(report.prompt_sha256) * len(report.rounds) for report in reports)
+    asked = sum(len(one.report.prompt_sha256) * len(one.report.rounds) for one in readings)
     answered = sum(len({row.prompt for row in a.requests if row.outcome == "ok"}) for a in arms)
     again = sum(row.role == "retry" for arm in arms for row in arm.requests)
     lost = "none was lost" if answered == asked else f"{asked - answered:,} were lost"
@@ -218,37 +208,36 @@ def losses(readings: Sequence[Reading]) -> str:
 
 def draw(ax: Axes, curves: Curves) -> None:
     """Ratio against the setting, a line a strategy with its intervals, the ideal, and 1."""
-    headlines = [point.headline for point in curves.points]
+    headlines = [point.headline for points in curves.points.values() for point in points]
     titles(ax, title(curves), f"median and 95 % interval · {several(headlines)}")
-    if not curves.points:
+    if not headlines:
         instead(ax, "No report has a ratio for this setting.")
         return
-    line_at_one(ax, "y", max(headline.band for headline in headlines))
     ends, reached = dict[str, tuple[float, float]](), [1.9]
-    for (mark, sign), name in zip(cycle(SIGNS.items()), curves.strategies, strict=False):
-        points = curves.of(name)
+    for (mark, sign), (name, points) in zip(cycle(SIGNS.items()), curves.points.items()):
         for point in points:
             interval = point.headline.overhead_ratio
             low, high = interval.low or point.ratio, interval.high or point.ratio
             ax.plot([point.x, point.x], [low, high], color=FAINT)
             reached += [low, high]
-        x, y = [point.x for point in points], [point.ratio for point in points]
-        ax.plot(x, y, f"{mark}-", color=INK, mfc="white", linewidth=1.2, markersize=7)
-        ends[f"{name} {sign}"] = x[-1], y[-1]
-    if best := list(curves.ideals.items()):
-        ax.plot(*zip(*best, strict=True), "--", color=INK, linewidth=1.5)
-        ends["ideal - -"] = best[-1]
-    reach = even_around_one(ax, "y", reached)
-    ax.set_ylabel("total time / fastest machine's alone")
-    order = list(dict.fromkeys(point.x for point in curves.points))
+        line = [point.x for point in points], [point.ratio for point in points]
+        ax.plot(*line, f"{mark}-", color=INK, mfc="white", linewidth=1.2, markersize=7)
+        ends[f"{name} {sign}"] = points[-1].x, points[-1].ratio
+    best = {x: ratio for x, ratio in curves.ideals.items() if ratio is not None}
+    for x, ratio in best.items():
+        ends["ideal - -"] = x, ratio
+    ax.plot(list(best), list(best.values()), "--", color=INK, linewidth=1.5)
+    reach = around_one(ax, "y", reached, max(headline.band for headline in headlines))
+    order = list(curves.ideals)
     width = order[-1] - order[0] or 1.0
     ax.set_xlim(order[0] - 0.05 * width, order[-1] + 0.45 * width)  # room for the names
-    ax.set_xticks(order, [curves.shown(x).removesuffix(curves.unit).strip() for x in order])
+    ax.set_xticks(order, [curves.shown(x).removesuffix(curves.unit) for x in order])
     ax.set_xlabel(f"{curves.what} ({curves.unit})" if curves.unit else curves.what)
+    ax.set_ylabel("total time / fastest machine's alone")
     if curves.first_stop:
-        x_stop = curves.first_stop[1]
-        ax.axvline(x_stop, color=INK, linewidth=1.2, linestyle=":")
-        label(ax, f"stops helping: {curves.shown(x_stop)}", (x_stop, reach), (-6, -14))
+        x = curves.first_stop[1]
+        ax.axvline(x, color=INK, linewidth=1.2, linestyle=":")
+        label(ax, f"stops helping: {curves.shown(x)}", (x, reach), (-6, -14))
     names(ax, ends)
 
 
@@ -263,51 +252,40 @@ def capacities(report: Report) -> dict[str, Found]:
 
 def capacity_text(report: Report, markdown: bool = False) -> str:
     """Every level of every provider as a table, then what each does and should hold."""
-    rows, lines = [], []
+    rows = []
     for name, provider in capacities(report).items():
+        base = provider.levels[0].tokens_per_s
         for level in provider.levels:
+            rate = level.tokens_per_s
+            gain = f"{number(rate / base, 2)} times" if rate and base else "-"
             times = map(milliseconds, (level.ttft_ms, level.request_ms, level.server_ms))
-            rates = _number(level.tokens_per_s, 1), _gain(provider, level.tokens_per_s)
-            rows.append([name, str(level.in_flight), *rates, *times, str(level.refused)])
-        lines.append(f"{_sentence(name, provider)}; recommended capacity: {provider.capacity}.")
+            cells = [name, str(level.in_flight), _number(rate, 1), gain, *times]
+            rows.append([*cells, str(level.refused)])
     header = ["provider", "in flight", "tokens per s", "of one alone", "to first token"]
     header += ["request", "server's own", "refused"]
-    listing = bullets(lines) if markdown else "\n".join(lines)
-    return f"{table(header, rows, markdown)}\n\n{listing}"
+    return f"{table(header, rows, markdown)}\n\n{capacity_finding(report)}"
 
 
 def capacity_finding(report: Report) -> str:
     """What each provider does with several requests at once, and how many it should hold."""
     lines = []
     for name, provider in capacities(report).items():
-        held = next(x for x in provider.levels if x.in_flight == provider.capacity)
-        gained = f"{_gain(provider, held.tokens_per_s)} one alone's throughput"
-        lines.append(f"**{_sentence(name, provider)}**: at most {held.in_flight} at once ({gained}).")
-    return bullets(lines) if lines else "**No level was measured.**"
+        most, kind = provider.levels[-1].in_flight, provider.behaviour
+        does = f"{kind} ({words.MEANING[kind]})"
+        if kind == "undisturbed":
+            does = f"showed no limit with up to {most} requests at once"
+        if full := next((level.in_flight for level in provider.levels if level.full), None):
+            does += f", by its own word requests wait there from {full} at once on"
+        lines.append(f"{name} {does}; recommended capacity: {provider.capacity}.")
+    return bullets(lines) or "No level was measured."
 
 
 def capacity_provenance(report: Report) -> str:
     """One line on where the levels come from."""
-    models = sorted({provider.model for provider in report.providers if provider.model})
-    engines = sorted({provider.engine for provider in report.providers if provider.engine})
+    told = {name for p in report.providers for name in (p.model, p.engine) if name}
     count = sum(level.answered for p in capacities(report).values() for level in p.levels)
     counted = [many(count, "answer"), words.pool(report), day(report.created)]
-    return " · ".join([*counted, *models, *engines])
-
-
-def _sentence(name: str, provider: Found) -> str:
-    """`local` batches (batching: …), without its full stop."""
-    kind = provider.behaviour
-    if kind == "undisturbed":
-        return f"{name} showed no limit with up to {provider.levels[-1].in_flight} requests at once"
-    full = next((level.in_flight for level in provider.levels if level.full), None)
-    waits = f", by its own word requests wait there from {full} at once on" if full else ""
-    return f"{name} {kind} ({words.MEANING[kind]}){waits}"
-
-
-def _gain(provider: Found, tokens_per_s: float | None) -> str:
-    base = provider.levels[0].tokens_per_s
-    return "-" if tokens_per_s is None or not base else f"{number(tokens_per_s / base, 2)} times"
+    return " · ".join([*counted, *sorted(told)])
 
 
 def throughput(ax: Axes, report: Report) -> None:
@@ -319,12 +297,13 @@ def throughput(ax: Axes, report: Report) -> None:
         instead(ax, "This report has no levels: run poc doctor --capacity.")
         return
     ends, ticks = dict[str, tuple[float, float]](), set[int]()
-    for mark, (name, provider) in zip(cycle(SIGNS), found.items(), strict=False):
+    for mark, (name, provider) in zip(cycle(SIGNS), found.items()):
         rates = {x.in_flight: x.tokens_per_s for x in provider.levels if x.tokens_per_s}
         ax.plot(list(rates), list(rates.values()), f"{mark}-", color=INK, mfc="white")
         if held := rates.get(provider.capacity):
             ax.plot([provider.capacity], [held], mark, color=INK, markersize=9)
-        ends |= {name: point for point in rates.items()}
+        for point in rates.items():
+            ends[name] = point
         ticks |= rates.keys()
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted(ticks), map(str, sorted(ticks)))

@@ -39,8 +39,8 @@ ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/", "http://w
 _LONGEST_BYTES = 60
 
 
-def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]:
-    """The notebooks in reading order, by glob. Raises `ReportError` where there is none.
+def notebooks(pattern: str = "[0-9]*") -> list[Path]:
+    """The project's notebooks in reading order, by glob. Raises `ReportError` where there is none.
 
     Parameters may choose among them, so that `pattern` must not lead to code elsewhere: raises
     `ParameterError`.
@@ -50,7 +50,7 @@ def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]
             f"notebooks: {pattern[:60]!r} is no choice among the project's own; write letters, "
             'digits, "_", "-" and the signs *, ?, [ and ], such as "0[2-8]*".'
         )
-    paths = sorted((folder or report.root() / "notebooks").glob(f"{pattern}.ipynb"))
+    paths = sorted((report.root() / "notebooks").glob(f"{pattern}.ipynb"))
     if not paths:
         raise ReportError("no notebooks were found; run this inside the project's folder.")
     return paths
@@ -127,17 +127,15 @@ def _kernel_folder() -> Iterator[str]:
         pid = left.name.split("-")[1]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
-    with contextlib.ExitStack() as stack:
-        prefix = f"poc-{os.getpid()}-"
-        temporary = tempfile.TemporaryDirectory
-        try:
-            folder = stack.enter_context(temporary(prefix=prefix, dir=here))
-        except OSError as error:
-            raise RunFailed(
-                f"{here}: no folder for a kernel can be made there ({error.strerror}); set TMPDIR "
-                f"to one that can be written, of at most {_LONGEST_BYTES} letters."
-            ) from None
-        yield folder
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f"poc-{os.getpid()}-", dir=here)
+    except OSError as error:
+        raise RunFailed(
+            f"{here}: no folder for a kernel can be made there ({error.strerror}); set TMPDIR to "
+            f"one that can be written, of at most {_LONGEST_BYTES} letters."
+        ) from None
+    with folder as path:
+        yield path
 
 
 @contextlib.contextmanager

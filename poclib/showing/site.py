@@ -23,25 +23,57 @@ from nbconvert.preprocessors import ExtractOutputPreprocessor
 from pygments.formatters import HtmlFormatter
 
 from .. import recording, report
-from ..errors import ReportError
 from . import notebooks as publish
 
-TAGS = {
-    *("a", "b", "blockquote", "br", "code", "dd", "del", "div", "dl", "dt", "em", "hr", "i", "li"),
-    *("h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "s", "span", "strong", "sub", "sup"),
-    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
-}
+TAGS = [
+    "a",
+    "b",
+    "blockquote",
+    "br",
+    "code",
+    "dd",
+    "del",
+    "div",
+    "dl",
+    "dt",
+    "em",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "hr",
+    "i",
+    "li",
+    "ol",
+    "p",
+    "pre",
+    "s",
+    "span",
+    "strong",
+    "sub",
+    "sup",
+    "table",
+    "tbody",
+    "td",
+    "th",
+    "thead",
+    "tr",
+    "ul",
+]
 ATTRIBUTES = {"*": ["class", "id", "title"], "a": ["href"], "td": ["align"], "th": ["align"]}
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 NOT_DRAWN = {f"{SVG}{name}" for name in ("script", "foreignObject", "metadata", "a")}
 OWN = ("#", "data:image/png;base64,")  # what an SVG may refer to
 FOLDER = Path(__file__).with_name("templates")
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
+FIGURES = "figure-{cell_index}-{index}{extension}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the index: a report, what it found, and the page that shows it, if any.
+    """One line of the index: a report, what it says, and the page that shows it, if any.
 
     `name` is that of its file on the site; `source` where it is loaded from; `page` is relative
     to the site.
@@ -71,33 +103,37 @@ def site(
     """
     sweeps = sweeps or {}
     everything = [*rows, *(row for points in sweeps.values() for row in points)]
-    data = {row.page: f"reports/{row.name}.jsonl" for row in everything if row.page}
-    try:
+    data = {row.page: f"reports/{row.name}.jsonl" for row in everything}
+    lists: dict[str, dict[str, str]] = {}
+    with report.explained(target.name, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".site-") as temporary:
             fresh = Path(temporary) / "site"
-            fresh.mkdir()
+            (fresh / "reports").mkdir(parents=True)
             for group, notebooks in groups.items():
+                pages = {}
                 for notebook in notebooks:
                     place = f"{group}/{notebook.stem}.html"
-                    _write_page(notebook, fresh / place, place, data.get(place))
-                if result := _result(notebooks):
+                    pages[place] = publish.title(notebook)
+                    _write_page(notebook, fresh / place, place, pages[place], data.get(place))
+                if result := next(filter(Path.is_file, map(_result_beside, notebooks)), None):
+                    place = f"{group}/{report.RESULT}"
+                    pages[place] = "All of it as text"
                     text = publish.clean(result.read_text("utf-8"), publish.secrets({}))
-                    (fresh / group / report.RESULT).write_text(text, "utf-8")
-            reports = fresh / "reports"
-            reports.mkdir()
+                    (fresh / place).write_text(text, "utf-8")
+                if "/" not in group:
+                    lists[group] = pages
             for row in everything:
                 # Written anew from validated records, never copied: nothing else can ride along.
                 written = recording.text(report.load(row.source or row.name))
-                (reports / f"{row.name}.jsonl").write_bytes(written)
-            (fresh / "index.html").write_text(_index(groups, rows, sweeps), encoding="utf-8")
+                (fresh / "reports" / f"{row.name}.jsonl").write_bytes(written)
+            index = _rendered(
+                "index", title="poclib results", rows=rows, sweeps=sweeps, lists=lists
+            )
+            (fresh / "index.html").write_text(index, encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
             fresh.rename(target)
-    except OSError as error:
-        raise ReportError(
-            f"{target.name}: the site cannot be written ({error.strerror})."
-        ) from None
     return target / "index.html"
 
 
@@ -108,9 +144,8 @@ def page_of(groups: Mapping[str, Sequence[Path]], group: str, strategy: str) -> 
     return next((f"{group}/{s}.html" for s in stems if s.partition("_")[2] == slug), "")
 
 
-def _result(notebooks: Sequence[Path]) -> Path | None:
-    """The result in words that a run left beside its notebooks."""
-    return next((f for n in notebooks if (f := n.with_name(report.RESULT)).is_file()), None)
+def _result_beside(notebook: Path) -> Path:
+    return notebook.with_name(report.RESULT)
 
 
 def cleaned(element: object) -> str:
@@ -131,40 +166,35 @@ def cleaned_svg(text: str) -> str | None:
         root = ET.fromstring(text)
     except ET.ParseError:
         return None
-    for parent in list(root.iter()):
-        for child in list(parent):
+    for element in list(root.iter()):
+        for child in list(element):
             if child.tag in NOT_DRAWN or not str(child.tag).startswith(SVG):
-                parent.remove(child)
-        for key, value in list(parent.attrib.items()):
+                element.remove(child)
+        for key, value in list(element.attrib.items()):
             asks = key in ("href", f"{XLINK}href") and not value.startswith(OWN)
             if key.lower().startswith("on") or asks or re.search(r"url\(\s*['\"]?[^#'\"]", value):
-                del parent.attrib[key]
-        if parent.tag == f"{SVG}style" and re.search(r"@import|url\(", parent.text or ""):
-            parent.text = ""
+                del element.attrib[key]
+        if element.tag == f"{SVG}style" and re.search(r"@import|url\(", element.text or ""):
+            element.text = ""
     ET.register_namespace("", SVG[1:-1])
     ET.register_namespace("xlink", XLINK[1:-1])
     return ET.tostring(root, encoding="unicode")
 
 
-def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> None:
+def _write_page(notebook: Path, target: Path, place: str, title: str, data: str | None) -> None:
     """One notebook as a page, its figures in a folder beside it."""
     executed = publish.scrub(nbformat.read(notebook, as_version=4), publish.secrets({}))
     for cell in executed.cells:
         for output in cell.get("outputs", []):
-            shown = output.get("data", {})
-            if "image/svg+xml" in shown:
-                svg = cleaned_svg("".join(shown.pop("image/svg+xml")))
-                shown.update({"image/svg+xml": svg} if svg else {})
-            output.get("metadata", {}).pop("filenames", None)
-            output.get("metadata", {}).pop("filename", None)
+            shown, about = output.get("data", {}), output.get("metadata", {})
+            if "image/svg+xml" in shown and (svg := cleaned_svg(shown.pop("image/svg+xml"))):
+                shown["image/svg+xml"] = svg
+            for name in ("filename", "filenames"):
+                about.pop(name, None)
     if computed := next(filter(publish.computed_title, executed.cells), None):
         executed.cells.remove(computed)  # it stands in for the first line
-        title, first = publish.computed_title(computed), executed.cells[0]
-        first.source = "".join([title, *first.source.partition("\n")[1:]])
-    extract = ExtractOutputPreprocessor(
-        output_filename_template="figure-{cell_index}-{index}{extension}",
-        extract_output_types={"image/png", "image/svg+xml"},
-    )
+        first = executed.cells[0]
+        first.source = "".join([f"# {title}", *first.source.partition("\n")[1:]])
     exporter = HTMLExporter(
         raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"),
         template_name="basic",
@@ -172,38 +202,21 @@ def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> N
         filters={"clean_html": cleaned},
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        preprocessors=[extract],
+        preprocessors=[ExtractOutputPreprocessor(output_filename_template=FIGURES)],
     )
-    resources: dict[str, Any] = {"output_files_dir": f"{notebook.stem}_files"}
-    body, made = exporter.from_notebook_node(executed, resources)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for name, content in made["outputs"].items():
-        (target.parent / name).parent.mkdir(exist_ok=True)
+    body, made = exporter.from_notebook_node(
+        executed, {"output_files_dir": f"{notebook.stem}_files"}
+    )
+    files = {name: content for name, content in made["outputs"].items()}
+    up = "../" * place.count("/")
+    files[target.name] = _rendered("page", title=title, up=up, data=data, body=body).encode()
+    for name, content in files.items():
+        (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
         (target.parent / name).write_bytes(content)
-    given = {"up": "../" * place.count("/"), "data": data, "body": body}
-    target.write_text(_rendered("page", publish.title(notebook), **given), encoding="utf-8")
 
 
-def _index(
-    groups: Mapping[str, Sequence[Path]],
-    rows: Sequence[Row],
-    sweeps: Mapping[str, Sequence[Row]],
-) -> str:
-    lists = [
-        (
-            group,
-            [(f"{n.stem}.html", publish.title(n)) for n in notebooks],
-            report.RESULT if _result(notebooks) else "",
-        )
-        for group, notebooks in groups.items()
-        if "/" not in group
-    ]
-    return _rendered("index", "poclib results", rows=rows, sweeps=sweeps, lists=lists)
-
-
-def _rendered(template: str, title: str, **given: Any) -> str:
+def _rendered(template: str, **given: Any) -> str:
     light, dark = (
         HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "monokai")
     )
-    page = TEMPLATES.get_template(f"{template}.html.j2")
-    return page.render(title=title, light=light, dark=dark, **given)
+    return TEMPLATES.get_template(f"{template}.html.j2").render(light=light, dark=dark, **given)

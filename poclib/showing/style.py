@@ -5,10 +5,11 @@ matplotlib is loaded when something is drawn, so that a command that draws nothi
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT, BAND = "#222222", "#8a8a8a", "#e8e8e8"
-DARK = {FIRST, OWN, UNSPLIT}
+DARK = {FIRST, OWN, UNSPLIT}  # of the palette: what stands on them is white
 STEPS = (1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)  # the ratios that may be ticks, and 1 over them
 _INKED = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
 STYLE: dict[Any, Any] = {
@@ -73,11 +74,6 @@ def finding(figure: Figure) -> str:
     return " ".join(label for label in labels if label.endswith("."))
 
 
-def ink_on(colour: str) -> str:
-    """White on the dark colours of the palette, dark ink on the light ones."""
-    return "white" if colour in DARK else INK
-
-
 def titles(ax: Axes, title: str, under: str) -> None:
     """The finding in bold; below it n, providers and date.
 
@@ -129,15 +125,14 @@ def key(ax: Axes, seen: set[str]) -> None:
     ax.legend(handles=patches, loc="upper center", ncols=3, frameon=False, fontsize=12, **place)
 
 
-def line_at_one(ax: Axes, along: Literal["x", "y"], band: float) -> None:
-    """Where a ratio of 1 lies on the axis `along`, and the band of no practical difference."""
+def around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float], band: float) -> float:
+    """Make `along` a log axis, even around a line at 1 and the band of no practical difference.
+
+    Every ratio and 1 over it fit; returns the axis' upper end.
+    """
     span, line = (ax.axvspan, ax.axvline) if along == "x" else (ax.axhspan, ax.axhline)
     span(1 - band, 1 + band, color=BAND, zorder=0)
     line(1, color=INK, linewidth=1)
-
-
-def even_around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float]) -> float:
-    """Make `along` a log axis on which every ratio and 1 over it fit; returns its upper end."""
     reach = 1.25 * max(1.2, *(max(ratio, 1 / ratio) for ratio in ratios))
     steps = [step for step in STEPS if step <= reach]
     steps = sorted({steps[(len(steps) - 1) // 2], steps[-1]})
@@ -150,26 +145,13 @@ def even_around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float])
 
 
 def names(ax: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
-    """Each line's name beside its end, moved up or down where two would collide.
+    """Each line's name beside its end, moved up where it would cover the one below.
 
     Call it when the limits of both axes are set.
     """
-    heights = [ax.transData.transform(at)[1] for at in ends.values()]
-    apart = clear(heights, ax.figure.bbox.height * 0.055)
-    for (name, at), height, moved in zip(ends.items(), heights, apart, strict=True):
-        label(ax, name, at, (9, (moved - height) * 72 / ax.figure.dpi))
-
-
-def clear(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart; those that must move do so evenly about their middle."""
-    groups: list[list[int]] = []
-
-    def lowest(group: Sequence[int]) -> float:
-        return sum(wanted[i] for i in group) / len(group) - gap * (len(group) - 1) / 2
-
-    for place in sorted(range(len(wanted)), key=lambda i: wanted[i]):
-        groups.append([place])
-        while len(groups) > 1 and lowest(groups[-2]) + gap * len(groups[-2]) > lowest(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    places = {i: lowest(group) + gap * n for group in groups for n, i in enumerate(group)}
-    return [places[i] for i in range(len(wanted))]
+    heights = {name: ax.transData.transform(at)[1] for name, at in ends.items()}
+    free = -math.inf
+    for name in sorted(heights, key=heights.__getitem__):
+        height = max(heights[name], free)
+        free = height + ax.figure.bbox.height * 0.055
+        label(ax, name, ends[name], (9, (height - heights[name]) * 72 / ax.figure.dpi))
