@@ -183,18 +183,12 @@ def write_site() -> Path:
     }
     groups["sample"] = _sample_pages()
     rows = [_row(entry, groups) for entry in documents.entries(passed_over=_pass_over)]
-    swept = {
-        folder.name: [
-            _row(entry, groups, f"{folder.name}/{point}", label, path)
-            for point, label in labels.items()
-            for path in sorted((folder / point).glob("*.json*"))
-            for entry in documents.entries([path], _pass_over)
-        ]
-        for folder in folders
-        if (labels := sweeps.summary(folder))
-    }
-    index = site.site(report.root() / "site", groups, rows, swept)
-    return index.relative_to(report.root())
+    for folder in folders:
+        for point, label in sweeps.summary(folder).items():
+            paths = sorted((folder / point).glob("*.json*"))
+            entries = documents.entries(paths, _pass_over)
+            rows += [_row(entry, groups, folder.name, point, label) for entry in entries]
+    return site.site(report.root() / "site", groups, rows).relative_to(report.root())
 
 
 def _pass_over(problem: str) -> None:
@@ -204,13 +198,14 @@ def _pass_over(problem: str) -> None:
 def _row(
     entry: documents.Entry,
     groups: Mapping[str, Sequence[Path]],
-    group: str = "",
+    sweep: str = "",
+    point: str = "",
     what: str = "",
-    source: str | Path = "",
 ) -> site.Row:
     name, date, pool, strategy, ratio, verdict = entry.cells
-    page = site.page_of(groups, group or entry.report.experiment, strategy)
-    return site.Row(name, date, pool, verdict, ratio, what, page, source)
+    group = f"{sweep}/{point}" if sweep else entry.report.experiment
+    page = site.page_of(groups, group, strategy)
+    return site.Row(entry.report, name, date, pool, ratio, verdict, page, sweep, what)
 
 
 def _sample_pages() -> list[Path]:

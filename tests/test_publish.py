@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -15,6 +16,8 @@ from poclib.showing import site as pages
 
 ADDRESS = "http://192.168.77.20:11434"
 PARAMETERS = {"providers": [{"name": "a", "url": ADDRESS, "api_key_env": "SHELF_SECRET_KEY"}]}
+PUBLISHED = report.load("published-phase-0")
+ROW = pages.Row(PUBLISHED, "published-phase-0", "2026-04-20", "<i>pool</i>", "0.866", "PASS")
 output = nbformat.v4.new_output
 
 
@@ -134,8 +137,8 @@ def test_a_sweeps_points_are_listed_with_what_they_stand_for(tmp_path: Path) -> 
     page = pages.page_of(groups, "grid/point-1", "serial-per-provider")
     assert page == "grid/point-1/04_serial_per_provider.html"
     assert pages.page_of(groups, "grid/point-1", "per-provider") == ""
-    row = pages.Row("published-phase-0", "2026-04-20", "p", "PASS", "0.9", "speed 0.5", page)
-    text = pages.site(tmp_path / "site", groups, [], {"grid": [row]}).read_text("utf-8")
+    row = replace(ROW, page=page, sweep="grid", what="speed 0.5")
+    text = pages.site(tmp_path / "site", groups, [row]).read_text("utf-8")
     assert "Sweep: grid" in text and ">speed 0.5<" in text and f"href='{page}'" in text
     shown = (tmp_path / "site" / page).read_text("utf-8")
     assert "href='../../index.html'" in shown
@@ -166,15 +169,14 @@ def test_the_index_lists_pages_and_reports_escaped_and_survives_a_failed_renderi
     tmp_path: Path,
 ) -> None:
     path = saved(tmp_path)
-    row = pages.Row("published-phase-0", "2026-04-20", "<i>pool</i>", "PASS", "0.866")
-    page = pages.site(tmp_path / "site", {"g": [path]}, [row])
+    page = pages.site(tmp_path / "site", {"g": [path]}, [ROW])
     text = page.read_text("utf-8")
     assert "href='g/02_it.html'>What is gained?<" in text
     assert "&lt;i&gt;pool&lt;/i&gt;" in text and "<i>pool" not in text
     copied = report.load(tmp_path / "site" / "reports" / "published-phase-0.jsonl")
-    assert copied == report.load("published-phase-0").model_copy(update={"version": 2})
+    assert copied == PUBLISHED.model_copy(update={"version": 2})
     with pytest.raises(ReportError):
-        pages.site(tmp_path / "site", {"g": [path]}, [pages.Row("no-such", "", "", "PASS", "")])
+        pages.site(tmp_path / "site", {"g": [tmp_path / "no-such.ipynb"]}, [])
     assert page.read_text("utf-8") == text
 
 

@@ -136,7 +136,7 @@ def test_what_an_untrusted_notebook_holds_runs_nothing_in_a_browser(tmp_path: Pa
         nbformat.v4.new_code_cell(f"# {whole}", outputs=outputs, execution_count=1),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_it.ipynb")
-    row = pages.Row("published-phase-0", EVIL[0], EVIL[1], EVIL[2], EVIL[4])
+    row = pages.Row(report.load("published-phase-0"), "published-phase-0", *EVIL[:4])
     pages.site(tmp_path / "site", {"g": [tmp_path / "02_it.ipynb"]}, [row])
     (tmp_path / "as_it_is.html").write_text(f"<!doctype html><body>{whole}</body>")
     with browser.browser() as shown:

@@ -7,7 +7,6 @@ addresses, this machine's paths and names, progress bars and run times.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import getpass
 import json
 import os
@@ -17,7 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,16 +63,6 @@ def strategy_notebook() -> Path:
 def declared(notebook: Path) -> dict[str, Any]:
     """The parameters that a notebook declares, by name, as papermill reads them."""
     return dict(papermill.inspect_notebook(str(notebook)))
-
-
-def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise `ParameterError` for a key that no notebook declares: papermill only logs it."""
-    known = list(known)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."
-            raise ParameterError(f"{where}: {key} is not a parameter; {hint}")
 
 
 def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
@@ -196,16 +185,14 @@ def scrub(notebook: Any, words: Sequence[str]) -> Any:
         cell.source = clean(cell.source, words)
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         for output in cell.outputs:
-            if "text" in output:
-                output.text = clean(output.text, words)
+            output.update({"traceback": []} if "traceback" in output else {})
+            output.update({"text": clean(output.text, words)} if "text" in output else {})
             for kind, data in output.get("data", {}).items():
                 if kind.startswith(("text/", "image/svg")) and isinstance(data, str):
                     output.data[kind] = clean(data, words)
             for about in output.get("metadata", {}).values():
                 if isinstance(about, dict) and "alt" in about:
                     about["alt"] = clean(str(about["alt"]), words)
-            if "traceback" in output:
-                output.traceback = []
     return notebook
 
 

@@ -23,87 +23,48 @@ from nbconvert.preprocessors import ExtractOutputPreprocessor
 from pygments.formatters import HtmlFormatter
 
 from .. import recording, report
+from ..records import Report
 from . import notebooks as publish
 
-TAGS = [
-    "a",
-    "b",
-    "blockquote",
-    "br",
-    "code",
-    "dd",
-    "del",
-    "div",
-    "dl",
-    "dt",
-    "em",
-    "h1",
-    "h2",
-    "h3",
-    "h4",
-    "h5",
-    "h6",
-    "hr",
-    "i",
-    "li",
-    "ol",
-    "p",
-    "pre",
-    "s",
-    "span",
-    "strong",
-    "sub",
-    "sup",
-    "table",
-    "tbody",
-    "td",
-    "th",
-    "thead",
-    "tr",
-    "ul",
-]
+TAGS = {
+    *("a", "b", "blockquote", "br", "code", "dd", "del", "div", "dl", "dt", "em", "hr", "i", "li"),
+    *("h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "s", "span", "strong", "sub", "sup"),
+    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
+}
 ATTRIBUTES = {"*": ["class", "id", "title"], "a": ["href"], "td": ["align"], "th": ["align"]}
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 NOT_DRAWN = {f"{SVG}{name}" for name in ("script", "foreignObject", "metadata", "a")}
 OWN = ("#", "data:image/png;base64,")  # what an SVG may refer to
 FOLDER = Path(__file__).with_name("templates")
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
-FIGURES = "figure-{cell_index}-{index}{extension}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the index: a report, what it says, and the page that shows it, if any.
+    """One line of the index: a saved report, by `name`, and the page that shows it, if any.
 
-    `name` is that of its file on the site; `source` where it is loaded from; `page` is relative
-    to the site.
+    `page` is relative to the site. A point of a sweep has the sweep's name, and `what` it is.
     """
 
+    report: Report
     name: str
     date: str
     pool: str
-    verdict: str
     ratio: str
-    what: str = ""
+    verdict: str
     page: str = ""
-    source: str | Path = ""
+    sweep: str = ""
+    what: str = ""
 
 
-def site(
-    target: Path,
-    groups: Mapping[str, Sequence[Path]],
-    rows: Sequence[Row],
-    sweeps: Mapping[str, Sequence[Row]] | None = None,
-) -> Path:
+def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]) -> Path:
     """Render executed notebooks without running them; return the page to open.
 
-    `groups` maps a folder of the site to its notebooks: an experiment's, or SWEEP/POINT, whose
-    rows are in `sweeps` by sweep. The old site is replaced only when the new one is whole.
-    Raises `ReportError` where it cannot be written.
+    `groups` maps a folder of the site to its notebooks: an experiment's, or SWEEP/POINT. The old
+    site is replaced only when the new one is whole. Raises `ReportError` where it cannot be
+    written.
     """
-    sweeps = sweeps or {}
-    everything = [*rows, *(row for points in sweeps.values() for row in points)]
-    data = {row.page: f"reports/{row.name}.jsonl" for row in everything}
+    data = {row.page: f"reports/{row.name}.jsonl" for row in rows}
     lists: dict[str, dict[str, str]] = {}
     with report.explained(target.name, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -111,25 +72,21 @@ def site(
             fresh = Path(temporary) / "site"
             (fresh / "reports").mkdir(parents=True)
             for group, notebooks in groups.items():
-                pages = {}
-                for notebook in notebooks:
-                    place = f"{group}/{notebook.stem}.html"
-                    pages[place] = publish.title(notebook)
-                    _write_page(notebook, fresh / place, place, pages[place], data.get(place))
-                if result := next(filter(Path.is_file, map(_result_beside, notebooks)), None):
-                    place = f"{group}/{report.RESULT}"
-                    pages[place] = "All of it as text"
+                pages = {f"{group}/{one.stem}.html": one for one in notebooks}
+                listed = {place: publish.title(one) for place, one in pages.items()}
+                for place, notebook in pages.items():
+                    _write_page(notebook, fresh, place, listed[place], data.get(place))
+                results = (one.with_name(report.RESULT) for one in notebooks)
+                if result := next(filter(Path.is_file, results), None):
+                    listed[f"{group}/{report.RESULT}"] = "All of it as text"
                     text = publish.clean(result.read_text("utf-8"), publish.secrets({}))
-                    (fresh / place).write_text(text, "utf-8")
+                    (fresh / group / report.RESULT).write_text(text, "utf-8")
                 if "/" not in group:
-                    lists[group] = pages
-            for row in everything:
+                    lists[group] = listed
+            for row in rows:
                 # Written anew from validated records, never copied: nothing else can ride along.
-                written = recording.text(report.load(row.source or row.name))
-                (fresh / "reports" / f"{row.name}.jsonl").write_bytes(written)
-            index = _rendered(
-                "index", title="poclib results", rows=rows, sweeps=sweeps, lists=lists
-            )
+                (fresh / "reports" / f"{row.name}.jsonl").write_bytes(recording.text(row.report))
+            index = _rendered("index", title="poclib results", rows=rows, lists=lists)
             (fresh / "index.html").write_text(index, encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
@@ -142,10 +99,6 @@ def page_of(groups: Mapping[str, Sequence[Path]], group: str, strategy: str) -> 
     slug = strategy.replace("-", "_")
     stems = (notebook.stem for notebook in groups.get(group, ()))
     return next((f"{group}/{s}.html" for s in stems if s.partition("_")[2] == slug), "")
-
-
-def _result_beside(notebook: Path) -> Path:
-    return notebook.with_name(report.RESULT)
 
 
 def cleaned(element: object) -> str:
@@ -181,20 +134,23 @@ def cleaned_svg(text: str) -> str | None:
     return ET.tostring(root, encoding="unicode")
 
 
-def _write_page(notebook: Path, target: Path, place: str, title: str, data: str | None) -> None:
-    """One notebook as a page, its figures in a folder beside it."""
+def _write_page(notebook: Path, site: Path, place: str, title: str, data: str | None) -> None:
+    """One notebook as the page at `place`, its figures in a folder beside it."""
     executed = publish.scrub(nbformat.read(notebook, as_version=4), publish.secrets({}))
-    for cell in executed.cells:
-        for output in cell.get("outputs", []):
-            shown, about = output.get("data", {}), output.get("metadata", {})
-            if "image/svg+xml" in shown and (svg := cleaned_svg(shown.pop("image/svg+xml"))):
-                shown["image/svg+xml"] = svg
-            for name in ("filename", "filenames"):
-                about.pop(name, None)
+    for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
+        shown, about = output.get("data", {}), output.get("metadata", {})
+        if svg := cleaned_svg(shown.pop("image/svg+xml", "")):
+            shown["image/svg+xml"] = svg
+        for name in ("filename", "filenames"):  # which would decide where a figure is written
+            about.pop(name, None)
     if computed := next(filter(publish.computed_title, executed.cells), None):
         executed.cells.remove(computed)  # it stands in for the first line
         first = executed.cells[0]
         first.source = "".join([f"# {title}", *first.source.partition("\n")[1:]])
+    extract = ExtractOutputPreprocessor(
+        output_filename_template="figure-{cell_index}-{index}{extension}",
+        extract_output_types={"image/png", "image/svg+xml"},
+    )
     exporter = HTMLExporter(
         raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"),
         template_name="basic",
@@ -202,17 +158,16 @@ def _write_page(notebook: Path, target: Path, place: str, title: str, data: str 
         filters={"clean_html": cleaned},
         exclude_input_prompt=True,
         exclude_output_prompt=True,
-        preprocessors=[ExtractOutputPreprocessor(output_filename_template=FIGURES)],
+        preprocessors=[extract],
     )
-    body, made = exporter.from_notebook_node(
-        executed, {"output_files_dir": f"{notebook.stem}_files"}
-    )
-    files = {name: content for name, content in made["outputs"].items()}
-    up = "../" * place.count("/")
-    files[target.name] = _rendered("page", title=title, up=up, data=data, body=body).encode()
+    resources = {"output_files_dir": f"{notebook.stem}_files"}
+    body, made = exporter.from_notebook_node(executed, resources)
+    page = _rendered("page", title=title, up="../" * place.count("/"), data=data, body=body)
+    files = {**made["outputs"], Path(place).name: page.encode()}
     for name, content in files.items():
-        (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
-        (target.parent / name).write_bytes(content)
+        target = (site / place).parent / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
 
 
 def _rendered(template: str, **given: Any) -> str:
