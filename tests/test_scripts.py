@@ -50,6 +50,8 @@ esac
 class Machine:
     """A machine with nothing on it but the tools of the script and what a test adds."""
 
+    script: Path | None = None
+
     def __init__(self, folder: Path) -> None:
         self.root = folder / "new place" / "poclib"
         self.bin = folder / "bin"
@@ -88,15 +90,10 @@ class Machine:
         }
 
     def run(self, *words: str, cwd: Path | None = None, **more: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [self.root / "run-poc.sh", *words],
-            env=self.environment(**more),
-            cwd=cwd or self.root,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        command = [self.script or self.root / "run-poc.sh", *words]
+        place = {"env": self.environment(**more), "cwd": cwd or self.root}
+        quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        done = subprocess.run(command, timeout=60, **place, **quiet)
         return done.returncode, done.stdout, done.stderr
 
     def calls(self) -> list[str]:
@@ -152,41 +149,33 @@ def test_help_needs_no_python_and_names_every_use(machine: Machine, word: str) -
 def test_a_parameter_file_is_run_and_all_other_words_reach_poc_unchanged(
     ready: Machine, tmp_path: Path, words: list[str], told: list[str]
 ) -> None:
-    """In whatever folder they are typed; the embedded experiment where there are none."""
+    """In whatever folder, through a link too; the embedded experiment where there are none."""
     (tmp_path / "mine.yml").touch()
+    (tmp_path / "poc-link").symlink_to(ready.root / "run-poc.sh")
+    ready.script = tmp_path / "poc-link"
     code, out, _ = ready.run(*words, cwd=tmp_path)
     assert code == 0
     assert out.splitlines() == [f"poc[{word.replace('ROOT', str(ready.root))}]" for word in told]
-
-
-def test_it_works_through_a_symbolic_link(ready: Machine, tmp_path: Path) -> None:
-    link = tmp_path / "poc-link"
-    link.symlink_to(ready.root / "run-poc.sh")
-    done = subprocess.run(
-        [link, "show"], env=ready.environment(), cwd=tmp_path, capture_output=True, timeout=60
-    )
-    assert done.stdout == b"poc[show]\n"
-    assert (ready.root / ".venv").is_dir()
 
 
 # ---- Set-up ----------------------------------------------------------------------
 
 
 def test_only_what_changed_is_installed_again(ready: Machine) -> None:
-    ready.run("setup")
-    ready.run("setup")
-    assert ready.installs() == ["packages", "project"]
-    with (ready.root / "pyproject.toml").open("a") as file:
-        file.write("\n# changed\n")
-    ready.run("setup")
-    assert ready.installs()[2:] == ["project"]
-    with (ready.root / "requirements.lock").open("a") as file:
-        file.write("# changed\n")
-    ready.run("setup")
-    assert ready.installs()[3:] == ["packages", "project"]
     ready.python("python3.11", "3.11")
-    ready.run("setup", PYTHON=str(ready.bin / "python3.11"))
-    assert ready.installs()[5:] == ["packages", "project"]
+    done: list[str] = []
+    for changed in ("", "", "pyproject.toml", "requirements.lock", "PYTHON", "folder"):
+        if changed == "folder":
+            ready.root = ready.root.rename(ready.root.with_name("moved"))
+        elif changed.islower():
+            with (ready.root / changed).open("a") as file:
+                file.write("\n# changed\n")
+        chosen = {"PYTHON": str(ready.bin / "python3.11")} if changed == "PYTHON" else {}
+        ready.run("setup", **chosen)
+        done.append(" ".join(ready.installs()))
+        ready.calls_file.write_text("")
+    both = "packages project"
+    assert done == [both, "", "project", both, both, both]
 
 
 def test_a_half_finished_setup_starts_over_from_nothing(ready: Machine) -> None:
@@ -196,13 +185,6 @@ def test_a_half_finished_setup_starts_over_from_nothing(ready: Machine) -> None:
     leftover.mkdir()
     assert ready.run("setup")[0] == 0
     assert not leftover.exists()
-
-
-def test_a_moved_project_is_set_up_again(ready: Machine) -> None:
-    ready.run("setup")
-    ready.root = ready.root.rename(ready.root.with_name("moved"))
-    ready.run("setup")
-    assert ready.installs() == ["packages", "project"] * 2
 
 
 def test_two_first_uses_at_once_install_once(ready: Machine, tmp_path: Path) -> None:
@@ -334,22 +316,15 @@ def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine)
     stages_run = [c.removeprefix("-m ") for c in ready.calls() if "pip" not in c]
     assert stages_run == [*stages, "pytest -m slow"]
 
-    ready.calls_file.unlink()
-    code, _, err = ready.run("test", FAILS="-m mypy")
-    assert code != 0
-    assert the_sentence(err) == "run-poc.sh: stopped at: mypy"
-    assert ready.calls() == [f"-m {stage}" for stage in stages[:3]]
+    for fails, last, told in (("-m mypy", stages[2], True), ("not slow", stages[3], False)):
+        ready.calls_file.unlink()
+        code, _, err = ready.run("test", FAILS=fails)
+        assert code != 0 and ready.calls()[-1] == f"-m {last}"
+        assert not told or the_sentence(err) == "run-poc.sh: stopped at: mypy"
 
-    ready.calls_file.unlink()
-    assert ready.run("test", FAILS="not slow")[0] == 1
-    assert ready.calls()[-1] == "-m pytest -m not slow -n auto --maxprocesses 8"
-
-
-def test_words_after_test_go_to_pytest_alone(ready: Machine) -> None:
-    ready.run("setup")
     ready.calls_file.unlink()
     ready.run("test", "-k", "two words")
-    assert ready.calls() == ["-m pytest -k two words"]
+    assert ready.calls() == ["-m pytest -k two words"], "with words, pytest alone"
 
 
 def test_continuous_integration_types_the_same() -> None:

@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
     x: float
     ratio: float
-    ideal: float | None
+    ideal: float
     headline: Headline
 
 
@@ -50,23 +50,29 @@ class Curves:
     points: dict[str, list[Point]]
 
     @property
-    def ideals(self) -> dict[float, float | None]:
+    def ideals(self) -> dict[float, float]:
         """The ideal at each value of the setting: the median of the strategies' reports."""
         known: dict[float, list[float]] = {}
         for point in (point for points in self.points.values() for point in points):
-            known.setdefault(point.x, []).extend([] if point.ideal is None else [point.ideal])
-        return {x: median(known[x]) if known[x] else None for x in known}
+            known.setdefault(point.x, []).append(point.ideal)
+        return {x: median(ideals) for x, ideals in known.items()}
 
     @property
     def first_stop(self) -> tuple[str, float] | None:
         """The strategy that stops helping first, and where."""
-        ends = {name: stops(points) for name, points in self.points.items()}
+        ends = {name: x for name in self.points if (x := stops(self.points[name])) is not None}
         begin = next(iter(self.ideals), 0.0)
-        known = [(name, end) for name, end in ends.items() if end is not None]
-        return min(known, key=lambda one: abs(one[1] - begin), default=None)
+        return min(ends.items(), key=lambda end: abs(end[1] - begin), default=None)
 
     def shown(self, x: float) -> str:
         return f"{round(x, 2 if abs(x) < 10 else 0):,g} {self.unit}".strip()
+
+    def end(self, strategy: str) -> str:
+        """Where the strategy stops helping, in words."""
+        x = stops(self.points[strategy])
+        if x is None:
+            return f"{strategy} stays below 1 at every value"
+        return f"{strategy} stops helping where the {self.what} is {self.shown(x)}"
 
 
 def along(
@@ -89,10 +95,10 @@ def along(
     most = max(sets.values(), key=lambda alike: len({x for x, _ in alike}), default={})
     points: dict[str, list[Point]] = {}
     for x, strategy in sorted(most, key=lambda one: one[0], reverse=more_is_better):
-        reading = most[x, strategy]
-        if (ratio := reading.headline.overhead_ratio.median) is not None:
-            point = Point(x, ratio, ideal(reading), reading.headline)
-            points.setdefault(strategy, []).append(point)
+        headline = most[x, strategy].headline
+        ratio, best = headline.overhead_ratio.median, ideal(most[x, strategy])
+        if ratio is not None and best is not None:
+            points.setdefault(strategy, []).append(Point(x, ratio, best, headline))
     return Curves(what, unit, points)
 
 
@@ -133,27 +139,22 @@ def title(curves: Curves) -> str:
         return "Nothing was measured"
     if curves.first_stop is None:
         return f"Every strategy stays below 1 at every {curves.what} measured"
-    name, x = curves.first_stop
     below = sum(stops(points) is None for points in curves.points.values())
     rest = f"; {below} of {len(curves.points)} strategies stay below 1" if below else ""
-    return f"{name} stops helping where the {curves.what} is {curves.shown(x)}{rest}"
+    return curves.end(curves.first_stop[0]) + rest
 
 
 def told(curves: Curves) -> str:
     """The title in bold; for each strategy where it stops helping, and what is sure. Markdown."""
     lines = []
     for name, points in curves.points.items():
-        end = stops(points)
-        does = "stays below 1 at every value"
-        if end is not None:
-            does = f"stops helping where the {curves.what} is {curves.shown(end)}"
-        where: dict[str, list[str]] = {"faster": [], "slower": []}
-        for point in points:
-            where.setdefault(words.effect(point.headline), []).append(curves.shown(point.x))
-        sure = [f"{word} at {', '.join(where[word])}" for word in list(where)[:2] if where[word]]
+        sure = []
+        for effect in ("faster", "slower"):
+            where = [curves.shown(p.x) for p in points if words.effect(p.headline) == effect]
+            sure += [f"{effect} at {', '.join(where)}"] if where else []
         known = " and ".join(sure) or "at no value distinguishable from 1"
         unit = " per token" if any(point.headline.per_token for point in points) else ""
-        lines.append(f"{name} {does}, by medians{unit}; by its intervals it is {known}.")
+        lines.append(f"{curves.end(name)}, by medians{unit}; by its intervals it is {known}.")
     return f"**{title(curves)}.**\n\n{bullets(lines)}"
 
 
@@ -161,16 +162,11 @@ def ratios(curves: Curves) -> str:
     """Every point's ratio, a column a strategy, as a Markdown table."""
     rows = []
     for x, best in curves.ideals.items():
-        cells = [
-            next((words.ratio(point.headline) for point in points if point.x == x), "-")
-            for points in curves.points.values()
-        ]
-        rows.append([curves.shown(x), _number(best), *cells])
+        row = [curves.shown(x), number(best, 2)]
+        for points in curves.points.values():
+            row.append(next((words.ratio(point.headline) for point in points if point.x == x), "-"))
+        rows.append(row)
     return table([curves.what, "ideal", *curves.points], rows, markdown=True)
-
-
-def _number(value: float | None, decimals: int = 2) -> str:
-    return "-" if value is None else number(value, decimals)
 
 
 def points_table(points: Mapping[str, Reading | None]) -> str:
@@ -178,15 +174,16 @@ def points_table(points: Mapping[str, Reading | None]) -> str:
 
     Below it what could change the verdicts.
     """
-    rows = []
-    for name, reading in points.items():
-        cells = ["failed", "-", "-"]
-        if reading:
-            one = reading.headline
-            cells = [words.ratio(one), _number(one.speedup) + words.per_token(one), one.verdict]
-        rows.append([name, *cells])
-    listed = table(["point", "ratio (95 % interval)", "speedup", "gate"], rows)
     measured = {name: reading for name, reading in points.items() if reading}
+    rows = []
+    for name in points:
+        row = [name, "failed", "-", "-"]
+        if name in measured:
+            one = measured[name].headline
+            speedup = "-" if one.speedup is None else number(one.speedup, 2) + words.per_token(one)
+            row[1:] = [words.ratio(one), speedup, one.verdict]
+        rows.append(row)
+    listed = table(["point", "ratio (95 % interval)", "speedup", "gate"], rows)
     warned = words.beside(list(measured.values()), list(measured))
     return f"{listed}\n\nWhat could change these verdicts:\n{bullets(warned)}" if warned else listed
 
@@ -213,22 +210,21 @@ def draw(ax: Axes, curves: Curves) -> None:
     if not headlines:
         instead(ax, "No report has a ratio for this setting.")
         return
-    ends, reached = dict[str, tuple[float, float]](), [1.9]
-    for (mark, sign), (name, points) in zip(cycle(SIGNS.items()), curves.points.items()):
+    order, best = list(curves.ideals), list(curves.ideals.values())
+    ax.plot(order, best, "--", color=INK, linewidth=1.5)
+    ends, reached = {"ideal - -": (order[-1], best[-1])}, [1.9]
+    for (mark, sign), (name, points) in zip(
+        cycle(SIGNS.items()), curves.points.items(), strict=False
+    ):
         for point in points:
-            interval = point.headline.overhead_ratio
-            low, high = interval.low or point.ratio, interval.high or point.ratio
-            ax.plot([point.x, point.x], [low, high], color=FAINT)
-            reached += [low, high]
+            ratio = point.headline.overhead_ratio
+            interval = [ratio.low or point.ratio, ratio.high or point.ratio]
+            ax.plot([point.x, point.x], interval, color=FAINT)
+            reached += interval
         line = [point.x for point in points], [point.ratio for point in points]
         ax.plot(*line, f"{mark}-", color=INK, mfc="white", linewidth=1.2, markersize=7)
         ends[f"{name} {sign}"] = points[-1].x, points[-1].ratio
-    best = {x: ratio for x, ratio in curves.ideals.items() if ratio is not None}
-    for x, ratio in best.items():
-        ends["ideal - -"] = x, ratio
-    ax.plot(list(best), list(best.values()), "--", color=INK, linewidth=1.5)
     reach = around_one(ax, "y", reached, max(headline.band for headline in headlines))
-    order = list(curves.ideals)
     width = order[-1] - order[0] or 1.0
     ax.set_xlim(order[0] - 0.05 * width, order[-1] + 0.45 * width)  # room for the names
     ax.set_xticks(order, [curves.shown(x).removesuffix(curves.unit) for x in order])
@@ -254,13 +250,13 @@ def capacity_text(report: Report, markdown: bool = False) -> str:
     """Every level of every provider as a table, then what each does and should hold."""
     rows = []
     for name, provider in capacities(report).items():
-        base = provider.levels[0].tokens_per_s
+        alone = provider.levels[0].tokens_per_s
         for level in provider.levels:
-            rate = level.tokens_per_s
-            gain = f"{number(rate / base, 2)} times" if rate and base else "-"
-            times = map(milliseconds, (level.ttft_ms, level.request_ms, level.server_ms))
-            cells = [name, str(level.in_flight), _number(rate, 1), gain, *times]
-            rows.append([*cells, str(level.refused)])
+            rate, times = level.tokens_per_s, (level.ttft_ms, level.request_ms, level.server_ms)
+            gain = f"{number(rate / alone, 2)} times" if rate and alone else "-"
+            shown = "-" if rate is None else number(rate, 1)
+            row = [name, str(level.in_flight), shown, gain, *map(milliseconds, times)]
+            rows.append([*row, str(level.refused)])
     header = ["provider", "in flight", "tokens per s", "of one alone", "to first token"]
     header += ["request", "server's own", "refused"]
     return f"{table(header, rows, markdown)}\n\n{capacity_finding(report)}"
@@ -270,10 +266,9 @@ def capacity_finding(report: Report) -> str:
     """What each provider does with several requests at once, and how many it should hold."""
     lines = []
     for name, provider in capacities(report).items():
-        most, kind = provider.levels[-1].in_flight, provider.behaviour
-        does = f"{kind} ({words.MEANING[kind]})"
-        if kind == "undisturbed":
-            does = f"showed no limit with up to {most} requests at once"
+        does = f"{provider.behaviour} ({words.MEANING[provider.behaviour]})"
+        if provider.behaviour == "undisturbed":
+            does = f"showed no limit with up to {provider.levels[-1].in_flight} requests at once"
         if full := next((level.in_flight for level in provider.levels if level.full), None):
             does += f", by its own word requests wait there from {full} at once on"
         lines.append(f"{name} {does}; recommended capacity: {provider.capacity}.")
@@ -290,23 +285,21 @@ def capacity_provenance(report: Report) -> str:
 
 def throughput(ax: Axes, report: Report) -> None:
     """Tokens per second against requests in flight, a line a provider; the capacity is filled."""
-    found = capacities(report)
-    behaviours = [f"{name} {provider.behaviour}" for name, provider in found.items()]
+    driven = capacities(report)
+    behaviours = [f"{name} {provider.behaviour}" for name, provider in driven.items()]
     titles(ax, ", ".join(behaviours) or "No level was measured", capacity_provenance(report))
-    if not found:
+    if not driven:
         instead(ax, "This report has no levels: run poc doctor --capacity.")
         return
     ends, ticks = dict[str, tuple[float, float]](), set[int]()
-    for mark, (name, provider) in zip(cycle(SIGNS), found.items()):
-        rates = {x.in_flight: x.tokens_per_s for x in provider.levels if x.tokens_per_s}
+    for mark, (name, provider) in zip(cycle(SIGNS), driven.items(), strict=False):
+        rates = {one.in_flight: one.tokens_per_s or 0.0 for one in provider.levels}
         ax.plot(list(rates), list(rates.values()), f"{mark}-", color=INK, mfc="white")
-        if held := rates.get(provider.capacity):
-            ax.plot([provider.capacity], [held], mark, color=INK, markersize=9)
-        for point in rates.items():
-            ends[name] = point
+        ax.plot([provider.capacity], [rates[provider.capacity]], mark, color=INK, markersize=9)
+        ends[name] = list(rates.items())[-1]
         ticks |= rates.keys()
     ax.set_xscale("log", base=2)
-    ax.set_xticks(sorted(ticks), map(str, sorted(ticks)))
+    ax.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     ax.set_xticks([], minor=True)
     ax.set(xlim=(0.9, max(ticks) * 1.8), ylim=(0, None), ylabel="tokens per second")
     ax.set_xlabel("requests in flight at the provider (filled: the recommended capacity)")
