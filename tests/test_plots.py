@@ -243,10 +243,3 @@ def test_the_rulers_error_is_drawn_or_said_to_be_unknown(ax: Axes) -> None:
     empty = Figure().subplots()
     charts.ruler(empty, Ruler(created="2026-11-24"))
     assert not empty.axison
-
-
-def test_names_move_only_where_they_would_collide(ax: Axes) -> None:
-    ax.set(xlim=(0, 1), ylim=(0, 100))
-    style.names(ax, {"low": (1, 10), "high": (1, 90), "beside": (1, 90.5)})
-    moved = {text.get_text(): text.xyann[1] for text in ax.texts}
-    assert moved["low"] == moved["high"] == 0 and moved["beside"] > 10

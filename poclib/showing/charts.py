@@ -36,16 +36,14 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     line shows the ideal. Without `round` it is the one of about the median length.
     """
     headline, rows = reading.headline, reading.requests
-    arms = rows[rows["arm"].eq("strategy") & rows["round"].notna()]
-    timed = arms.dropna(subset=["start_ms", "wall_ms"])
     chosen = round or 0
-    if round is None and len(timed) and headline.makespan_ms is not None:
-        spans = timed.groupby("round").agg({"start_ms": "min", "end_ms": "max"})
-        away = spans["end_ms"] - spans["start_ms"] - headline.makespan_ms
-        chosen = int(away.abs().idxmin())
-    timed = timed[timed["round"].eq(chosen)]
-    shown = timed.sort_values("start_ms").head(MOST_ROWS)
-    drawn = f"round {chosen + 1}: {len(shown)} of {arms['round'].eq(chosen).sum()} requests drawn"
+    if round is None and headline.makespan_ms is not None:
+        away = (reading.rounds["strategy_ms"] - headline.makespan_ms).abs()
+        chosen = int(reading.rounds["round"][away.idxmin()])
+    arm = rows[rows["arm"].eq("strategy") & rows["round"].eq(chosen)]
+    timed = arm.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
+    shown = timed.head(MOST_ROWS)
+    drawn = f"round {chosen + 1}: {len(shown)} of {len(arm)} requests drawn"
     titles(ax, words.title_timeline(headline), f"{drawn} · {words.where_and_when(headline)}")
     if shown.empty:
         instead(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
@@ -64,8 +62,9 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
         y += 1
     if headline.ideal_ms is not None:
         ax.axvline(headline.ideal_ms, color=INK, linewidth=1, linestyle="--")
-        text = f"ideal {milliseconds(headline.ideal_ms)} "
-        ax.text(headline.ideal_ms, y, text, va="center", ha="right")
+        side = "right" if headline.ideal_ms > 0.5 * end else "left"
+        text = f" ideal {milliseconds(headline.ideal_ms)} "
+        ax.text(headline.ideal_ms, y, text, va="center", ha=side)
     if len(ticks) > _LABELLED:
         ticks = {}
     ax.set_yticks(list(ticks), list(ticks.values()), fontsize=12 if len(ticks) <= 12 else 9)
@@ -248,7 +247,7 @@ def ecdf(ax: Axes, reading: Reading) -> None:
         name = headline.strategy if arm == "strategy" else arm
         line = {"color": colours[str(arm)], "ls": "-" if arm == "strategy" else "--"}
         ax.ecdf(walls, lw=2.5, label=f"{name} (n = {len(walls)})", **line)
-    ax.legend(loc="lower right", frameon=False)
+    ax.legend(loc="lower right")
     ax.set(xlim=(0, good["wall_ms"].max() * 1.05), ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(lambda value, _: percent(value))
     ax.set(xlabel="wall time of one request (ms)", ylabel="share of requests (%)")
@@ -288,6 +287,6 @@ def ruler(ax: Axes, check: Ruler, quantity: str = "over_ms") -> None:
         ax.plot([row.bias_ms], [y], "D", color=INK, markersize=7)
         label(ax, f"{number(row.bias_ms, 2)} ms", (row.bias_ms, y), (1, 9))
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(range(len(rows)), [documents.ruler_case(row) for row in rows], fontsize=10)
+    ax.set_yticks(range(len(rows)), documents.ruler_cases(check, quantity), fontsize=10)
     ax.set_ylim(len(rows) - 0.3, -0.8)
     ax.set_xlabel("measured minus true (ms)")

@@ -21,12 +21,12 @@ from ..stats import Headline
 from . import words
 from .charts import several
 from .format import bullets, day, many, milliseconds, number, table
-from .style import FAINT, INK, around_one, instead, label, names, titles
+from .style import FAINT, INK, around_one, instead, label, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIGNS = {"o": "○", "s": "□", "D": "◇", "^": "△", "v": "▽", "<": "◁", ">": "▷"}
+MARKS = "osD^v<>*P"
 
 
 # ---- The ratio along a swept parameter --------------------------------------------------------
@@ -210,23 +210,20 @@ def draw(ax: Axes, curves: Curves) -> None:
     if not headlines:
         instead(ax, "No report has a ratio for this setting.")
         return
-    order, best = list(curves.ideals), list(curves.ideals.values())
-    ax.plot(order, best, "--", color=INK, linewidth=1.5)
-    ends, reached = {"ideal - -": (order[-1], best[-1])}, [1.9]
-    for (mark, sign), (name, points) in zip(
-        cycle(SIGNS.items()), curves.points.items(), strict=False
-    ):
+    order = list(curves.ideals)
+    ax.plot(order, list(curves.ideals.values()), "--", color=INK, linewidth=1.5, label="ideal")
+    reached = [1.9]
+    for mark, (name, points) in zip(cycle(MARKS), curves.points.items(), strict=False):
         for point in points:
             ratio = point.headline.overhead_ratio
             interval = [ratio.low or point.ratio, ratio.high or point.ratio]
             ax.plot([point.x, point.x], interval, color=FAINT)
             reached += interval
         line = [point.x for point in points], [point.ratio for point in points]
-        ax.plot(*line, f"{mark}-", color=INK, mfc="white", linewidth=1.2, markersize=7)
-        ends[f"{name} {sign}"] = points[-1].x, points[-1].ratio
+        ax.plot(*line, f"{mark}-", color=INK, mfc="white", lw=1.2, markersize=7, label=name)
     reach = around_one(ax, "y", reached, max(headline.band for headline in headlines))
-    width = order[-1] - order[0] or 1.0
-    ax.set_xlim(order[0] - 0.05 * width, order[-1] + 0.45 * width)  # room for the names
+    edge = 0.05 * (order[-1] - order[0] or 1.0)
+    ax.set_xlim(order[0] - edge, order[-1] + edge)
     ax.set_xticks(order, [curves.shown(x).removesuffix(curves.unit) for x in order])
     ax.set_xlabel(f"{curves.what} ({curves.unit})" if curves.unit else curves.what)
     ax.set_ylabel("total time / fastest machine's alone")
@@ -234,7 +231,7 @@ def draw(ax: Axes, curves: Curves) -> None:
         x = curves.first_stop[1]
         ax.axvline(x, color=INK, linewidth=1.2, linestyle=":")
         label(ax, f"stops helping: {curves.shown(x)}", (x, reach), (-6, -14))
-    names(ax, ends)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 # ---- Throughput along requests in flight -------------------------------------------------------
@@ -291,16 +288,16 @@ def throughput(ax: Axes, report: Report) -> None:
     if not driven:
         instead(ax, "This report has no levels: run poc doctor --capacity.")
         return
-    ends, ticks = dict[str, tuple[float, float]](), set[int]()
-    for mark, (name, provider) in zip(cycle(SIGNS), driven.items(), strict=False):
+    ticks = set[int]()
+    for mark, (name, provider) in zip(cycle(MARKS), driven.items(), strict=False):
         rates = {one.in_flight: one.tokens_per_s or 0.0 for one in provider.levels}
-        ax.plot(list(rates), list(rates.values()), f"{mark}-", color=INK, mfc="white")
+        line = {"color": INK, "mfc": "white", "label": name}
+        ax.plot(list(rates), list(rates.values()), f"{mark}-", **line)
         ax.plot([provider.capacity], [rates[provider.capacity]], mark, color=INK, markersize=9)
-        ends[name] = list(rates.items())[-1]
         ticks |= rates.keys()
     ax.set_xscale("log", base=2)
     ax.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     ax.set_xticks([], minor=True)
-    ax.set(xlim=(0.9, max(ticks) * 1.8), ylim=(0, None), ylabel="tokens per second")
+    ax.set(ylim=(0, None), ylabel="tokens per second")
     ax.set_xlabel("requests in flight at the provider (filled: the recommended capacity)")
-    names(ax, ends)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

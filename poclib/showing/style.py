@@ -5,11 +5,10 @@ matplotlib is loaded when something is drawn, so that a command that draws nothi
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +28,7 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
     "font.size": 13,
+    "legend.frameon": False,
     "axes.titlesize": 14,
     "axes.titleweight": "bold",
     "axes.spines.top": False,
@@ -121,8 +121,8 @@ def key(ax: Axes, seen: set[str]) -> None:
     order = (CLIENT[0], *SEGMENTS)
     patches = [Patch(color=phase.colour, label=phase.label) for phase in order if phase.key in seen]
     # A fixed distance below the axis, whatever the figure's height: clear of the axis' label.
-    place: dict[str, Any] = {"bbox_to_anchor": (0.5, 0), "bbox_transform": _edge(ax, -0.65)}
-    ax.legend(handles=patches, loc="upper center", ncols=3, frameon=False, fontsize=12, **place)
+    below = {"bbox_to_anchor": (0.5, 0), "bbox_transform": _edge(ax, -0.65)}
+    ax.legend(handles=patches, loc="upper center", ncols=3, fontsize=12, **below)
 
 
 def around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float], band: float) -> float:
@@ -142,16 +142,3 @@ def around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float], band
     axis.set_ticks([], minor=True)
     axis.set_major_formatter(lambda value, _: f"{value:.2g}×")  # noqa: RUF001
     return reach
-
-
-def names(ax: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
-    """Each line's name beside its end, moved up where it would cover the one below.
-
-    Call it when the limits of both axes are set.
-    """
-    heights = {name: ax.transData.transform(at)[1] for name, at in ends.items()}
-    free = -math.inf
-    for name in sorted(heights, key=heights.__getitem__):
-        height = max(heights[name], free)
-        free = height + ax.figure.bbox.height * 0.055
-        label(ax, name, ends[name], (9, (height - heights[name]) * 72 / ax.figure.dpi))
