@@ -203,9 +203,9 @@ def _row(
     what: str = "",
 ) -> site.Row:
     name, date, pool, strategy, ratio, verdict = entry.cells
-    group = f"{sweep}/{point}" if sweep else entry.report.experiment
+    group = f"{sweep}/{point}" if sweep else entry.reading.report.experiment
     page = site.page_of(groups, group, strategy)
-    return site.Row(entry.report, name, date, pool, ratio, verdict, page, sweep, what)
+    return site.Row(entry.reading.report, name, date, pool, ratio, verdict, page, sweep, what)
 
 
 def _sample_pages() -> list[Path]:

@@ -81,11 +81,11 @@ def titles(ax: Axes, title: str, under: str) -> None:
     """
     inches = ax.figure.bbox.width / ax.figure.dpi
     glued = re.sub(r"(\d) (?=\S)", "\\1\N{NO-BREAK SPACE}", title)  # a number and what it counts
-    above = textwrap.fill(glued, round(inches * 8)).replace("\N{NO-BREAK SPACE}", " ")
+    above = textwrap.fill(glued, round(inches * 8), break_on_hyphens=False)
     below = textwrap.wrap(under, round(inches * 10.5))
     pad = 10 + 15 * len(below)
     ax.set_label(f"{title}. {under}.")
-    shown = ax.set_title(above, loc="left", pad=pad)
+    shown = ax.set_title(above.replace("\N{NO-BREAK SPACE}", " "), loc="left", pad=pad)
     shown.set_transform(_edge(ax, pad / 72))
     shown.set_x(0.01)
     line = ax.text(0.01, 1, "\n".join(below), transform=_edge(ax, 8 / 72), fontsize=11)
