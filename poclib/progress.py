@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 # "terminal COLUMNS" or "log": where the standard error of a kernel ends up.
 VARIABLE = "POCLIB_PROGRESS"
-QUIET_S, STAGE_S = 10.0, 1.0  # between two lines of a log: of one stage, of two
+QUIET_S = 10.0  # between two lines of a log
 FORMAT = "{n_fmt} of {total_fmt} requests, {remaining} left"
 
 
@@ -40,16 +40,9 @@ def for_a_child() -> dict[str, str]:
 class Lines(tqdm):  # type: ignore[type-arg]
     """A bar for a log: a line for each state that is shown, and none that is overwritten."""
 
-    shown = ""
-
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # "" would clear the line
-            self.shown = self.desc
             print(time.strftime("%H:%M:%S"), self, file=self.fp, flush=True)
-
-    def update(self, n: float | None = 1) -> bool | None:
-        self.mininterval = QUIET_S if self.desc == self.shown else STAGE_S
-        return super().update(n)
 
 
 def bar(title: str) -> Progress:
@@ -86,7 +79,7 @@ def _opened(text: str, done: int, total: int) -> tqdm[Any]:
         return tqdm(**given, ncols=int(columns))
     if not where and sys.stderr.isatty():
         return tqdm(**given, dynamic_ncols=True)
-    return Lines(**given | {"bar_format": f"{{desc}}: {FORMAT}"})
+    return Lines(**given | {"bar_format": f"{{desc}}: {FORMAT}", "mininterval": QUIET_S})
 
 
 def _in_a_notebook() -> bool:

@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_log_gets_whole_lines_a_stage_each_or_one_in_ten_seconds(
+def test_a_log_gets_a_whole_line_in_ten_seconds(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show = progress.bar("batched")
@@ -58,16 +58,6 @@ def test_a_log_gets_whole_lines_a_stage_each_or_one_in_ten_seconds(
         f"round {1 + (count > 20)} of 2, strategy: {count} of 40 requests, {time} left"
         for count, time in zip(done, left, strict=True)
     ]
-
-
-def test_stages_that_fly_past_do_not_flood_a_log(
-    clock: Clock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    show = progress.bar("batched")
-    for done in range(1, 1001):
-        show(f"stage {done}", done, 1000)
-        clock.now_s += 0.01
-    assert 10 <= len(capsys.readouterr().err.splitlines()) <= 12  # ten seconds in all
 
 
 def test_a_notebook_gets_a_bar_under_its_cell(monkeypatch: pytest.MonkeyPatch) -> None:
