@@ -91,9 +91,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     with experiment.open_pool(wanted) as providers:
         run = experiment.Run(wanted, providers)
         problems, found = experiment.on_own_loop(lambda: run.examine(capacity))
-    click.echo(
-        words.doctor_table(run.facts, run.probes, run.expected_ms, run.tokens_per_s(), problems)
-    )
+    click.echo(words.doctor_table(reading.of(run.as_report()), problems))
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds()))
@@ -230,7 +228,7 @@ def compare(names: tuple[str, ...], anyway: bool) -> None:
 
     readings = [reading.read(name) for name in names]
     labels = [one.headline.report for one in readings]
-    differing = unlike([one.report for one in readings])
+    differing = unlike(readings)
     if differing and not anyway:
         raise ReportError(documents.refusal(differing))
     click.echo(documents.side_by_side(readings))

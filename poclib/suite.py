@@ -141,7 +141,7 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
     failed: list[str] = []
     with (
         recording.only_one(folder.parent, recording.COMMAND),
-        contextlib.closing(experiment.SharedEngines()) as shared,
+        experiment.SharedEngines() as shared,
     ):
         sweeps.write_summary(points, folder)
         try:
@@ -158,7 +158,7 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
     reading = [Task(notebook, notebook.name) for notebook in readers]
     unread = run_all(reading, folder, {"folder": f"data/runs/{folder.name}"})
     page = write_site()
-    read = [(one.point.shown, of(one.report) if one.report else None) for one in done]
+    read = {one.point.label: of(one.report) if one.report else None for one in done}
     click.echo(f"{curves.points_table(read)}\nOpen {page}")
     if failed:
         raise RunFailed(

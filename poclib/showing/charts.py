@@ -38,8 +38,8 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     headline, rows = reading.headline, reading.requests
     chosen = round or 0
     if round is None and headline.makespan_ms is not None:
-        away = (reading.rounds["strategy_ms"] - headline.makespan_ms).abs()
-        chosen = int(reading.rounds["round"][away.idxmin()])
+        rounds = reading.rounds.set_index("round")
+        chosen = int((rounds["strategy_ms"] - headline.makespan_ms).abs().idxmin())
     arm = rows[rows["arm"].eq("strategy") & rows["round"].eq(chosen)]
     timed = arm.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
     shown = timed.head(MOST_ROWS)
@@ -242,11 +242,11 @@ def ecdf(ax: Axes, reading: Reading) -> None:
     if good.empty:
         instead(ax, "No request was answered.")
         return
-    colours = {"strategy": INK, "baseline": FAINT}
-    for arm, walls in good.groupby("arm")["wall_ms"]:
+    for arm, colour, dashes in (("baseline", FAINT, "--"), ("strategy", INK, "-")):
+        walls = good.loc[good["arm"].eq(arm), "wall_ms"].tolist()
         name = headline.strategy if arm == "strategy" else arm
-        line = {"color": colours[str(arm)], "ls": "-" if arm == "strategy" else "--"}
-        ax.ecdf(walls, lw=2.5, label=f"{name} (n = {len(walls)})", **line)
+        shown = f"{name} (n = {len(walls)})"
+        ax.ecdf(walls, lw=2.5, label=shown, color=colour, linestyle=dashes)
     ax.legend(loc="lower right")
     ax.set(xlim=(0, good["wall_ms"].max() * 1.05), ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(lambda value, _: percent(value))

@@ -291,8 +291,8 @@ def throughput(ax: Axes, report: Report) -> None:
     ticks = set[int]()
     for mark, (name, provider) in zip(cycle(MARKS), driven.items(), strict=False):
         rates = {one.in_flight: one.tokens_per_s or 0.0 for one in provider.levels}
-        line = {"color": INK, "mfc": "white", "label": name}
-        ax.plot(list(rates), list(rates.values()), f"{mark}-", **line)
+        line = list(rates), list(rates.values())
+        ax.plot(*line, f"{mark}-", color=INK, mfc="white", label=name)
         ax.plot([provider.capacity], [rates[provider.capacity]], mark, color=INK, markersize=9)
         ticks |= rates.keys()
     ax.set_xscale("log", base=2)
