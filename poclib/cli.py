@@ -26,7 +26,6 @@ from .showing import format as notation
 if TYPE_CHECKING:
     from . import suite
     from .reading.reading import Reading
-    from .records import Report
 
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
@@ -37,8 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         poc.main(arguments, prog_name="poc", standalone_mode=False)
     except PocError as error:
         _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -73,10 +70,8 @@ _set = click.option(
 @poc.command()
 @_params
 @_set
-@click.option(
-    "--capacity", is_flag=True, help="Find how many requests each should hold at once, too."
-)
-def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
+@click.option("--capacity", is_flag=True, help="Find how many requests each should hold, too.")
+def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
     """Say of each provider whether it answers, how fast, and what gain to expect.
 
     PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
@@ -111,7 +106,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
+def run(params: Path, changes: Sequence[str], only: Sequence[str], resume: bool) -> None:
     """Measure every strategy on PARAMS, each in a notebook; save reports, print the verdict.
 
     A file with a section `sweep` is measured as by `poc sweep`.
@@ -153,7 +148,7 @@ def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name
 @poc.command()
 @click.argument("file", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
 @_set
-def sweep(file: Path, changes: tuple[str, ...]) -> None:
+def sweep(file: Path, changes: Sequence[str]) -> None:
     """Run a grid of points, each with a report in data/runs/NAME/POINT/.
 
     The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it. Each
@@ -198,7 +193,7 @@ def gate(name: str) -> None:
 @_report
 @click.option("--params", type=click.Path(path_type=Path), help="A file that has the addresses.")
 @_set
-def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
+def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
     """Measure the experiment of REPORT again, from its report alone: do the two agree?
 
     The same parameters, prompts, seed and order. A report holds no address, so servers of your
@@ -221,7 +216,7 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
 @poc.command()
 @click.argument("names", metavar="REPORT...", nargs=-1, required=True)
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
-def compare(names: tuple[str, ...], anyway: bool) -> None:
+def compare(names: Sequence[str], anyway: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
     from .reading.compare import unlike
     from .showing import documents
@@ -296,14 +291,13 @@ def keep(source: str, target: str) -> None:
         kept = [one.report for one in reading.within(points)]
         paths = recording.keep_only(kept, report.root() / report.FOLDER / target)
     else:
-        paths = [_keep(one.report, target) for one in reading.experiment(source)]
+        paths = []
+        for saved in (one.report for one in reading.experiment(source)):
+            folder = report.home("capacity", target) if saved.strategy == "capacity" else None
+            named = saved.model_copy(update={"experiment": target})
+            paths.append(recording.save(named, folder))
     for path in paths:
         click.echo(path.name)
-
-
-def _keep(saved: Report, target: str) -> Path:
-    folder = report.home("capacity", target) if saved.strategy == "capacity" else None
-    return recording.save(saved.model_copy(update={"experiment": target}), folder)
 
 
 def _warn(readings: Sequence[Reading], names: Sequence[str]) -> None:

@@ -245,8 +245,9 @@ def ecdf(ax: Axes, reading: Reading) -> None:
     for arm, colour, dashes in (("baseline", FAINT, "--"), ("strategy", INK, "-")):
         walls = good.loc[good["arm"].eq(arm), "wall_ms"].tolist()
         name = headline.strategy if arm == "strategy" else arm
-        shown = f"{name} (n = {len(walls)})"
-        ax.ecdf(walls, lw=2.5, label=shown, color=colour, linestyle=dashes)
+        if walls:
+            shown = f"{name} (n = {len(walls)})"
+            ax.ecdf(walls, lw=2.5, label=shown, color=colour, linestyle=dashes)
     ax.legend(loc="lower right")
     ax.set(xlim=(0, good["wall_ms"].max() * 1.05), ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(lambda value, _: percent(value))
