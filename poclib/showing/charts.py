@@ -38,8 +38,8 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     headline, rows = reading.headline, reading.requests
     chosen = round or 0
     if round is None and headline.makespan_ms is not None:
-        rounds = reading.rounds.set_index("round")
-        chosen = int((rounds["strategy_ms"] - headline.makespan_ms).abs().idxmin())
+        away = (reading.rounds["strategy_ms"] - headline.makespan_ms).abs()
+        chosen = int(reading.rounds["round"].iloc[int(away.argmin())])
     arm = rows[rows["arm"].eq("strategy") & rows["round"].eq(chosen)]
     timed = arm.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
     shown = timed.head(MOST_ROWS)
@@ -288,6 +288,6 @@ def ruler(ax: Axes, check: Ruler, quantity: str = "over_ms") -> None:
         ax.plot([row.bias_ms], [y], "D", color=INK, markersize=7)
         label(ax, f"{number(row.bias_ms, 2)} ms", (row.bias_ms, y), (1, 9))
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(range(len(rows)), documents.ruler_cases(check, quantity), fontsize=10)
+    ax.set_yticks(range(len(rows)), [documents.ruler_case(row) for row in rows], fontsize=10)
     ax.set_ylim(len(rows) - 0.3, -0.8)
     ax.set_xlabel("measured minus true (ms)")

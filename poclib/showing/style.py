@@ -48,7 +48,7 @@ def use_style() -> None:
 
     matplotlib.rcParams.update(STYLE)
     ipython = sys.modules.get("IPython")
-    shell = ipython and ipython.get_ipython()
+    shell: Any = ipython and ipython.get_ipython()
     if getattr(shell, "kernel", None) is None:
         return
     import matplotlib.pyplot as plt
