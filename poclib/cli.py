@@ -20,8 +20,9 @@ from . import __version__, parameters, recording, report
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .measure.strategies import STRATEGIES
 from .parameters import Parameters
-from .reading import reading
-from .showing import format as notation
+from .reading import compare, reading
+from .showing import documents, words
+from .showing.format import safe
 
 if TYPE_CHECKING:
     from . import suite
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    click.echo(f"poc: {notation.safe(sentence)}", err=True)
+    click.echo(f"poc: {safe(sentence)}", err=True)
     sys.exit(code)
 
 
@@ -78,7 +79,6 @@ def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
     its measurements as a report.
     """
     from .measure import experiment
-    from .showing import words
 
     given = read_yaml(params, changes)
     given.pop("sweep", None)  # its points share the pool
@@ -132,12 +132,11 @@ def run(params: Path, changes: Sequence[str], only: Sequence[str], resume: bool)
 
 def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name: str) -> None:
     from . import suite
-    from .showing import words
 
     (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
     failures = suite.run_all(tasks, folder, values)
-    saved = [f"{name}-{strategy}" for strategy in STRATEGIES]
-    measured = [reading.read(one) for one in saved if report.path_of(one)]
+    saved = filter(report.path_of, (f"{name}-{strategy}" for strategy in STRATEGIES))
+    measured = [entry.reading for entry in documents.entries(saved, _pass_over)]
     page = suite.write_site()
     click.echo(words.comparison_text([one.headline for one in measured]))
     click.echo(f"{words.verdict_text(measured)}\nOpen {page}")
@@ -168,8 +167,6 @@ def show(name: str | None, as_json: bool) -> None:
 
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
-    from .showing import documents, words
-
     if name is None:
         click.echo(documents.listing(documents.entries(passed_over=_pass_over)))
     elif as_json:
@@ -182,8 +179,6 @@ def show(name: str | None, as_json: bool) -> None:
 @_report
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
-    from .showing import words
-
     one = reading.read(name)
     click.echo(words.failures([one.headline]) + words.verdict_text([one]))
     sys.exit(GATE_EXIT[one.headline.verdict])
@@ -201,8 +196,6 @@ def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
     with 0 where verdict and ratio agree, 1 where they do not.
     """
     from .measure import experiment
-    from .reading import compare
-    from .showing import documents
 
     first = reading.read(name)
     given = read_yaml(params) if params else {}
@@ -213,17 +206,14 @@ def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
     sys.exit(0 if compare.between(first, second).agrees else 1)
 
 
-@poc.command()
+@poc.command("compare")
 @click.argument("names", metavar="REPORT...", nargs=-1, required=True)
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
-def compare(names: Sequence[str], anyway: bool) -> None:
+def compare_command(names: Sequence[str], anyway: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
-    from .reading.compare import unlike
-    from .showing import documents
-
     readings = [reading.read(name) for name in names]
     labels = [one.headline.report for one in readings]
-    differing = unlike(readings)
+    differing = compare.unlike(readings)
     if differing and not anyway:
         raise ReportError(documents.refusal(differing))
     click.echo(documents.side_by_side(readings))
@@ -238,7 +228,6 @@ def ruler_command() -> None:
     Takes about a minute on a machine that does nothing else; saved as data/ruler.json.
     """
     from .measure import ruler
-    from .showing import documents
 
     check = ruler.run()
     ruler.save(check, report.root())
@@ -260,7 +249,7 @@ def refresh() -> None:
     With them go the Phase 0 result and the README's result and picture, which hold the same.
     """
     from . import suite
-    from .showing import charts, documents
+    from .showing import charts
     from .showing import notebooks as publish
 
     for notebook in publish.notebooks():
@@ -301,8 +290,6 @@ def keep(source: str, target: str) -> None:
 
 
 def _warn(readings: Sequence[Reading], names: Sequence[str]) -> None:
-    from .showing import words
-
     for warning in words.beside(readings, names):
         click.echo(f"warning: {warning}")
 
