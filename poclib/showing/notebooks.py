@@ -117,7 +117,8 @@ def _kernel_folder() -> Iterator[str]:
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     try:
-        folder = tempfile.TemporaryDirectory(prefix=f"poc-{os.getpid()}-", dir=here)
+        prefix = f"poc-{os.getpid()}-"
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=here, ignore_cleanup_errors=True)
     except OSError as error:
         raise RunFailed(
             f"{here}: no folder for a kernel can be made there ({error.strerror}); set TMPDIR to "
