@@ -11,33 +11,20 @@ if TYPE_CHECKING:
     from .measure.experiment import obtain
     from .measure.strategies import STRATEGIES
     from .parameters import Parameters, ProviderSettings
-    from .reading.reading import Reading, read
+    from .reading.reading import Reading, experiment, of, read, within
     from .records import Report
-    from .report import experiments, load
     from .stats import Headline
 
 __version__ = "0.1.0"
-__all__ = [
-    "STRATEGIES",
-    "Headline",
-    "Parameters",
-    "PocError",
-    "ProviderSettings",
-    "Reading",
-    "Report",
-    "experiments",
-    "load",
-    "obtain",
-    "read",
-]
+__all__ = ["STRATEGIES", "Headline", "Parameters", "PocError", "ProviderSettings", "Reading"]
+__all__ += ["Report", "experiment", "obtain", "of", "read", "within"]
 _HOMES = {
     "errors": ["PocError"],
     "measure.experiment": ["obtain"],
     "measure.strategies": ["STRATEGIES"],
-    "reading.reading": ["Reading", "read"],
     "parameters": ["Parameters", "ProviderSettings"],
+    "reading.reading": ["Reading", "experiment", "of", "read", "within"],
     "records": ["Report"],
-    "report": ["experiments", "load"],
     "stats": ["Headline"],
 }
 

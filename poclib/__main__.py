@@ -1,12 +1,9 @@
 """Where `poc` and `python -m poclib` begin: Ctrl-C is heeded while the libraries still load."""
 
-from __future__ import annotations
-
 import sys
 
 
 def main() -> None:
-    """Load the command and run it; an interruption before that is one sentence, too."""
     try:
         from . import cli
     except KeyboardInterrupt:

@@ -16,19 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, recording, report
+from . import __version__, parameters, recording, report
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .measure.strategies import STRATEGIES
-from .parameters import Parameters, put, with_capacities
-from .parameters import changes as changed_keys
-from .parameters import values as yaml_values
-from .showing import format as notation
+from .parameters import Parameters
+from .reading import compare, reading
+from .showing import documents, words
+from .showing.format import safe
 
 if TYPE_CHECKING:
     from . import suite
     from .reading.reading import Reading
 
-MAX_PARAMETER_BYTES = 1 << 20
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -38,8 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         poc.main(arguments, prog_name="poc", standalone_mode=False)
     except PocError as error:
         _fail(str(error), error.exit_code)
-    except click.exceptions.Exit as ended:
-        sys.exit(ended.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -50,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    click.echo(f"poc: {notation.safe(sentence)}", err=True)
+    click.echo(f"poc: {safe(sentence)}", err=True)
     sys.exit(code)
 
 
@@ -61,6 +58,7 @@ def poc() -> None:
 
 
 _params = click.argument("params", type=click.Path(path_type=Path))
+_report = click.argument("name", metavar="REPORT")
 _set = click.option(
     "--set",
     "changes",
@@ -73,26 +71,22 @@ _set = click.option(
 @poc.command()
 @_params
 @_set
-@click.option(
-    "--capacity", is_flag=True, help="Find how many requests each should hold at once, too."
-)
-def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
+@click.option("--capacity", is_flag=True, help="Find how many requests each should hold, too.")
+def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
     """Say of each provider whether it answers, how fast, and what gain to expect.
 
     PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
-    its measurements as a report, and a copy of PARAMS with what was found.
+    its measurements as a report.
     """
     from .measure import experiment
-    from .reading.reading import of
-    from .showing import words
 
     given = read_yaml(params, changes)
     given.pop("sweep", None)  # its points share the pool
-    parameters = Parameters.read(given, params.name)
-    with experiment.open_pool(parameters) as providers:
-        run = experiment.Run(parameters, providers)
+    wanted = Parameters.read(given, params.name)
+    with experiment.open_pool(wanted) as providers:
+        run = experiment.Run(wanted, providers)
         problems, found = experiment.on_own_loop(lambda: run.examine(capacity))
-    click.echo(words.doctor_table(of(run.as_report()), problems))
+    click.echo(words.doctor_table(reading.of(run.as_report()), problems))
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds()))
@@ -100,11 +94,9 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
         from .showing import curves
 
         saved = recording.save(run.as_report().model_copy(update={"strategy": "capacity"}))
+        settings = " ".join(f"--set {name}.capacity={one.capacity}" for name, one in found.items())
         click.echo(curves.capacity_text(report.load(saved.stem)))
-        copy = params.with_suffix(f".capacity{params.suffix}")
-        wanted = {name: one.capacity for name, one in found.items()}
-        copy.write_text(with_capacities(params.read_text("utf-8"), wanted), "utf-8")
-        click.echo(f"Written: {copy.name}, with these capacities; the levels: {saved.name}.")
+        click.echo(f"To use these capacities: {settings}\nThe levels are kept in {saved.name}.")
 
 
 @poc.command()
@@ -114,7 +106,7 @@ def doctor(params: Path, changes: tuple[str, ...], capacity: bool) -> None:
     "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: bool) -> None:
+def run(params: Path, changes: Sequence[str], only: Sequence[str], resume: bool) -> None:
     """Measure every strategy on PARAMS, each in a notebook; save reports, print the verdict.
 
     A file with a section `sweep` is measured as by `poc sweep`.
@@ -125,41 +117,29 @@ def run(params: Path, changes: tuple[str, ...], only: tuple[str, ...], resume: b
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
     if "sweep" in given:
         return suite.sweep(given, params.name, only)
-    pattern = str(given.pop("notebooks", Parameters.model_fields["notebooks"].default))
-    notebooks = publish.notebooks(pattern=pattern)
-    known = {key for notebook in notebooks for key in publish.declared(notebook)}
-    publish.check_keys(given, known, params.name)
-    parameters = Parameters.read({k: v for k, v in given.items() if k != "live"}, params.name)
-    tasks = suite.tasks(notebooks, only or ([parameters.strategy] if "strategy" in given else []))
+    given.pop("live", None)
+    wanted = Parameters.read(given, params.name)
+    notebooks = publish.notebooks(pattern=wanted.notebooks)
+    tasks = suite.tasks(notebooks, only or ([wanted.strategy] if "strategy" in given else []))
     # A run never replaces what the samples' pages are made of.
-    name = "live" if parameters.experiment == "sample" else parameters.experiment
+    name = "live" if wanted.experiment == "sample" else wanted.experiment
     values = {**given, "experiment": name, "live": True, "write": True}
     folder = report.root() / "data" / "runs" / name
     with recording.only_one(folder.parent, recording.COMMAND):
-        suite.check_answering(parameters)
+        suite.check_answering(wanted)
         _run(tasks, values, folder, name)
 
 
 def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name: str) -> None:
     from . import suite
-    from .showing import documents, words
 
-    failures: list[str] = []
     (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
-    for number, task in enumerate(tasks, start=1):
-        click.echo(f"[{number}/{len(tasks)}] {task.title}", err=True)
-        try:
-            task.execute(folder, values)
-        except RunFailed as error:
-            failures.append(str(error))
-            click.echo(f"    failed: {notation.safe(str(error))}", err=True)
-    saved = [f"{name}-{strategy}" for strategy in STRATEGIES]
-    known = [one for one in saved if report.path_of(one)]
-    measured = [entry.reading for entry in documents.entries(known, _pass_over)]
+    failures = suite.run_all(tasks, folder, values)
+    saved = filter(report.path_of, (f"{name}-{strategy}" for strategy in STRATEGIES))
+    measured = [entry.reading for entry in documents.entries(saved, _pass_over)]
     page = suite.write_site()
-    click.echo(words.comparison_text([reading.headline for reading in measured]))
-    click.echo(words.verdict_text(measured))
-    click.echo(f"Open {page}")
+    click.echo(words.comparison_text([one.headline for one in measured]))
+    click.echo(f"{words.verdict_text(measured)}\nOpen {page}")
     if failures:
         raise RunFailed(f"{len(failures)} of {len(tasks)} notebooks failed: {failures[0]}")
 
@@ -167,7 +147,7 @@ def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name
 @poc.command()
 @click.argument("file", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
 @_set
-def sweep(file: Path, changes: tuple[str, ...]) -> None:
+def sweep(file: Path, changes: Sequence[str]) -> None:
     """Run a grid of points, each with a report in data/runs/NAME/POINT/.
 
     The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it. Each
@@ -188,37 +168,27 @@ def show(name: str | None, as_json: bool) -> None:
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
     if name is None:
-        from .showing import documents
-
         click.echo(documents.listing(documents.entries(passed_over=_pass_over)))
-        return
-    from .reading.reading import read
-    from .showing import words
-
-    reading = read(name)
-    if as_json:
-        click.echo(json.dumps(reading.headline.as_dict(), indent=1))
+    elif as_json:
+        click.echo(json.dumps(reading.read(name).headline.as_dict(), indent=1))
     else:
-        click.echo(words.report_text(reading))
+        click.echo(words.report_text(reading.read(name)))
 
 
 @poc.command()
-@click.argument("name", metavar="REPORT")
+@_report
 def gate(name: str) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
-    from .reading.reading import read
-    from .showing import words
-
-    reading = read(name)
-    click.echo(words.failures([reading.headline]) + words.verdict_text([reading]))
-    sys.exit(GATE_EXIT[reading.headline.verdict])
+    one = reading.read(name)
+    click.echo(words.failures([one.headline]) + words.verdict_text([one]))
+    sys.exit(GATE_EXIT[one.headline.verdict])
 
 
 @poc.command()
-@click.argument("name", metavar="REPORT")
+@_report
 @click.option("--params", type=click.Path(path_type=Path), help="A file that has the addresses.")
 @_set
-def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
+def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
     """Measure the experiment of REPORT again, from its report alone: do the two agree?
 
     The same parameters, prompts, seed and order. A report holds no address, so servers of your
@@ -226,38 +196,29 @@ def rerun(name: str, params: Path | None, changes: tuple[str, ...]) -> None:
     with 0 where verdict and ratio agree, 1 where they do not.
     """
     from .measure import experiment
-    from .reading import compare as agreement
-    from .reading.reading import of
-    from .showing import documents
 
-    first = report.load(name)
+    first = reading.read(name)
     given = read_yaml(params) if params else {}
-    parameters = experiment.again(first, given, changed_keys(changes))
-    second = experiment.measure(parameters, experiment.bar(report.name(first)))
-    readings = of(first), of(second)
-    found = agreement.between(*readings)
-    click.echo(documents.agreement(*readings))
-    _warn(readings, ["the first", "the second"])
-    sys.exit(0 if found.agrees else 1)
+    wanted = experiment.again(first.report, given, parameters.changes(changes))
+    second = reading.of(experiment.measure(wanted, experiment.bar(report.name(first.report))))
+    click.echo(documents.agreement(first, second))
+    _warn([first, second], ["the first", "the second"])
+    sys.exit(0 if compare.between(first, second).agrees else 1)
 
 
-@poc.command()
+@poc.command("compare")
 @click.argument("names", metavar="REPORT...", nargs=-1, required=True)
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
-def compare(names: tuple[str, ...], anyway: bool) -> None:
+def compare_command(names: Sequence[str], anyway: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
-    from .reading import compare as agreement
-    from .reading.reading import read
-    from .showing import documents
-
-    readings = [read(name) for name in names]
-    unlike = agreement.unlike(readings)
-    if unlike and not anyway:
-        raise ReportError(documents.refusal(unlike))
-    names_shown = [reading.headline.report for reading in readings]
+    readings = [reading.read(name) for name in names]
+    labels = [one.headline.report for one in readings]
+    differing = compare.unlike(readings)
+    if differing and not anyway:
+        raise ReportError(documents.refusal(differing))
     click.echo(documents.side_by_side(readings))
-    _warn(readings, names_shown)
-    click.echo(f"\n{documents.differences(unlike, names_shown)}")
+    _warn(readings, labels)
+    click.echo(f"\n{documents.differences(differing, labels)}")
 
 
 @poc.command("ruler")
@@ -267,12 +228,10 @@ def ruler_command() -> None:
     Takes about a minute on a machine that does nothing else; saved as data/ruler.json.
     """
     from .measure import ruler
-    from .showing import documents
 
-    found = ruler.run()
-    ruler.save(found, report.root())
-    click.echo(documents.ruler_table(found))
-    click.echo(documents.ruler_finding(found))
+    check = ruler.run()
+    ruler.save(check, report.root())
+    click.echo(f"{documents.ruler_table(check)}\n{documents.ruler_finding(check)}")
 
 
 @poc.command("publish")
@@ -290,18 +249,16 @@ def refresh() -> None:
     With them go the Phase 0 result and the README's result and picture, which hold the same.
     """
     from . import suite
-    from .reading.reading import experiment
-    from .showing import charts as plots
-    from .showing import documents
+    from .showing import charts
     from .showing import notebooks as publish
 
     for notebook in publish.notebooks():
         click.echo(notebook.name)
         suite.Task(notebook, notebook.name).renew(notebook)
-    samples = experiment("sample")
+    samples = reading.experiment("sample")
     documents.write(documents.phase_0_result(samples))
-    plots.save_ratios([one.headline for one in samples], report.root() / "docs" / "phase-0.png")
-    readme = report.root() / "README.md"
+    picture, readme = report.root() / "docs" / "phase-0.png", report.root() / "README.md"
+    charts.save_ratios([one.headline for one in samples], picture)
     readme.write_text(documents.readme(readme.read_text("utf-8"), samples), "utf-8")
 
 
@@ -314,29 +271,27 @@ def keep(source: str, target: str) -> None:
     Of a sweep, the points' reports are kept in the folder data/reports/NEW-NAME, in place of those
     that were there.
     """
-    from .measure import sweep as sweeps
-
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,63}", target, re.A):
         raise ParameterError(f"{target[:70]!r} is no name for reports: use letters and digits.")
-    runs = report.root() / "data" / "runs" / source
-    if sweeps.summary(runs):
-        home = report.root() / report.FOLDER / target
-        for path in recording.keep_only(report.within(runs), home):
-            click.echo(path.name)
-        return
-    kept = [one for one in map(report.load, report.names()) if one.experiment == source]
-    if not kept:
-        raise ReportError(f"no report of experiment {source!r}; `poc show` lists what there is.")
-    for one in kept:
-        folder = report.home("capacity", target) if one.strategy == "capacity" else None
-        click.echo(recording.save(one.model_copy(update={"experiment": target}), folder).name)
+    from .measure.sweep import summary
+
+    points = report.root() / "data" / "runs" / source
+    if summary(points):
+        kept = [one.report for one in reading.within(points)]
+        paths = recording.keep_only(kept, report.root() / report.FOLDER / target)
+    else:
+        paths = []
+        for saved in (one.report for one in reading.experiment(source)):
+            folder = report.home("capacity", target) if saved.strategy == "capacity" else None
+            named = saved.model_copy(update={"experiment": target})
+            paths.append(recording.save(named, folder))
+    for path in paths:
+        click.echo(path.name)
 
 
-def _warn(readings: Sequence[Reading], names: list[str]) -> None:
-    from .showing import words
-
-    for one in words.beside(readings, names):
-        click.echo(f"warning: {one}")
+def _warn(readings: Sequence[Reading], names: Sequence[str]) -> None:
+    for warning in words.beside(readings, names):
+        click.echo(f"warning: {warning}")
 
 
 def _pass_over(problem: str) -> None:
@@ -349,16 +304,13 @@ def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
     Raises `ParameterError` naming the file, and the line where the YAML is wrong.
     """
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MAX_PARAMETER_BYTES + 1)
+        text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         there = ", ".join(sorted(p.name for p in Path("params").glob("*.yaml"))) or "none"
         raise ParameterError(f"{path}: cannot be read; in params/ there is: {there}.") from None
-    if len(text) > MAX_PARAMETER_BYTES:
-        raise ParameterError(f"{path.name}: larger than 1 MiB; this is not a parameter file.")
-    values = yaml_values(text, path.name)
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    values = parameters.values(text, path.name)
+    if not isinstance(values, dict):
         raise ParameterError(f"{path.name}: must hold `key: value` lines (see params/).")
-    for key, value in changed_keys(changes).items():
-        put(values, key, value)
+    for key, value in parameters.changes(changes).items():
+        parameters.put(values, key, value)
     return values

@@ -1,8 +1,7 @@
-"""How far a run is, for whoever looks: a terminal, a notebook or a log file. Measures nothing.
+"""How far a run is: a bar in a terminal or notebook, whole lines in a log file. Measures nothing.
 
-A terminal and a notebook get a bar that moves; a file gets whole lines, so that a log can be
-read afterwards. A kernel that papermill started cannot see the person's terminal: the process
-that started it tells through the environment (`for_a_child`).
+A kernel that papermill started cannot see the person's terminal: the process that started it tells
+through the environment (`for_a_child`).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 # "terminal COLUMNS" or "log": where the standard error of a kernel ends up.
 VARIABLE = "POCLIB_PROGRESS"
-QUIET_S, STAGE_S = 10.0, 1.0  # between two lines of a log: of one stage, of two
+QUIET_S = 10.0  # between two lines of a log
 FORMAT = "{n_fmt} of {total_fmt} requests, {remaining} left"
 
 
@@ -41,27 +40,20 @@ def for_a_child() -> dict[str, str]:
 class Lines(tqdm):  # type: ignore[type-arg]
     """A bar for a log: a line for each state that is shown, and none that is overwritten."""
 
-    shown = ""
-
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if msg is None:  # "" would clear the line
-            self.shown = self.desc
             print(time.strftime("%H:%M:%S"), self, file=self.fp, flush=True)
-
-    def update(self, n: float | None = 1) -> bool | None:
-        self.mininterval = QUIET_S if self.desc == self.shown else STAGE_S
-        return super().update(n)
 
 
 def bar(title: str) -> Progress:
     """Progress on standard error, or under the cell: round, arm, requests done, time left."""
-    bars: list[tqdm[Any]] = []
+    shown: tqdm[Any] | None = None
 
     def update(stage: str, done: int, total: int) -> None:
+        nonlocal shown
         text = f"{title}: {stage}"
-        if not bars:  # only once there is something to show
-            bars.append(_opened(text, done, total))
-        shown = bars[0]
+        if shown is None:  # only once there is something to show
+            shown = _opened(text, done, total)
         shown.total = total
         shown.set_description_str(text, refresh=False)
         shown.update(done - shown.n)
@@ -82,15 +74,14 @@ def _opened(text: str, done: int, total: int) -> tqdm[Any]:
         from tqdm.notebook import tqdm as under_the_cell
 
         return under_the_cell(**given)
-    given["file"] = sys.stderr
-    if where == "terminal" and columns.isdigit():
-        return tqdm(**given, leave=False, ncols=int(columns))
-    if where == "terminal" or (not where and sys.stderr.isatty()):
-        return tqdm(**given, leave=False, dynamic_ncols=True)
-    return Lines(**{**given, "bar_format": f"{{desc}}: {FORMAT}"}, leave=False)
+    given |= {"file": sys.stderr, "leave": False}
+    if where == "terminal":
+        return tqdm(**given, ncols=int(columns))
+    if not where and sys.stderr.isatty():
+        return tqdm(**given, dynamic_ncols=True)
+    return Lines(**given | {"bar_format": f"{{desc}}: {FORMAT}", "mininterval": QUIET_S})
 
 
 def _in_a_notebook() -> bool:
-    """Whether this process is a notebook's kernel."""
     ipython = sys.modules.get("IPython")
     return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None

@@ -21,9 +21,10 @@ from .measure import experiment
 from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, by_name
 from .parameters import Parameters
+from .reading.reading import of
 from .showing import curves, documents, site
-from .showing import format as notation
 from .showing import notebooks as publish
+from .showing.format import many, safe
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,12 @@ class Task:
     @property
     def title(self) -> str:
         """The title of its page."""
-        if self.strategy:
-            return by_name(self.strategy).question
-        return publish.title(self.notebook)
+        return by_name(self.strategy).question if self.strategy else publish.title(self.notebook)
 
     def execute(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Run it into `folder` with those of `values` that it declares."""
-        declared = publish.declared(self.notebook)
-        given = dict(values) | ({"strategy": self.strategy} if self.strategy else {})
-        known = {key: value for key, value in given.items() if key in declared}
+        given = {**values, "strategy": self.strategy} if self.strategy else values
+        known = {key: given[key] for key in publish.declared(self.notebook) if key in given}
         publish.execute(self.notebook, folder / self.name, known)
 
     def renew(self, target: Path) -> None:
@@ -74,11 +72,26 @@ def tasks(notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[Task]:
         declared = publish.declared(notebook)
         if "strategy" in declared:
             measuring += [task(name) for name in STRATEGIES if name in chosen]
-        elif "live" not in declared:
+        else:
             reading.append(Task(notebook, notebook.name))
-        elif not only:
-            measuring.append(Task(notebook, notebook.name))
     return measuring + reading
+
+
+def run_all(tasks: Sequence[Task], folder: Path, values: Mapping[str, Any]) -> list[str]:
+    """Execute each in turn; a failed one does not stop the others. Returns what failed, and why."""
+    failures: list[str] = []
+    for number, one in enumerate(tasks, start=1):
+        click.echo(f"[{number}/{len(tasks)}] {one.title}", err=True)
+        try:
+            one.execute(folder, values)
+        except RunFailed as error:
+            failures.append(_told(error))
+    return failures
+
+
+def _told(problem: object) -> str:
+    click.echo(f"    failed: {safe(problem)}", err=True)
+    return safe(problem)
 
 
 def check_answering(parameters: Parameters) -> None:
@@ -99,7 +112,7 @@ def check_answering(parameters: Parameters) -> None:
         experiment.on_own_loop(describe)
 
 
-def sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
+def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
     """Measure every point of the grid `given`, then run the notebooks that read all of them.
 
     `where` names the file in messages. Raises `ParameterError` before anything is measured, and
@@ -108,28 +121,24 @@ def sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
     points = [point for point in sweeps.points(given, where) if not only or point.strategy in only]
     if not points:
         raise ParameterError(f"{where}: no point has the strategy {' or '.join(only)}.")
-    reading = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
-    for notebook in reading:
-        publish.check_keys(["folder"], publish.declared(notebook), notebook.name)
-    if not reading:
-        keys = {key for point in points for key in point.values}
-        publish.check_keys(sorted(keys), publish.declared(publish.strategy_notebook()), where)
+    readers = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
     folder = report.root() / "data" / "runs" / points[0].sweep
     shown = {
-        point.name: f"[{number}/{len(points)}] {notation.inline(point.label, 200)}"
+        point.name: f"[{number}/{len(points)}] {safe(point.label, 200)}"
         for number, point in enumerate(points, start=1)
     }
 
     def execute(point: sweeps.Point, target: Path) -> None:
         click.echo(shown[point.name], err=True)
         # A point that was stopped in the middle goes on from its own file.
-        if reading:
+        if readers:
             progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
             experiment.measure(point.parameters, progress, resume=True, running=running)
         else:
             task(point.strategy).execute(target, {**point.values, "live": True, "resume": True})
 
     done: list[sweeps.Outcome] = []
+    failed: list[str] = []
     with (
         recording.only_one(folder.parent, recording.COMMAND),
         experiment.SharedEngines() as shared,
@@ -141,23 +150,16 @@ def sweep(given: dict[str, Any], where: str, only: Sequence[str] = ()) -> None:
                 if outcome.before:
                     click.echo(f"{shown[outcome.point.name]}: done before", err=True)
                 elif outcome.problem:
-                    click.echo(f"    failed: {notation.safe(outcome.problem)}", err=True)
+                    failed.append(_told(outcome.problem))
         except KeyboardInterrupt:
-            left = notation.many(len(points) - len(done), "point")
+            left = many(len(points) - len(done), "point")
             click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
             raise
-        shared.close()
-        failed = [notation.safe(outcome.problem) for outcome in done if outcome.problem]
-        unread: list[str] = []
-        for notebook in reading:
-            values = {"folder": f"data/runs/{folder.name}"}
-            try:
-                publish.execute(notebook, folder / notebook.name, values)
-            except RunFailed as error:
-                unread.append(str(error))
+    reading = [Task(notebook, notebook.name) for notebook in readers]
+    unread = run_all(reading, folder, {"folder": f"data/runs/{folder.name}"})
     page = write_site()
-    click.echo(curves.points_table([(outcome.point.shown, outcome.report) for outcome in done]))
-    click.echo(f"Open {page}")
+    read = {one.point.label: of(one.report) if one.report else None for one in done}
+    click.echo(f"{curves.points_table(read)}\nOpen {page}")
     if failed:
         raise RunFailed(
             f"{len(failed)} of {len(points)} points failed: {failed[0]} "
@@ -181,18 +183,12 @@ def write_site() -> Path:
     }
     groups["sample"] = _sample_pages()
     rows = [_row(entry, groups) for entry in documents.entries(passed_over=_pass_over)]
-    swept = {
-        folder.name: [
-            _row(entry, groups, f"{folder.name}/{point}", label, path)
-            for point, label in labels.items()
-            for path in sorted((folder / point).glob("*.json*"))
-            for entry in documents.entries([path], _pass_over)
-        ]
-        for folder in folders
-        if (labels := sweeps.summary(folder))
-    }
-    index = site.site(report.root() / "site", groups, rows, swept)
-    return index.relative_to(report.root())
+    for folder in folders:
+        for point, label in sweeps.summary(folder).items():
+            paths = sorted((folder / point).glob("*.json*"))
+            entries = documents.entries(paths, _pass_over)
+            rows += [_row(entry, groups, folder.name, point, label) for entry in entries]
+    return site.site(report.root() / "site", groups, rows).relative_to(report.root())
 
 
 def _pass_over(problem: str) -> None:
@@ -201,24 +197,15 @@ def _pass_over(problem: str) -> None:
 
 def _row(
     entry: documents.Entry,
-    groups: dict[str, list[Path]],
-    group: str = "",
+    groups: Mapping[str, Sequence[Path]],
+    sweep: str = "",
+    point: str = "",
     what: str = "",
-    source: str | Path = "",
 ) -> site.Row:
-    name, date, pool_name, strategy, ratio, verdict = entry.cells
-    page = site.page_of(groups, group or entry.reading.report.experiment, strategy)
-    # Else the page of a notebook that is about this very report.
-    page = page or next(
-        (
-            f"sample/{notebook.stem}.html"
-            for notebook in groups["sample"]
-            if publish.declared(notebook).get("name", {}).get("default")
-            in (f"'{name}'", f'"{name}"')
-        ),
-        "",
-    )
-    return site.Row(name, date, pool_name, verdict, ratio, what, page, source)
+    name, date, pool, strategy, ratio, verdict = entry.cells
+    group = f"{sweep}/{point}" if sweep else entry.reading.report.experiment
+    page = site.page_of(groups, group, strategy)
+    return site.Row(entry.reading.report, name, date, pool, ratio, verdict, page, sweep, what)
 
 
 def _sample_pages() -> list[Path]:
@@ -227,22 +214,21 @@ def _sample_pages() -> list[Path]:
     Those are executed into data/runs/sample, and again only after the notebook or the sample
     changed.
     """
-    folder = report.root() / "data" / "runs" / "sample"
     pages = []
-    for chosen in tasks(publish.notebooks()):
-        if not chosen.strategy:
-            pages.append(chosen.notebook)
-            continue
-        sample, target = report.path_of(f"sample-{chosen.strategy}"), folder / chosen.name
-        if sample is None:
-            continue
-        changed_s = max(path.stat().st_mtime for path in (chosen.notebook, sample))
-        if not target.exists() or target.stat().st_mtime < changed_s:
-            click.echo(f"page of a sample: {chosen.title}", err=True)
-            try:
-                chosen.renew(target)
-            except RunFailed as error:
-                click.echo(f"    failed: {notation.safe(str(error))}", err=True)
+    for one in tasks(publish.notebooks()):
+        page = one.notebook
+        if one.strategy:
+            page = report.root() / "data" / "runs" / "sample" / one.name
+            sample = report.path_of(f"sample-{one.strategy}")
+            if sample is None:
                 continue
-        pages.append(target)
+            changed_s = max(path.stat().st_mtime for path in (one.notebook, sample))
+            if not page.exists() or page.stat().st_mtime < changed_s:
+                click.echo(f"page of a sample: {one.title}", err=True)
+                try:
+                    one.renew(page)
+                except RunFailed as error:
+                    _told(error)
+                    continue
+        pages.append(page)
     return sorted(pages, key=lambda path: path.name)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -44,51 +44,42 @@ class Browser:
     def __init__(self, send: Any, receive: int) -> None:
         self._send, self._receive, self._left = send, receive, b""
         self._numbers = itertools.count(1)
-        self._session: str | None = None
+        self._session: dict[str, str] = {}
         self.errors: list[str] = []
         self.asked: list[str] = []
         self.loaded = 0
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = attached["sessionId"]
+        self._session = {"sessionId": attached["sessionId"]}
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         """Ask the browser for something and give its answer; events are noted meanwhile."""
         number = next(self._numbers)
-        asked = {"id": number, "method": method, "params": params}
-        if self._session:
-            asked["sessionId"] = self._session
+        asked = {"id": number, "method": method, "params": params, **self._session}
         self._send.write(json.dumps(asked).encode() + b"\0")
         self._send.flush()
-        answer: dict[str, Any] = {}
-
-        def came() -> bool:
-            return bool(answer)
-
-        self._listen(came, lambda message: message.get("id") == number and answer.update(message))
+        while (answer := self._next()).get("id") != number:
+            pass
         assert "error" not in answer, f"{method}: {answer}"
         return dict(answer["result"])
 
-    def open(self, url: str, width: int, height: int = 844, dark: bool = False) -> None:
-        """Show `url` in a window of that size, a phone's where it is narrow, until it is loaded."""
-        phone = width < 600
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=2 if phone else 1, mobile=phone,
-        )  # fmt: skip
+    def open(self, url: str, width: int, dark: bool = False) -> None:
+        """Show `url` in a window of that width until it is loaded; a phone's where it is narrow."""
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         before = self.loaded
         self.call("Page.navigate", url=url)
-        self._listen(lambda: self.loaded > before)
+        while self.loaded == before:
+            self._next()
 
     def tell(self, script: str) -> Any:
         """The value of a JavaScript expression; a promise is waited for."""
-        answer = self.call(
-            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
-        )
+        wanted = {"expression": script, "awaitPromise": True, "returnByValue": True}
+        answer = self.call("Runtime.evaluate", **wanted)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -99,36 +90,26 @@ class Browser:
             assert time.monotonic() < ends_s, f"never came true: {script}"
             time.sleep(0.1)
 
-    def _listen(
-        self, enough: Callable[[], bool], also: Callable[[dict[str, Any]], Any] = lambda _: None
-    ) -> None:
-        ends_s = time.monotonic() + PATIENCE_S
-        while not enough():
-            line, mark, rest = self._left.partition(b"\0")
-            if mark:
-                self._left = rest
-                message = json.loads(line)
-                self._note(message.get("method", ""), message.get("params", {}))
-                also(message)
-                continue
-            assert select.select([self._receive], [], [], ends_s - time.monotonic())[0], "silence"
+    def _next(self) -> dict[str, Any]:
+        """The next message, noted if it is an event."""
+        while b"\0" not in self._left:
+            assert select.select([self._receive], [], [], PATIENCE_S)[0], "silence"
             more = os.read(self._receive, 1 << 20)
             assert more, "the browser has ended"
             self._left += more
-
-    def _note(self, event: str, said: dict[str, Any]) -> None:
+        line, _, self._left = self._left.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        event, told = message.get("method"), message.get("params", {})
         if event == "Page.loadEventFired":
             self.loaded += 1
         elif event == "Network.requestWillBeSent":
-            self.asked.append(said["request"]["url"])
+            self.asked.append(told["request"]["url"])
         elif event == "Network.webSocketCreated":
-            self.asked.append(said["url"])
-        elif event == "Runtime.exceptionThrown":
-            self.errors.append(json.dumps(said["exceptionDetails"])[:2000])
-        elif event == "Runtime.consoleAPICalled" and said["type"] in ("error", "assert"):
-            self.errors.append(json.dumps(said["args"])[:2000])
-        elif event == "Log.entryAdded" and said["entry"]["level"] == "error":
-            self.errors.append(f"{said['entry']['text']} {said['entry'].get('url', '')}")
+            self.asked.append(told["url"])
+        level = told.get("type") or told.get("entry", {}).get("level")
+        if event == "Runtime.exceptionThrown" or level in ("error", "assert"):
+            self.errors.append(line.decode()[:2000])
+        return message
 
 
 @contextlib.contextmanager
@@ -156,12 +137,7 @@ def browser() -> Iterator[Browser]:
         stack.callback(os.close, ours_in)
         send = stack.enter_context(os.fdopen(ours_out, "wb"))
         try:
-            one = Browser(send, ours_in)
-            yield one
-            one._session = None
-            with contextlib.suppress(AssertionError, OSError):
-                one.call("Browser.close")
-                process.wait(10)
+            yield Browser(send, ours_in)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)

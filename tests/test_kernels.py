@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
@@ -40,7 +40,7 @@ print(here.name, len(list(here.glob("kernel-ipc-*"))), sorted(p.name for p in Pa
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder, and a folder for temporary files, of a test's own."""
+    """A project's folder of a test's own."""
     (tmp_path / "home" / "data" / "reports").mkdir(parents=True)
     monkeypatch.setenv("POCLIB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -48,7 +48,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> object:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """As short as the usual one: pytest's own may have no room left for a socket's name."""
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("TMPDIR", folder)
@@ -68,7 +68,7 @@ def begun(source: Path, target: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
-def said(target: Path) -> str:
+def printed(target: Path) -> str:
     return str(nbformat.read(target, as_version=4).cells[-1].outputs[0].text)
 
 
@@ -81,9 +81,8 @@ def test_notebooks_begun_at_the_same_moment_each_have_their_own_kernel(
     running = [begun(source, target) for target in targets]
     ended = [(one.communicate(timeout=PATIENCE_S)[1], one.returncode) for one in running]
     assert [code for _, code in ended] == [0] * 4, ended
-    told = {said(target) for target in targets}
-    assert len(told) == 4
-    assert all(one.endswith("5 ['data']\n") for one in told), told
+    told = {printed(target) for target in targets}
+    assert len(told) == 4 and all(text.endswith("5 ['data']\n") for text in told), told
     assert not list(temporary.iterdir())
 
 
@@ -113,7 +112,7 @@ def test_a_long_folder_for_temporary_files_is_passed_over(
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
-    assert said(tmp_path / "done.ipynb").startswith(f"poc-{os.getpid()}-")
+    assert printed(tmp_path / "done.ipynb").startswith(f"poc-{os.getpid()}-")
     assert not list(long.iterdir())
 
 
@@ -130,43 +129,35 @@ def test_no_folder_for_temporary_files_is_one_sentence(
 RUN = """
 experiment: second
 rounds: 1
+strategy: shared-queue
 providers: [{name: local, kind: embedded}]
 """
 
 
-def refused(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(words)
-    assert ended.value.code == 3
-    return capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("word", "more"), [("run", ""), ("sweep", "sweep: {max_tokens: [4, 8]}")])
-def test_a_second_command_is_refused_before_it_asks_a_provider_or_a_kernel(
-    home: Path, word: str, more: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("word", "more", "holder"),
+    [
+        ("run", "", recording.COMMAND),
+        ("sweep", "sweep: {max_tokens: [4, 8]}", recording.COMMAND),
+        pytest.param("run", "", "", marks=pytest.mark.slow),
+    ],
+)
+def test_a_second_command_is_refused(
+    home: Path, word: str, more: str, holder: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """Before it asks a provider or a kernel; beside a notebook that measures, at its first."""
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
-    (home / "my.yaml").write_text(f"{RUN}{more}\nstrategy: shared-queue" if more else RUN)
-    with recording.only_one(home / "data" / "runs", recording.COMMAND):
-        told = refused([word, str(home / "my.yaml")], capsys)
-    assert told.startswith(f"poc: another run (process {os.getpid()}) is writing")
-    assert told.count("\n") == 1 and not list(home.rglob("second*"))
-
-
-@pytest.mark.slow
-def test_a_run_beside_a_measuring_notebook_ends_at_its_first(
-    home: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """As one measures in JupyterLab: every other notebook would be refused likewise."""
-    (home / "notebooks").mkdir()
-    shutil.copy(ROOT / "notebooks" / "02_one_strategy.ipynb", home / "notebooks")
-    (home / "my.yaml").write_text(RUN)
-    with recording.only_one(home / "data" / "runs"), pytest.raises(SystemExit) as ended:
-        cli.main(["run", str(home / "my.yaml")])
+    (home / "my.yaml").write_text(f"{RUN}{more}")
+    runs, held = home / "data" / "runs", [holder] if holder else []
+    with recording.only_one(runs, *held), pytest.raises(SystemExit) as ended:
+        cli.main([word, str(home / "my.yaml")])
     told = capfd.readouterr()
     assert ended.value.code == 3 and told.out == ""
-    assert told.err.splitlines()[-1].startswith("poc: another run (process ")
-    assert "[1/" in told.err and "[2/" not in told.err and "failed" not in told.err
+    last = f"poc: another run (process {os.getpid()}) is writing"
+    assert told.err.splitlines()[-1].startswith(last)
+    assert ("[1/" in told.err) is not bool(holder)
+    assert "[2/" not in told.err and "failed" not in told.err
+    assert not list(home.rglob("second*.jsonl"))
 
 
 def test_a_refused_point_ends_the_sweep(home: Path) -> None:
@@ -177,10 +168,10 @@ def test_a_refused_point_ends_the_sweep(home: Path) -> None:
         raise FolderHeld("another run (process 1) is writing to the folder runs.")
 
     given = {"sweep": {"seed": [1, 2]}, "strategy": "shared-queue", "providers": [{"name": "a"}]}
-    found = sweep.points(given, "grid.yaml")
+    points = sweep.points(given, "grid.yaml")
     with pytest.raises(FolderHeld):
-        list(sweep.run(found, home / "grid", busy))
-    assert tried == [found[0].name]
+        list(sweep.run(points, home / "grid", busy))
+    assert tried == [points[0].name]
 
 
 # ---- What a run found, in words -------------------------------------------------------------
@@ -195,8 +186,7 @@ def test_a_runs_result_lies_beside_it_and_on_the_site_and_not_over_the_committed
         (home / "data" / "reports" / sample.name.replace("sample", "mine")).write_text(text)
     committed = home / "PHASE-0-RESULT.md"
     committed.write_text("as committed")
-    folder = home / "data" / "runs" / "mine"
-    name = "10_phase_0_result.ipynb"
+    folder, name = home / "data" / "runs" / "mine", "10_phase_0_result.ipynb"
     values = {"experiment": "mine", "write": True}
     publish.execute(ROOT / "notebooks" / name, folder / name, values)
     result = folder / report.RESULT

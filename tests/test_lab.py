@@ -56,21 +56,16 @@ def lab(tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
             told = tmp_path / "RUNTIME" / f"jpserver-{server.pid}.json"
             ends_s = time.monotonic() + browser.PATIENCE_S
             while not told.exists() or not told.read_text("utf-8").endswith("}"):
-                said = (tmp_path / "log").read_text("utf-8")[-2000:]
-                assert server.poll() is None and time.monotonic() < ends_s, said
+                problem = (tmp_path / "log").read_text("utf-8")[-2000:]
+                assert server.poll() is None and time.monotonic() < ends_s, problem
                 time.sleep(0.1)
             facts = json.loads(told.read_text("utf-8"))
             yield folder, facts["url"], facts["token"]
         finally:
-            children = psutil.Process(server.pid).children(recursive=True)
-            server.terminate()
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
-            for left in psutil.wait_procs(children, timeout=10)[1]:
-                left.kill()
+            kernels = psutil.Process(server.pid).children(recursive=True)
+            for process in (server, *kernels):
+                process.kill()
+            server.wait()
 
 
 def test_a_notebook_opened_in_jupyterlab_runs_from_top_to_bottom(

@@ -18,28 +18,23 @@ from papermill.cli import papermill
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 
-from poclib import cli, report, suite
+from poclib import Parameters, cli, read, report, suite
 from poclib.errors import ParameterError
 from poclib.measure.strategies import STRATEGIES
-from poclib.parameters import Parameters
-from poclib.reading.reading import of
 from poclib.showing import notebooks as publish
 
 ROOT = report.root()
 NOTEBOOKS = publish.notebooks()
-SPECIAL = {"notebooks"}  # for the command
+each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def _cells(path: Path) -> list[Any]:
-    return list(nbformat.read(path, as_version=4).cells)
+def _cells(path: Path, kind: str = "code") -> list[Any]:
+    cells = nbformat.read(path, as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == kind]
 
 
-def _defaults(path: Path) -> dict[str, Any]:
-    """The values in the parameters cell, by running that cell alone."""
-    (cell,) = [c for c in _cells(path) if "parameters" in c.metadata.get("tags", [])]
-    namespace: dict[str, Any] = {}
-    exec(compile(cell.source, path.name, "exec"), namespace)
-    return {key: value for key, value in namespace.items() if not key.startswith("__")}
+def _is_parameters(cell: Any) -> bool:
+    return "parameters" in cell.metadata.get("tags", [])
 
 
 def test_a_run_executes_one_notebook_for_each_strategy_then_those_that_read() -> None:
@@ -63,55 +58,50 @@ def test_only_the_strategies_that_were_asked_for_are_measured() -> None:
 def test_the_strategies_notebook_declares_every_parameter_with_help() -> None:
     path = publish.strategy_notebook()
     declared = publish.declared(path)
-    assert set(declared) == set(Parameters.model_fields) - SPECIAL | {"live"}
+    assert set(declared) == set(Parameters.model_fields) - {"notebooks"} | {"live"}
     assert all(p["help"] or name == "providers" for name, p in declared.items())
     assert all(p["inferred_type_name"] != "None" for p in declared.values())
-    defaults = _defaults(path)
+    (cell,) = filter(_is_parameters, _cells(path))
+    defaults: dict[str, Any] = {}
+    exec(compile(cell.source, path.name, "exec"), defaults)
     assert defaults["live"] is False and defaults["experiment"] == "sample"
-    example = cli.read_yaml(ROOT / "params" / "embedded.yaml")
-    assert {k: defaults[k] for k in example if k != "experiment"} == {
-        k: v for k, v in example.items() if k != "experiment"
-    }, "a live run from the notebook measures what ./run-poc.sh measures"
+    example = cli.read_yaml(ROOT / "params" / "embedded.yaml") | {"experiment": "sample"}
+    same = {key: defaults[key] for key in example}
+    assert same == example, "a live run measures what ./run-poc.sh measures"
     assert publish.title(path) == STRATEGIES[defaults["strategy"]].question
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@each
 def test_a_notebook_is_a_thin_conversation(path: Path) -> None:
-    code = [c for c in _cells(path) if c.cell_type == "code"]
-    body = [c for c in code if "parameters" not in c.metadata.get("tags", [])]
-    trees = [ast.parse(c.source) for c in body]
-    kinds = {type(node) for tree in trees for node in ast.walk(tree)}
+    body = [cell for cell in _cells(path) if not _is_parameters(cell)]
+    kinds = {type(node) for cell in body for node in ast.walk(ast.parse(cell.source))}
     assert not kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda}
-    lines = [line for c in body for line in c.source.splitlines() if line.strip()]
+    lines = [line for cell in body for line in cell.source.splitlines() if line.strip()]
     assert len(lines) <= 36
-    assert not path.read_text("utf-8").count('"papermill"'), (
-        "run times are stripped before committing"
-    )
-    assert all("execution" not in c.metadata for c in code)
+    assert '"papermill"' not in path.read_text("utf-8"), "run times are stripped before committing"
+    assert not any("execution" in cell.metadata for cell in _cells(path))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@each
 def test_a_notebook_asks_answers_and_names_its_limits(path: Path) -> None:
     """The bottom line stands before every picture, and no static sentence holds a result."""
-    cells = _cells(path)
-    texts = [c.source for c in cells if c.cell_type == "markdown"]
+    texts = [cell.source for cell in _cells(path, "markdown")]
     headings = re.findall(r"^## (.*)$", "\n".join(texts), re.M)
     assert texts[0].startswith("# ") and "?" in texts[0].splitlines()[0]
     assert set(headings) >= {"Bottom line", "Checks", "What this does not show", "Try"}
-    first_chart = next(i for i, c in enumerate(cells) if "plt.subplots" in c.source)
-    assert first_chart > next(i for i, c in enumerate(cells) if c.source.startswith("## Bottom"))
+    source = path.read_text("utf-8")
+    assert source.index("plt.subplots") > source.index("## Bottom line")
     prose = re.sub(r"`[^`]*`", "", "\n".join(texts))  # names of parameters and notebooks go
-    loose = re.findall(
-        r".*\d.*", re.sub(r"Phase [01]|below 1|Left of 1|from 1|to 1\b|1:", "", prose)
-    )
+    allowed = r"Phase [01]|below 1|Left of 1|from 1|to 1\b|1:"
+    loose = re.findall(r".*\d.*", re.sub(allowed, "", prose))
     assert loose == [], "a number in prose is computed, or it will be wrong one day"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@each
 def test_papermill_shows_its_parameters_as_help(path: Path) -> None:
     shown = CliRunner().invoke(papermill, ["--help-notebook", str(path)])
-    assert shown.exit_code == 0 and "Parameters inferred for notebook" in shown.output
     told = " ".join(shown.output.split())
+    assert shown.exit_code == 0 and "Parameters inferred for notebook" in told
     declared = publish.declared(path)
     assert declared, "a notebook without a parameter cannot be tried"
     for name, one in declared.items():
@@ -119,38 +109,35 @@ def test_papermill_shows_its_parameters_as_help(path: Path) -> None:
         assert len(one["help"]) > 10 and " ".join(one["help"].split()) in told, name
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@each
 def test_every_chart_is_kept_in_two_formats_and_says_its_finding(path: Path) -> None:
-    outputs = [o for c in _cells(path) if c.cell_type == "code" for o in c.outputs]
-    charts = [o for o in outputs if "image/png" in o.get("data", {})]
+    outputs = [output for cell in _cells(path) for output in cell.outputs]
+    charts = [output for output in outputs if "image/png" in output.get("data", {})]
     assert charts
     for chart in charts:
         svg = chart.data["image/svg+xml"]
-        said = chart.metadata["image/png"]["alt"]
-        title = said.partition(". ")[0]
+        title = chart.metadata["image/png"]["alt"].partition(". ")[0]
         drawn = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
         assert html.escape(title, quote=False) in " ".join(drawn.split()), "as drawn over it"
         assert "dc:date" not in svg, "the same figure gives the same file"
 
 
+def _nbval(*words: str, **environment: str) -> str:
+    """What nbval says of notebooks that hold."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
+    environment = {**os.environ, **environment}
+    told = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400
+    )
+    assert told.returncode == 0, told.stdout[-3000:]
+    return told.stdout
+
+
 @pytest.mark.slow
 def test_committed_outputs_are_what_the_committed_reports_give() -> None:
     """nbval, strict: claims are text, so they are compared."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "notebooks"),
-            *("--nbval", "--nbval-sanitize-with", "tests/nbval.cfg"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert (
-        f"{sum(c.cell_type == 'code' for p in NOTEBOOKS for c in _cells(p))} passed" in done.stdout
-    )
+    told = _nbval("notebooks", "--nbval", "--nbval-sanitize-with", "tests/nbval.cfg")
+    assert f"{sum(len(_cells(path)) for path in NOTEBOOKS)} passed" in told
 
 
 @pytest.mark.slow
@@ -160,19 +147,16 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     (tmp_path / "data" / "reports").mkdir(parents=True)
     notebook = publish.strategy_notebook()
     monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     target = tmp_path / "done.ipynb"
     values = {"live": True, "rounds": 2, "prompts": 3, "max_tokens": 8}
     publish.execute(notebook, target, values)
-    measured = report.load("live-shared-queue")
-    assert measured.complete and len(measured.rounds) == 2
-    assert [[a.arm for a in r.arms] for r in measured.rounds] == [
-        ["baseline", "strategy"],
-        ["strategy", "baseline"],
-    ]
-    rows = measured.requests
+    reading = read("live-shared-queue")
+    order = [[arm.arm for arm in round_.arms] for round_ in reading.report.rounds]
+    assert order == [["baseline", "strategy"], ["strategy", "baseline"]]
+    rows = reading.report.requests
     assert len(rows) == 12 and all(r.outcome == "ok" and r.output_tokens == 8 for r in rows)
-    assert of(measured).headline.answers_equal.compared == 6
+    assert reading.report.complete and reading.headline.answers_equal.compared == 6
     text = target.read_text("utf-8")
     assert "req/s" not in text and str(tmp_path) not in text
 
@@ -184,24 +168,9 @@ def test_a_live_notebook_runs_under_nbval_lax(tmp_path: Path) -> None:
     notebook = load_notebook_node(str(publish.strategy_notebook()))
     values = {"live": True, "rounds": 1, "prompts": 2, "max_tokens": 4, "calibration_prompts": 1}
     values["strategy"] = "serial-per-provider"
-    cells = [c for c in notebook.cells if c.cell_type == "code"]
     nbformat.write(parameterize_notebook(notebook, values), tmp_path / "live.ipynb")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval-lax"),
-            str(tmp_path / "live.ipynb"),
-        ],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "POCLIB_HOME": str(tmp_path),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert f"{len(cells) + 1} passed" in done.stdout, "the injected parameters are one more"
+    home = {"POCLIB_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    told = _nbval("--nbval-lax", str(tmp_path / "live.ipynb"), **home)
+    cells = len(_cells(publish.strategy_notebook()))
+    assert f"{cells + 1} passed" in told, "the injected parameters are one more"
     assert report.load(tmp_path / "data" / "reports" / "live-serial-per-provider.jsonl").complete

@@ -11,114 +11,112 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, pairwise
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from .. import parameters
 from ..contention import Found, conclude, levels
-from ..parameters import get, put
-from ..reading.reading import of
+from ..reading.reading import Reading
 from ..records import Report
 from ..stats import Headline
 from . import words
 from .charts import several
-from .format import bullets, day, inline, many, milliseconds, number, table
-from .style import FAINT, INK, even_around_one, instead, label, line_at_one, names
-from .style import titles as put_titles
+from .format import bullets, day, many, milliseconds, number, table
+from .style import FAINT, INK, around_one, instead, label, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SIGNS = {"o": "○", "s": "□", "D": "◇", "^": "△", "v": "▽", "<": "◁", ">": "▷"}
+MARKS = "osD^v<>*P"
 
 
 # ---- The ratio along a swept parameter --------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Point:
-    """One report: its strategy, the setting's value, and the ratio that speeds alone would give."""
+class Point(NamedTuple):
+    """One report: the setting's value, the ratio, and the ratio that speeds alone would give."""
 
-    strategy: str
     x: float
+    ratio: float
+    ideal: float
     headline: Headline
-    ideal: float | None
-
-    @property
-    def ratio(self) -> float:
-        return self.headline.overhead_ratio.median or 0.0
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Points from the most helpful value of the setting on; `what` names it, with its unit."""
+    """Each strategy's points, from the most helpful value of the setting on; `what` names it."""
 
     what: str
     unit: str
-    points: list[Point]
-
-    def of(self, strategy: str) -> list[Point]:
-        return [point for point in self.points if point.strategy == strategy]
+    points: dict[str, list[Point]]
 
     @property
-    def strategies(self) -> list[str]:
-        return list(dict.fromkeys(point.strategy for point in self.points))
-
-    @property
-    def ideals(self) -> dict[float, float | None]:
+    def ideals(self) -> dict[float, float]:
         """The ideal at each value of the setting: the median of the strategies' reports."""
-        known = {point.x: list[float]() for point in self.points}
-        for point in self.points:
-            known[point.x] += [] if point.ideal is None else [point.ideal]
-        return {x: median(values) if values else None for x, values in known.items()}
+        known: dict[float, list[float]] = {}
+        for point in (point for points in self.points.values() for point in points):
+            known.setdefault(point.x, []).append(point.ideal)
+        return {x: median(ideals) for x, ideals in known.items()}
 
     @property
     def first_stop(self) -> tuple[str, float] | None:
         """The strategy that stops helping first, and where."""
-        ends = [(name, x) for name in self.strategies if (x := stops(self.of(name))) is not None]
-        return min(ends, key=lambda end: abs(end[1] - self.points[0].x), default=None)
+        ends = {name: x for name in self.points if (x := stops(self.points[name])) is not None}
+        begin = next(iter(self.ideals), 0.0)
+        return min(ends.items(), key=lambda end: abs(end[1] - begin), default=None)
 
     def shown(self, x: float) -> str:
-        return f"{_rounded(x)} {self.unit}".strip()
+        return f"{round(x, 2 if abs(x) < 10 else 0):,g} {self.unit}".strip()
+
+    def end(self, strategy: str) -> str:
+        """Where the strategy stops helping, in words."""
+        x = stops(self.points[strategy])
+        if x is None:
+            return f"{strategy} stays below 1 at every value"
+        return f"{strategy} stops helping where the {self.what} is {self.shown(x)}"
 
 
 def along(
-    reports: Sequence[Report], key: str, what: str, unit: str = "", more_is_better: bool = False
+    readings: Sequence[Reading], key: str, what: str, unit: str = "", more_is_better: bool = False
 ) -> Curves:
     """The reports in which only strategy and `key`, a dotted one, differ, as curves.
 
     Of several such sets the one with the most values of `key`; of two reports of one point the
     newer one. A report without a complete round has no ratio, so it is no point.
     """
-    sets: dict[str, dict[tuple[str, float], Report]] = {}
-    for report in sorted(reports, key=lambda report: report.created):
+    sets: dict[str, dict[tuple[float, str], Reading]] = {}
+    for reading in sorted(readings, key=lambda one: one.report.created):
+        report = reading.report
         values = report.parameters.model_dump() if report.parameters else {}
-        x = get(values, key)
+        x = parameters.get(values, key)
         if isinstance(x, int | float):
-            put(values, key, None)
+            parameters.put(values, key, None)
             rest = json.dumps(values | {"experiment": None, "strategy": None}, sort_keys=True)
-            sets.setdefault(rest, {})[report.strategy, float(x)] = report
-    most = max(sets.values(), key=lambda alike: len({x for _, x in alike}), default={})
-    points = []
-    for (strategy, x), report in most.items():
-        headline = of(report).headline
-        if headline.overhead_ratio.median is not None:
-            points.append(Point(strategy, x, headline, ideal(report, headline)))
-    points.sort(key=lambda point: point.x, reverse=more_is_better)
+            sets.setdefault(rest, {})[float(x), report.strategy] = reading
+    most = max(sets.values(), key=lambda alike: len({x for x, _ in alike}), default={})
+    points: dict[str, list[Point]] = {}
+    for x, strategy in sorted(most, key=lambda one: one[0], reverse=more_is_better):
+        headline = most[x, strategy].headline
+        ratio, best = headline.overhead_ratio.median, ideal(most[x, strategy])
+        if ratio is not None and best is not None:
+            points.setdefault(strategy, []).append(Point(x, ratio, best, headline))
     return Curves(what, unit, points)
 
 
-def ideal(report: Report, headline: Headline) -> float | None:
+def ideal(reading: Reading) -> float | None:
     """The ratio where every machine works to the end at the speed that it has alone.
 
     Where one is cut off on the way, the others do what is left.
     """
+    headline, given = reading.headline, reading.report.parameters
     if headline.ideal_ms is None or not headline.baseline_ms:
         return None
     ratio = headline.ideal_ms / headline.baseline_ms
-    if report.parameters is None or (strike := report.parameters.strike) is None:
+    if given is None or given.strike is None:
         return ratio
     speeds = {name: 1 / alone_ms for name, alone_ms in headline.alone_ms.items()}
-    left = sum(speed for name, speed in speeds.items() if name != strike.provider)
-    return ratio * (strike.after + (1 - strike.after) * sum(speeds.values()) / left)
+    left = sum(speed for name, speed in speeds.items() if name != given.strike.provider)
+    after = given.strike.after
+    return ratio * (after + (1 - after) * sum(speeds.values()) / left)
 
 
 def stops(points: Sequence[Point]) -> float | None:
@@ -126,7 +124,7 @@ def stops(points: Sequence[Point]) -> float | None:
 
     None where the last point is still below 1.
     """
-    if not points or points[-1].ratio < 1:
+    if points[-1].ratio < 1:
         return None
     for before, after in reversed(list(pairwise(points))):
         if before.ratio < 1:
@@ -139,82 +137,63 @@ def title(curves: Curves) -> str:
     """Where the first strategy stops helping, and how many never do."""
     if not curves.points:
         return "Nothing was measured"
-    if (first := curves.first_stop) is None:
+    if curves.first_stop is None:
         return f"Every strategy stays below 1 at every {curves.what} measured"
-    below = sum(stops(curves.of(name)) is None for name in curves.strategies)
-    rest = f"; {below} of {len(curves.strategies)} strategies stay below 1" if below else ""
-    return f"{first[0]} {_stopping(curves, first[1])}{rest}"
-
-
-def _stopping(curves: Curves, x: float) -> str:
-    return f"stops helping where the {curves.what} is {curves.shown(x)}"
+    below = sum(stops(points) is None for points in curves.points.values())
+    rest = f"; {below} of {len(curves.points)} strategies stay below 1" if below else ""
+    return curves.end(curves.first_stop[0]) + rest
 
 
 def told(curves: Curves) -> str:
     """The title in bold; for each strategy where it stops helping, and what is sure. Markdown."""
     lines = []
-    for name in curves.strategies:
-        points = curves.of(name)
-        x = stops(points)
-        end = "stays below 1 at every value" if x is None else _stopping(curves, x)
-        effects = {point.x: words.effect(point.headline) for point in points}
-        sure = [
-            f"{effect} at {', '.join(map(curves.shown, where))}"
-            for effect in ("faster", "slower")
-            if (where := [x for x, known in effects.items() if known == effect])
-        ]
+    for name, points in curves.points.items():
+        sure = []
+        for effect in ("faster", "slower"):
+            where = [curves.shown(p.x) for p in points if words.effect(p.headline) == effect]
+            sure += [f"{effect} at {', '.join(where)}"] if where else []
         known = " and ".join(sure) or "at no value distinguishable from 1"
         unit = " per token" if any(point.headline.per_token for point in points) else ""
-        lines.append(f"{name} {end}, by medians{unit}; by its intervals it is {known}.")
+        lines.append(f"{curves.end(name)}, by medians{unit}; by its intervals it is {known}.")
     return f"**{title(curves)}.**\n\n{bullets(lines)}"
 
 
 def ratios(curves: Curves) -> str:
     """Every point's ratio, a column a strategy, as a Markdown table."""
-    cells = {(point.strategy, point.x): words.ratio(point.headline) for point in curves.points}
-    rows = [
-        [curves.shown(x), _number(best), *(cells.get((name, x), "-") for name in curves.strategies)]
-        for x, best in curves.ideals.items()
-    ]
-    return table([curves.what, "ideal", *curves.strategies], rows, markdown=True)
+    rows = []
+    for x, best in curves.ideals.items():
+        row = [curves.shown(x), number(best, 2)]
+        for points in curves.points.values():
+            row.append(next((words.ratio(point.headline) for point in points if point.x == x), "-"))
+        rows.append(row)
+    return table([curves.what, "ideal", *curves.points], rows, markdown=True)
 
 
-def _rounded(x: float) -> str:
-    return f"{round(x, 2 if abs(x) < 10 else 0):,g}"
-
-
-def _number(value: float | None, decimals: int = 2) -> str:
-    return "-" if value is None else number(value, decimals)
-
-
-def points_table(points: Sequence[tuple[Mapping[str, str], Report | None]]) -> str:
-    """Every point of a sweep with what changed in it and its ratio; those without a report, too.
+def points_table(points: Mapping[str, Reading | None]) -> str:
+    """Every point of a sweep by its label, with its ratio; those without a report, too.
 
     Below it what could change the verdicts.
     """
-    keys = list(dict.fromkeys(key for changed, _ in points for key in changed))
-    headlines = [of(report).headline if report else None for _, report in points]
+    measured = {name: reading for name, reading in points.items() if reading}
     rows = []
-    for (changed, _), headline in zip(points, headlines, strict=True):
-        cells = ["failed", "-", "-"]
-        if headline:
-            speedup = _number(headline.speedup) + words.per_token(headline)
-            cells = [words.ratio(headline), speedup, headline.verdict]
-        rows.append([*(inline(changed.get(key, "-"), 40) for key in keys), *cells])
-    listed = table([*keys, "ratio (95 % interval)", "speedup", "gate"], rows)
-    warned = words.beside(
-        [of(report) for _, report in points if report],
-        [", ".join(changed.values()) for changed, report in points if report],
-    )
+    for name in points:
+        row = [name, "failed", "-", "-"]
+        if name in measured:
+            one = measured[name].headline
+            speedup = "-" if one.speedup is None else number(one.speedup, 2) + words.per_token(one)
+            row[1:] = [words.ratio(one), speedup, one.verdict]
+        rows.append(row)
+    listed = table(["point", "ratio (95 % interval)", "speedup", "gate"], rows)
+    warned = words.beside(list(measured.values()), list(measured))
     return f"{listed}\n\nWhat could change these verdicts:\n{bullets(warned)}" if warned else listed
 
 
-def losses(reports: Sequence[Report]) -> str:
+def losses(readings: Sequence[Reading]) -> str:
     """Whether the strategies' arms, in which machines were cut off, lost an answer."""
-    rounds = [round_ for report in reports for round_ in report.rounds]
+    rounds = [round_ for reading in readings for round_ in reading.report.rounds]
     arms = [arm for round_ in rounds for arm in round_.arms if arm.arm == "strategy"]
     struck = sum(bool(arm.struck_ms) for arm in arms)
-    asked = sum(len(report.prompt_sha256) * len(report.rounds) for report in reports)
+    asked = sum(len(one.report.prompt_sha256) * len(one.report.rounds) for one in readings)
     answered = sum(len({row.prompt for row in a.requests if row.outcome == "ok"}) for a in arms)
     again = sum(row.role == "retry" for arm in arms for row in arm.requests)
     lost = "none was lost" if answered == asked else f"{asked - answered:,} were lost"
@@ -226,37 +205,33 @@ def losses(reports: Sequence[Report]) -> str:
 
 def draw(ax: Axes, curves: Curves) -> None:
     """Ratio against the setting, a line a strategy with its intervals, the ideal, and 1."""
-    headlines = [point.headline for point in curves.points]
-    put_titles(ax, title(curves), f"median and 95 % interval · {several(headlines)}")
-    if not curves.points:
+    headlines = [point.headline for points in curves.points.values() for point in points]
+    titles(ax, title(curves), f"median and 95 % interval · {several(headlines)}")
+    if not headlines:
         instead(ax, "No report has a ratio for this setting.")
         return
-    line_at_one(ax, "y", max(headline.band for headline in headlines))
-    ends, reached = dict[str, tuple[float, float]](), [1.9]
-    for (mark, sign), name in zip(cycle(SIGNS.items()), curves.strategies, strict=False):
-        points = curves.of(name)
-        for point in points:
-            interval = point.headline.overhead_ratio
-            low, high = interval.low or point.ratio, interval.high or point.ratio
-            ax.plot([point.x, point.x], [low, high], color=FAINT)
-            reached += [low, high]
-        line = [point.x for point in points], [point.ratio for point in points]
-        ax.plot(*line, f"{mark}-", color=INK, mfc="white", linewidth=1.2, markersize=7)
-        ends[f"{name} {sign}"] = (points[-1].x, points[-1].ratio)
     order = list(curves.ideals)
-    if best := {x: y for x, y in curves.ideals.items() if y is not None}:
-        ax.plot(list(best), list(best.values()), "--", color=INK, linewidth=1.5)
-        ends["ideal - -"] = list(best.items())[-1]
-    reach = even_around_one(ax, "y", reached)
-    ax.set_ylabel("total time / fastest machine's alone")
-    width = order[-1] - order[0] or 1.0
-    ax.set_xlim(order[0] - 0.05 * width, order[-1] + 0.45 * width)  # room for the names
-    ax.set_xticks(order, [_rounded(x) for x in order])
+    ax.plot(order, list(curves.ideals.values()), "--", color=INK, linewidth=1.5, label="ideal")
+    reached = [1.9]
+    for mark, (name, points) in zip(cycle(MARKS), curves.points.items(), strict=False):
+        for point in points:
+            ratio = point.headline.overhead_ratio
+            interval = [ratio.low or point.ratio, ratio.high or point.ratio]
+            ax.plot([point.x, point.x], interval, color=FAINT)
+            reached += interval
+        line = [point.x for point in points], [point.ratio for point in points]
+        ax.plot(*line, f"{mark}-", color=INK, mfc="white", lw=1.2, markersize=7, label=name)
+    reach = around_one(ax, "y", reached, max(headline.band for headline in headlines))
+    edge = 0.05 * (order[-1] - order[0] or 1.0)
+    ax.set_xlim(order[0] - edge, order[-1] + edge)
+    ax.set_xticks(order, [curves.shown(x).removesuffix(curves.unit) for x in order])
     ax.set_xlabel(f"{curves.what} ({curves.unit})" if curves.unit else curves.what)
-    if first := curves.first_stop:
-        ax.axvline(first[1], color=INK, linewidth=1.2, linestyle=":")
-        label(ax, f"stops helping: {curves.shown(first[1])}", (first[1], reach), (-6, -14))
-    names(ax, ends)
+    ax.set_ylabel("total time / fastest machine's alone")
+    if curves.first_stop:
+        x = curves.first_stop[1]
+        ax.axvline(x, color=INK, linewidth=1.2, linestyle=":")
+        label(ax, f"stops helping: {curves.shown(x)}", (x, reach), (-6, -14))
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 # ---- Throughput along requests in flight -------------------------------------------------------
@@ -265,119 +240,64 @@ def draw(ax: Axes, curves: Curves) -> None:
 def capacities(report: Report) -> dict[str, Found]:
     """What each provider did at the levels that it was driven at; empty where there are none."""
     driven = {p.name: levels(report.preparation, p.name) for p in report.providers}
-    return {name: conclude(mine) for name, mine in driven.items() if mine}
+    return {name: conclude(rows) for name, rows in driven.items() if rows}
 
 
 def capacity_text(report: Report, markdown: bool = False) -> str:
     """Every level of every provider as a table, then what each does and should hold."""
-    rows, lines = [], []
+    rows = []
     for name, provider in capacities(report).items():
+        alone = provider.levels[0].tokens_per_s
         for level in provider.levels:
-            gain = _over(level.tokens_per_s, provider.levels[0].tokens_per_s)
-            times = map(milliseconds, (level.ttft_ms, level.request_ms, level.server_ms))
-            rate, gained = _number(level.tokens_per_s, 1), "-" if gain is None else _times(gain)
-            rows.append([name, str(level.in_flight), rate, gained, *times, str(level.refused)])
-        lines.append(f"{_sentence(name, provider)}; recommended capacity: {provider.capacity}.")
+            rate, times = level.tokens_per_s, (level.ttft_ms, level.request_ms, level.server_ms)
+            gain = f"{number(rate / alone, 2)} times" if rate and alone else "-"
+            shown = "-" if rate is None else number(rate, 1)
+            row = [name, str(level.in_flight), shown, gain, *map(milliseconds, times)]
+            rows.append([*row, str(level.refused)])
     header = ["provider", "in flight", "tokens per s", "of one alone", "to first token"]
     header += ["request", "server's own", "refused"]
-    listing = bullets(lines) if markdown else "\n".join(lines)
-    return f"{table(header, rows, markdown)}\n\n{listing}"
+    return f"{table(header, rows, markdown)}\n\n{capacity_finding(report)}"
 
 
 def capacity_finding(report: Report) -> str:
     """What each provider does with several requests at once, and how many it should hold."""
     lines = []
     for name, provider in capacities(report).items():
-        held = next(x for x in provider.levels if x.in_flight == provider.capacity)
-        gain = _over(held.tokens_per_s, provider.levels[0].tokens_per_s)
-        gained = "" if gain is None else f" ({_times(gain)} one alone's throughput)"
-        lines.append(f"**{_sentence(name, provider)}**: at most {held.in_flight} at once{gained}.")
-    return bullets(lines) if lines else "**No level was measured.**"
+        does = f"{provider.behaviour} ({words.MEANING[provider.behaviour]})"
+        if provider.behaviour == "undisturbed":
+            does = f"showed no limit with up to {provider.levels[-1].in_flight} requests at once"
+        if full := next((level.in_flight for level in provider.levels if level.full), None):
+            does += f", by its own word requests wait there from {full} at once on"
+        lines.append(f"{name} {does}; recommended capacity: {provider.capacity}.")
+    return bullets(lines) or "No level was measured."
 
 
 def capacity_provenance(report: Report) -> str:
     """One line on where the levels come from."""
-    models = sorted({provider.model for provider in report.providers if provider.model})
-    engines = sorted({provider.engine for provider in report.providers if provider.engine})
-    return f"*{' · '.join([_levels_of(report), *models, *engines])}*"
-
-
-def _sentence(name: str, provider: Found) -> str:
-    """`local` batches (batching: …), without its full stop."""
-    kind = provider.behaviour
-    if kind == "undisturbed":
-        return f"{name} showed no limit with up to {provider.levels[-1].in_flight} requests at once"
-    full = next((level.in_flight for level in provider.levels if level.full), None)
-    waits = f", by its own word requests wait there from {full} at once on" if full else ""
-    return f"{name} {kind} ({words.MEANING[kind]}){waits}"
-
-
-def _over(value: float | None, base: float | None) -> float | None:
-    return None if value is None or not base else value / base
-
-
-def _times(gain: float) -> str:
-    return f"{number(gain, 2)} times"
-
-
-def _levels_of(report: Report) -> str:
+    told = {name for p in report.providers for name in (p.model, p.engine) if name}
     count = sum(level.answered for p in capacities(report).values() for level in p.levels)
-    return f"{many(count, 'answer')} · {words.pool(report)} · {day(report.created)}"
+    counted = [many(count, "answer"), words.pool(report), day(report.created)]
+    return " · ".join([*counted, *sorted(told)])
 
 
 def throughput(ax: Axes, report: Report) -> None:
     """Tokens per second against requests in flight, a line a provider; the capacity is filled."""
-    found = capacities(report)
-    behaviours = [f"{name} {provider.behaviour}" for name, provider in found.items()]
-    finding = ", ".join(behaviours) or "No level was measured"
-    _draw_levels(ax, report, finding, {"tokens_per_s": "-"})
-    ax.set_ylabel("tokens per second")
-    ax.set_xlabel("requests in flight at the provider (filled: the recommended capacity)")
-    for mark, provider in zip(cycle(SIGNS), found.values(), strict=False):
-        for level in provider.levels:
-            if level.in_flight == provider.capacity and level.tokens_per_s is not None:
-                ax.plot([level.in_flight], [level.tokens_per_s], mark, color=INK, markersize=9)
-
-
-def times(ax: Axes, report: Report) -> None:
-    """A request's time (solid) and its time to first token (dotted) against requests in flight."""
-    _draw_levels(ax, report, times_title(report), {"request_ms": "-", "ttft_ms": ":"})
-    ax.set_ylabel("mean time (ms)")
-    ax.set_xlabel("requests in flight (solid: the whole request; dotted: to its first token)")
-
-
-def times_title(report: Report) -> str:
-    """Whose requests grew most, for the requests in flight that were tried there."""
-    grown = [
-        (ratio, provider.levels[-1].in_flight, name)
-        for name, provider in capacities(report).items()
-        if (ratio := _over(provider.levels[-1].request_ms, provider.levels[0].request_ms))
-    ]
-    if not grown:
-        return "No request was timed"
-    ratio, count, worst = max(grown, key=lambda growth: growth[0] / growth[1])
-    took = f"{number(ratio, 1)} times as long as one alone"
-    return f"With {count} in flight a request to {worst} takes {took}"
-
-
-def _draw_levels(ax: Axes, report: Report, finding: str, fields: Mapping[str, str]) -> None:
-    """Fields of the levels, each with its dashes, against requests in flight."""
-    found = capacities(report)
-    put_titles(ax, finding, _levels_of(report))
-    if not found:
+    driven = capacities(report)
+    behaviours = [f"{name} {provider.behaviour}" for name, provider in driven.items()]
+    titles(ax, ", ".join(behaviours) or "No level was measured", capacity_provenance(report))
+    if not driven:
         instead(ax, "This report has no levels: run poc doctor --capacity.")
         return
-    ends = dict[str, tuple[float, float]]()
-    for mark, (name, provider) in zip(cycle(SIGNS), found.items(), strict=False):
-        for field, dashes in fields.items():
-            known = [(x.in_flight, getattr(x, field)) for x in provider.levels]
-            if points := [(x, y) for x, y in known if y is not None]:
-                ax.plot(*zip(*points, strict=True), f"{mark}{dashes}", color=INK, mfc="white")
-                ends.setdefault(name, points[-1])
-    ticks = sorted({level.in_flight for p in found.values() for level in p.levels})
+    ticks = set[int]()
+    for mark, (name, provider) in zip(cycle(MARKS), driven.items(), strict=False):
+        rates = {one.in_flight: one.tokens_per_s or 0.0 for one in provider.levels}
+        line = list(rates), list(rates.values())
+        ax.plot(*line, f"{mark}-", color=INK, mfc="white", label=name)
+        ax.plot([provider.capacity], [rates[provider.capacity]], mark, color=INK, markersize=9)
+        ticks |= rates.keys()
     ax.set_xscale("log", base=2)
-    ax.set_xticks(ticks, [str(tick) for tick in ticks])
+    ax.set_xticks(sorted(ticks), [str(tick) for tick in sorted(ticks)])
     ax.set_xticks([], minor=True)
-    ax.set_xlim(0.9, max(ticks) * 1.8)
-    ax.set_ylim(bottom=0)
-    names(ax, ends)
+    ax.set(ylim=(0, None), ylabel="tokens per second")
+    ax.set_xlabel("requests in flight at the provider (filled: the recommended capacity)")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))

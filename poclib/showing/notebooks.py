@@ -1,13 +1,12 @@
 """Papermill: parameters in, executed notebooks out, fit to be shown to anyone.
 
 Knows notebooks, not what is measured. Whatever leaves through here is scrubbed first:
-addresses, this machine's paths and names, progress bars and run times. `pages` renders them.
+addresses, this machine's paths and names, progress bars and run times.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import getpass
 import json
 import os
@@ -17,8 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +38,8 @@ ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/", "http://w
 _LONGEST_BYTES = 60
 
 
-def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]:
-    """The notebooks in reading order, by glob. Raises `ReportError` where there is none.
+def notebooks(pattern: str = "[0-9]*") -> list[Path]:
+    """The project's notebooks in reading order, by glob. Raises `ReportError` where there is none.
 
     Parameters may choose among them, so that `pattern` must not lead to code elsewhere: raises
     `ParameterError`.
@@ -51,11 +49,10 @@ def notebooks(folder: Path | None = None, pattern: str = "[0-9]*") -> list[Path]
             f"notebooks: {pattern[:60]!r} is no choice among the project's own; write letters, "
             'digits, "_", "-" and the signs *, ?, [ and ], such as "0[2-8]*".'
         )
-    folder = folder or report.root() / "notebooks"
-    found = sorted(folder.glob(f"{pattern}.ipynb"))
-    if not found:
+    paths = sorted((report.root() / "notebooks").glob(f"{pattern}.ipynb"))
+    if not paths:
         raise ReportError("no notebooks were found; run this inside the project's folder.")
-    return found
+    return paths
 
 
 def strategy_notebook() -> Path:
@@ -68,16 +65,6 @@ def declared(notebook: Path) -> dict[str, Any]:
     return dict(papermill.inspect_notebook(str(notebook)))
 
 
-def check_keys(values: Iterable[str], known: Iterable[str], where: str) -> None:
-    """Raise `ParameterError` for a key that no notebook declares: papermill only logs it."""
-    known = list(known)
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."
-            raise ParameterError(f"{where}: {key} is not a parameter; {hint}")
-
-
 def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
     """Run `notebook` with `values` into `target`, progress on standard error, scrubbed.
 
@@ -85,9 +72,7 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
     as it came is in `target`. Raises `FolderHeld` where it was another run that did.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    told = progress.for_a_child()
-    kept = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
+    os.environ.update(progress.for_a_child())
     try:
         with _kernel_folder() as folder, _interrupting_kernel():
             # The kernel is spoken to through files of this user, not over a network port; the
@@ -112,11 +97,7 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
         reason = str(error).partition("\n")[0]
         raise RunFailed(f"{target.stem}: its kernel ended or did not start ({reason}).") from None
     finally:
-        for name, value in kept.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        os.environ.pop(progress.VARIABLE)
         if target.exists():
             scrub_file(target, secrets(values))
 
@@ -136,16 +117,15 @@ def _kernel_folder() -> Iterator[str]:
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(left, ignore_errors=True)
     try:
-        folder = tempfile.mkdtemp(prefix=f"poc-{os.getpid()}-", dir=here)
+        prefix = f"poc-{os.getpid()}-"
+        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=here, ignore_cleanup_errors=True)
     except OSError as error:
         raise RunFailed(
             f"{here}: no folder for a kernel can be made there ({error.strerror}); set TMPDIR to "
             f"one that can be written, of at most {_LONGEST_BYTES} letters."
         ) from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with folder as path:
+        yield path
 
 
 @contextlib.contextmanager
@@ -156,17 +136,14 @@ def _interrupting_kernel() -> Iterator[None]:
     one that still starts, or is between two cells, would not heed it and go on for ever. A second
     Ctrl-C ends this process too.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    me = psutil.Process()
-    before = set(me.children())
+    process = psutil.Process()
+    before = set(process.children())
     pressed = 0
 
     def pass_on(*_: object) -> None:
         nonlocal pressed
         pressed += 1
-        kernels = [child for child in me.children() if child not in before]
+        kernels = [child for child in process.children() if child not in before]
         if pressed > 1 or not kernels or not recording.held(report.root() / "data" / "runs"):
             raise KeyboardInterrupt
         for kernel in kernels:
@@ -183,18 +160,19 @@ def _interrupting_kernel() -> Iterator[None]:
 
 def secrets(values: Mapping[str, Any]) -> list[str]:
     """What must not leave this machine: its folders and names, and the providers' hosts."""
-    found = [str(report.root().resolve()), str(Path.home()), socket.gethostname()]
+    words = [str(report.root().resolve()), str(Path.home()), socket.gethostname()]
     for provider in values.get("providers") or []:
-        found += re.findall(r"://([^/\s]+)", str(provider.get("url") or ""))
-        found += [str(provider.get(key) or "") for key in ("api_key_env", "ca_file")]
+        words += re.findall(r"://([^/\s]+)", str(provider.get("url") or ""))
+        words += [str(provider.get(key) or "") for key in ("api_key_env", "ca_file")]
     prompts = values.get("prompts")
     if isinstance(prompts, list) and values.get("store_text") is False:
         # As they are, and as a notebook's code and papermill's hold them.
-        forms = (str, lambda text: repr(text)[1:-1], lambda text: json.dumps(text)[1:-1])
-        found += {form(text) for text in prompts for form in forms}
+        for text in prompts:
+            words += [text, repr(text)[1:-1], json.dumps(text)[1:-1]]
     user = getpass.getuser()
     # A short user name such as "root" is a word of every text; in a path it goes with home.
-    return [word for word in [*found, user if len(user) > 5 else ""] if len(word) > 3]
+    words += [user] if len(user) > 5 else []
+    return [word for word in words if len(word) > 3]
 
 
 def scrub(notebook: Any, words: Sequence[str]) -> Any:
@@ -205,26 +183,23 @@ def scrub(notebook: Any, words: Sequence[str]) -> Any:
             cell.metadata.pop(key, None)
         if cell.cell_type != "code":
             continue
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         cell.source = clean(cell.source, words)
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         for output in cell.outputs:
-            if "text" in output:
-                output.text = clean(output.text, words)
+            output.update({"traceback": []} if "traceback" in output else {})
+            output.update({"text": clean(output.text, words)} if "text" in output else {})
             for kind, data in output.get("data", {}).items():
                 if kind.startswith(("text/", "image/svg")) and isinstance(data, str):
                     output.data[kind] = clean(data, words)
             for about in output.get("metadata", {}).values():
                 if isinstance(about, dict) and "alt" in about:
                     about["alt"] = clean(str(about["alt"]), words)
-            if "traceback" in output:
-                output.traceback = []
     return notebook
 
 
 def scrub_file(path: Path, words: Sequence[str]) -> None:
     """`scrub` a notebook in place."""
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.write(scrub(notebook, words), path)
+    nbformat.write(scrub(nbformat.read(path, as_version=4), words), path)
 
 
 def clean(text: str, words: Sequence[str]) -> str:
@@ -237,13 +212,12 @@ def clean(text: str, words: Sequence[str]) -> str:
 
 def title(notebook: Path) -> str:
     """The title that a notebook computed, where its parameters decide it; else its first line."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    text = next(filter(None, map(computed_title, cells)), "")
-    text = text or ("".join(cells[0]["source"]) if cells else "")
-    return text.partition("\n")[0].lstrip("# ").strip() or notebook.stem
+    cells = nbformat.read(notebook, as_version=4).cells
+    texts = [*filter(None, map(computed_title, cells)), *(cell.source for cell in cells[:1])]
+    return texts[0].partition("\n")[0].lstrip("# ") if texts else notebook.stem
 
 
 def computed_title(cell: Mapping[str, Any]) -> str:
     """The line that a cell shows as a heading of the first order; "" where it shows none."""
-    shown = (o.get("data", {}).get("text/markdown", "") for o in cell.get("outputs", ()))
-    return next((text for text in map("".join, shown) if re.fullmatch("# .+", text)), "")
+    shown = (output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", ()))
+    return next((text for text in shown if re.fullmatch("# .+", text)), "")

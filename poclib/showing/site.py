@@ -23,7 +23,7 @@ from nbconvert.preprocessors import ExtractOutputPreprocessor
 from pygments.formatters import HtmlFormatter
 
 from .. import recording, report
-from ..errors import ReportError
+from ..records import Report
 from . import notebooks as publish
 
 TAGS = {
@@ -41,63 +41,56 @@ TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the index: a report, what it found, and the page that shows it, if any.
+    """One line of the index: a saved report, by `name`, and the page that shows it, if any.
 
-    `name` is that of its file on the site; `source` where it is loaded from; `page` is relative
-    to the site.
+    `page` is relative to the site. A point of a sweep has the sweep's name, and `what` it is.
     """
 
+    report: Report
     name: str
     date: str
     pool: str
-    verdict: str
     ratio: str
-    what: str = ""
+    verdict: str
     page: str = ""
-    source: str | Path = ""
+    sweep: str = ""
+    what: str = ""
 
 
-def site(
-    target: Path,
-    groups: Mapping[str, Sequence[Path]],
-    rows: Sequence[Row],
-    sweeps: Mapping[str, Sequence[Row]] | None = None,
-) -> Path:
+def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]) -> Path:
     """Render executed notebooks without running them; return the page to open.
 
-    `groups` maps a folder of the site to its notebooks: an experiment's, or SWEEP/POINT, whose
-    rows are in `sweeps` by sweep. The old site is replaced only when the new one is whole.
-    Raises `ReportError` where it cannot be written.
+    `groups` maps a folder of the site to its notebooks: an experiment's, or SWEEP/POINT. The old
+    site is replaced only when the new one is whole. Raises `ReportError` where it cannot be
+    written.
     """
-    sweeps = sweeps or {}
-    everything = [*rows, *(row for points in sweeps.values() for row in points)]
-    data = {row.page: f"reports/{row.name}.jsonl" for row in everything if row.page}
-    try:
+    data = {row.page: f"reports/{row.name}.jsonl" for row in rows}
+    lists: dict[str, dict[str, str]] = {}
+    with report.explained(target.name, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".site-") as temporary:
             fresh = Path(temporary) / "site"
-            fresh.mkdir()
+            (fresh / "reports").mkdir(parents=True)
             for group, notebooks in groups.items():
-                for notebook in notebooks:
-                    place = f"{group}/{notebook.stem}.html"
-                    _write_page(notebook, fresh / place, place, data.get(place))
-                if result := _result(notebooks):
+                pages = {f"{group}/{one.stem}.html": one for one in notebooks}
+                listed = {place: publish.title(one) for place, one in pages.items()}
+                for place, notebook in pages.items():
+                    _write_page(notebook, fresh, place, listed[place], data.get(place))
+                results = (one.with_name(report.RESULT) for one in notebooks)
+                if result := next(filter(Path.is_file, results), None):
+                    listed[f"{group}/{report.RESULT}"] = "All of it as text"
                     text = publish.clean(result.read_text("utf-8"), publish.secrets({}))
                     (fresh / group / report.RESULT).write_text(text, "utf-8")
-            reports = fresh / "reports"
-            reports.mkdir()
-            for row in everything:
+                if "/" not in group:
+                    lists[group] = listed
+            for row in rows:
                 # Written anew from validated records, never copied: nothing else can ride along.
-                written = recording.text(report.load(row.source or row.name))
-                (reports / f"{row.name}.jsonl").write_bytes(written)
-            (fresh / "index.html").write_text(_index(groups, rows, sweeps), encoding="utf-8")
+                (fresh / "reports" / f"{row.name}.jsonl").write_bytes(recording.text(row.report))
+            index = _rendered("index", title="poclib results", rows=rows, lists=lists)
+            (fresh / "index.html").write_text(index, encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
             fresh.rename(target)
-    except OSError as error:
-        raise ReportError(
-            f"{target.name}: the site cannot be written ({error.strerror})."
-        ) from None
     return target / "index.html"
 
 
@@ -106,11 +99,6 @@ def page_of(groups: Mapping[str, Sequence[Path]], group: str, strategy: str) -> 
     slug = strategy.replace("-", "_")
     stems = (notebook.stem for notebook in groups.get(group, ()))
     return next((f"{group}/{s}.html" for s in stems if s.partition("_")[2] == slug), "")
-
-
-def _result(notebooks: Sequence[Path]) -> Path | None:
-    """The result in words that a run left beside its notebooks."""
-    return next((f for n in notebooks if (f := n.with_name(report.RESULT)).is_file()), None)
 
 
 def cleaned(element: object) -> str:
@@ -131,36 +119,34 @@ def cleaned_svg(text: str) -> str | None:
         root = ET.fromstring(text)
     except ET.ParseError:
         return None
-    for parent in list(root.iter()):
-        for child in list(parent):
+    for element in list(root.iter()):
+        for child in list(element):
             if child.tag in NOT_DRAWN or not str(child.tag).startswith(SVG):
-                parent.remove(child)
-        for key, value in list(parent.attrib.items()):
+                element.remove(child)
+        for key, value in list(element.attrib.items()):
             asks = key in ("href", f"{XLINK}href") and not value.startswith(OWN)
             if key.lower().startswith("on") or asks or re.search(r"url\(\s*['\"]?[^#'\"]", value):
-                del parent.attrib[key]
-        if parent.tag == f"{SVG}style" and re.search(r"@import|url\(", parent.text or ""):
-            parent.text = ""
+                del element.attrib[key]
+        if element.tag == f"{SVG}style" and re.search(r"@import|url\(", element.text or ""):
+            element.text = ""
     ET.register_namespace("", SVG[1:-1])
     ET.register_namespace("xlink", XLINK[1:-1])
     return ET.tostring(root, encoding="unicode")
 
 
-def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> None:
-    """One notebook as a page, its figures in a folder beside it."""
+def _write_page(notebook: Path, site: Path, place: str, title: str, data: str | None) -> None:
+    """One notebook as the page at `place`, its figures in a folder beside it."""
     executed = publish.scrub(nbformat.read(notebook, as_version=4), publish.secrets({}))
-    for cell in executed.cells:
-        for output in cell.get("outputs", []):
-            shown = output.get("data", {})
-            if "image/svg+xml" in shown:
-                svg = cleaned_svg("".join(shown.pop("image/svg+xml")))
-                shown.update({"image/svg+xml": svg} if svg else {})
-            output.get("metadata", {}).pop("filenames", None)
-            output.get("metadata", {}).pop("filename", None)
+    for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
+        shown, about = output.get("data", {}), output.get("metadata", {})
+        if svg := cleaned_svg(shown.pop("image/svg+xml", "")):
+            shown["image/svg+xml"] = svg
+        for name in ("filename", "filenames"):  # which would decide where a figure is written
+            about.pop(name, None)
     if computed := next(filter(publish.computed_title, executed.cells), None):
         executed.cells.remove(computed)  # it stands in for the first line
-        title, first = publish.computed_title(computed), executed.cells[0]
-        first.source = "".join([title, *first.source.partition("\n")[1:]])
+        first = executed.cells[0]
+        first.source = "".join([f"# {title}", *first.source.partition("\n")[1:]])
     extract = ExtractOutputPreprocessor(
         output_filename_template="figure-{cell_index}-{index}{extension}",
         extract_output_types={"image/png", "image/svg+xml"},
@@ -174,36 +160,18 @@ def _write_page(notebook: Path, target: Path, place: str, data: str | None) -> N
         exclude_output_prompt=True,
         preprocessors=[extract],
     )
-    resources: dict[str, Any] = {"output_files_dir": f"{notebook.stem}_files"}
+    resources = {"output_files_dir": f"{notebook.stem}_files"}
     body, made = exporter.from_notebook_node(executed, resources)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for name, content in made["outputs"].items():
-        (target.parent / name).parent.mkdir(exist_ok=True)
-        (target.parent / name).write_bytes(content)
-    given = {"up": "../" * place.count("/"), "data": data, "body": body}
-    target.write_text(_rendered("page", publish.title(notebook), **given), encoding="utf-8")
+    page = _rendered("page", title=title, up="../" * place.count("/"), data=data, body=body)
+    files = {**made["outputs"], Path(place).name: page.encode()}
+    for name, content in files.items():
+        target = (site / place).parent / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
 
 
-def _index(
-    groups: Mapping[str, Sequence[Path]],
-    rows: Sequence[Row],
-    sweeps: Mapping[str, Sequence[Row]],
-) -> str:
-    lists = [
-        (
-            group,
-            [(f"{n.stem}.html", publish.title(n)) for n in notebooks],
-            report.RESULT if _result(notebooks) else "",
-        )
-        for group, notebooks in groups.items()
-        if "/" not in group
-    ]
-    return _rendered("index", "poclib results", rows=rows, sweeps=sweeps, lists=lists)
-
-
-def _rendered(template: str, title: str, **given: Any) -> str:
+def _rendered(template: str, **given: Any) -> str:
     light, dark = (
         HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "monokai")
     )
-    page = TEMPLATES.get_template(f"{template}.html.j2")
-    return page.render(title=title, light=light, dark=dark, **given)
+    return TEMPLATES.get_template(f"{template}.html.j2").render(light=light, dark=dark, **given)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,44 +17,39 @@ from ..reading.phases import CLIENT, FIRST, OWN, SEGMENTS, UNSPLIT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.transforms import Transform
 
 INK, FAINT, BAND = "#222222", "#8a8a8a", "#e8e8e8"
-DARK = {FIRST, OWN, UNSPLIT}
+DARK = {FIRST, OWN, UNSPLIT}  # of the palette: what stands on them is white
 STEPS = (1.25, 1.5, 2, 3, 5, 10, 20, 50, 100)  # the ratios that may be ticks, and 1 over them
+_INKED = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(_INKED, INK),
+    "figure.figsize": (8, 4.2),
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "font.size": 13,
+    "legend.frameon": False,
+    "axes.titlesize": 14,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.parse_math": False,  # names come from servers: no text is read as a formula
+    "svg.hashsalt": "poclib",
+    "svg.fonttype": "none",  # text stays text: to be searched, read aloud, scrubbed
+}
 
 
 def use_style() -> None:
-    """Set type, lines and sizes for every chart after this call; half width stays legible."""
+    """Set type, lines and sizes for every chart after this call.
+
+    In a notebook every figure is shown as PNG and as SVG, its finding as alternative text.
+    """
     import matplotlib
 
-    _keep_both_formats()
-    inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
-    ink: dict[Any, Any] = dict.fromkeys(inked, INK)
-    matplotlib.rcParams.update(
-        ink
-        | {
-            "figure.figsize": (8, 4.2),
-            "figure.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "font.size": 13,
-            "axes.titlesize": 14,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "text.parse_math": False,  # names come from servers: no text is read as a formula
-            "svg.hashsalt": "poclib",
-            "svg.fonttype": "none",  # text stays text: to be searched, read aloud, scrubbed
-        }
-    )
-
-
-def _keep_both_formats() -> None:
-    """In a notebook: every figure as PNG and as SVG, its finding as alternative text."""
+    matplotlib.rcParams.update(STYLE)
     ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is None or not getattr(shell, "kernel", None):
+    shell: Any = ipython and ipython.get_ipython()
+    if getattr(shell, "kernel", None) is None:
         return
     import matplotlib.pyplot as plt
     from matplotlib.figure import Figure
@@ -79,53 +74,35 @@ def finding(figure: Figure) -> str:
     return " ".join(label for label in labels if label.endswith("."))
 
 
-def ink_on(colour: str) -> str:
-    """White on the dark colours of the palette, dark ink on the light ones."""
-    return "white" if colour in DARK else INK
-
-
 def titles(ax: Axes, title: str, under: str) -> None:
     """The finding in bold; below it n, providers and date.
 
     They begin at the figure's edge, not the axis', so that long labels take no room from them.
     """
-    from matplotlib.transforms import ScaledTranslation
-
     inches = ax.figure.bbox.width / ax.figure.dpi
-    lines = textwrap.wrap(under, max(20, round(inches * 10.5))) or [""]
-    pad = 10 + 15 * len(lines)
-    shown = ax.set_title(balanced(title, max(20, round(inches * 8))), pad=pad)
+    glued = re.sub(r"(\d) (?=\S)", "\\1\N{NO-BREAK SPACE}", title)  # a number and what it counts
+    above = textwrap.fill(glued, round(inches * 8), break_on_hyphens=False)
+    below = textwrap.wrap(under, round(inches * 10.5))
+    pad = 10 + 15 * len(below)
     ax.set_label(f"{title}. {under}.")
-    place = _edge(ax)
-    shown.set_transform(place + ScaledTranslation(0, pad / 72, ax.figure.dpi_scale_trans))
+    shown = ax.set_title(above.replace("\N{NO-BREAK SPACE}", " "), loc="left", pad=pad)
+    shown.set_transform(_edge(ax, pad / 72))
     shown.set_x(0.01)
-    below = "\n".join(lines)
-    line = ax.annotate(below, (0.01, 1), (0, 8), place, "offset points", fontsize=11)
+    line = ax.text(0.01, 1, "\n".join(below), transform=_edge(ax, 8 / 72), fontsize=11)
     line.set_in_layout(False)  # the title's distance holds its room
 
 
-def balanced(text: str, width: int) -> str:
-    """`text` in as few lines of at most `width` characters as it needs, none much shorter.
+def _edge(ax: Axes, up_in: float) -> Any:
+    """Across from the left of the figure, up from the bottom of `ax`, as shares; then inches up."""
+    from matplotlib.transforms import ScaledTranslation, blended_transform_factory
 
-    A number stays with the word that it counts.
-    """
-    glued = re.sub(r"(\d) (?=\S)", "\\1\N{NO-BREAK SPACE}", text)
-    fewest = len(textwrap.wrap(glued, width))
-    narrow = range(max(1, len(text) // max(1, fewest)), width)
-    least = next((w for w in narrow if len(textwrap.wrap(glued, w)) <= fewest), width)
-    return textwrap.fill(glued, least).replace("\N{NO-BREAK SPACE}", " ")
-
-
-def _edge(ax: Axes) -> Transform:
-    """Across from the left of the figure, up from the bottom of `ax`; both as shares."""
-    from matplotlib.transforms import blended_transform_factory
-
-    return blended_transform_factory(ax.figure.transFigure, ax.transAxes)
+    shares = blended_transform_factory(ax.figure.transFigure, ax.transAxes)
+    return shares + ScaledTranslation(0, up_in, ax.figure.dpi_scale_trans)
 
 
 def label(ax: Axes, text: str, at: tuple[float, float], away: tuple[float, float]) -> None:
     """`text` beside the point `at`, `away` in points; it grows to the side it is moved to."""
-    across = "left" if away[0] > 0 else "right" if away[0] < 0 else "center"
+    across = "left" if away[0] > 0 else "right"
     up = "bottom" if away[1] > 0 else "top" if away[1] < 0 else "center"
     shown = ax.annotate(text, at, away, textcoords="offset points", ha=across, va=up, fontsize=12)
     shown.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})
@@ -140,60 +117,28 @@ def instead(ax: Axes, sentence: str) -> None:
 def key(ax: Axes, seen: set[str]) -> None:
     """The colours in the order they pass, below the axis, for parts too thin to be labelled."""
     from matplotlib.patches import Patch
-    from matplotlib.transforms import ScaledTranslation
 
     order = (CLIENT[0], *SEGMENTS)
     patches = [Patch(color=phase.colour, label=phase.label) for phase in order if phase.key in seen]
     # A fixed distance below the axis, whatever the figure's height: clear of the axis' label.
-    below = _edge(ax) + ScaledTranslation(0, -0.65, ax.figure.dpi_scale_trans)
-    place: dict[str, Any] = {"bbox_to_anchor": (0.5, 0), "bbox_transform": below}
-    ax.legend(handles=patches, loc="upper center", ncols=3, frameon=False, fontsize=12, **place)
+    below = {"bbox_to_anchor": (0.5, 0), "bbox_transform": _edge(ax, -0.65)}
+    ax.legend(handles=patches, loc="upper center", ncols=3, fontsize=12, **below)
 
 
-def line_at_one(ax: Axes, along: Literal["x", "y"], band: float) -> None:
-    """Where a ratio of 1 lies on the axis `along`, and the band of no practical difference."""
+def around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float], band: float) -> float:
+    """Make `along` a log axis, even around a line at 1 and the band of no practical difference.
+
+    Every ratio and 1 over it fit; returns the axis' upper end.
+    """
     span, line = (ax.axvspan, ax.axvline) if along == "x" else (ax.axhspan, ax.axhline)
     span(1 - band, 1 + band, color=BAND, zorder=0)
     line(1, color=INK, linewidth=1)
-
-
-def even_around_one(ax: Axes, along: Literal["x", "y"], ratios: Iterable[float]) -> float:
-    """Make `along` a log axis on which every ratio and 1 over it fit; returns its upper end."""
     reach = 1.25 * max(1.2, *(max(ratio, 1 / ratio) for ratio in ratios))
     steps = [step for step in STEPS if step <= reach]
-    steps = steps[-1:] if len(steps) < 2 else [steps[(len(steps) - 1) // 2], steps[-1]]
+    steps = sorted({steps[(len(steps) - 1) // 2], steps[-1]})
     ax.set(**{f"{along}scale": "log", f"{along}lim": (1 / reach, reach)})
     axis = ax.xaxis if along == "x" else ax.yaxis
     axis.set_ticks([*(1 / step for step in reversed(steps)), 1.0, *steps])
     axis.set_ticks([], minor=True)
     axis.set_major_formatter(lambda value, _: f"{value:.2g}×")  # noqa: RUF001
     return reach
-
-
-def names(ax: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
-    """Each line's name beside its end, moved up or down where two near one x would collide.
-
-    Call it when the limits of both axes are set.
-    """
-    pixels = {name: ax.transData.transform(at) for name, at in ends.items()}
-    columns = {name: round(x / 100) for name, (x, _) in pixels.items()}
-    for column in set(columns.values()):
-        mine = [name for name in ends if columns[name] == column]
-        gap = ax.figure.bbox.height * 0.055 * max(name.count("\n") + 1 for name in mine)
-        for name, y in zip(mine, clear([pixels[name][1] for name in mine], gap), strict=True):
-            label(ax, name, ends[name], (9, (y - pixels[name][1]) * 72 / ax.figure.dpi))
-
-
-def clear(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart; those that must move do so evenly about their middle."""
-    groups: list[list[int]] = []
-
-    def lowest(group: Sequence[int]) -> float:
-        return sum(wanted[i] for i in group) / len(group) - gap * (len(group) - 1) / 2
-
-    for place in sorted(range(len(wanted)), key=lambda i: wanted[i]):
-        groups.append([place])
-        while len(groups) > 1 and lowest(groups[-2]) + gap * len(groups[-2]) > lowest(groups[-1]):
-            groups[-2:] = [groups[-2] + groups[-1]]
-    places = {i: lowest(group) + gap * n for group in groups for n, i in enumerate(group)}
-    return [places[i] for i in range(len(wanted))]
