@@ -25,7 +25,6 @@ from .showing import documents, words
 from .showing.format import safe
 
 if TYPE_CHECKING:
-    from . import suite
     from .reading.reading import Reading
 
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
@@ -107,41 +106,15 @@ def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
 def run(params: Path, changes: Sequence[str], only: Sequence[str], resume: bool) -> None:
-    """Measure every strategy on PARAMS, each in a notebook; save reports, print the verdict.
+    """Measure every strategy on PARAMS, save reports and pages, print the verdict.
 
     A file with a section `sweep` is measured as by `poc sweep`.
     """
     from . import suite
-    from .showing import notebooks as publish
 
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
-    if "sweep" in given:
-        return suite.sweep(given, params.name, only)
-    given.pop("live", None)
-    wanted = Parameters.read(given, params.name)
-    notebooks = publish.notebooks(pattern=wanted.notebooks)
-    tasks = suite.tasks(notebooks, only or ([wanted.strategy] if "strategy" in given else []))
-    # A run never replaces what the samples' pages are made of.
-    name = "live" if wanted.experiment == "sample" else wanted.experiment
-    values = {**given, "experiment": name, "live": True, "write": True}
-    folder = report.root() / "data" / "runs" / name
-    with recording.only_one(folder.parent, recording.COMMAND):
-        suite.check_answering(wanted)
-        _run(tasks, values, folder, name)
-
-
-def _run(tasks: Sequence[suite.Task], values: dict[str, Any], folder: Path, name: str) -> None:
-    from . import suite
-
-    (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
-    failures = suite.run_all(tasks, folder, values)
-    saved = filter(report.path_of, (f"{name}-{strategy}" for strategy in STRATEGIES))
-    measured = [entry.reading for entry in documents.entries(saved, _pass_over)]
-    page = suite.write_site()
-    click.echo(words.comparison_text([one.headline for one in measured]))
-    click.echo(f"{words.verdict_text(measured)}\nOpen {page}")
-    if failures:
-        raise RunFailed(f"{len(failures)} of {len(tasks)} notebooks failed: {failures[0]}")
+    given.pop("live", None)  # of a notebook
+    (suite.sweep if "sweep" in given else suite.run)(given, params.name, only)
 
 
 @poc.command()

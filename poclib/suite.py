@@ -1,6 +1,6 @@
-"""Which notebooks are executed, for which strategies, into which files; and the site of it all.
+"""What `poc run` and `poc sweep` do: measure, execute notebooks on what was saved, make the site.
 
-Between the `poc` command and the two halves. A notebook that declares the parameter `strategy` is
+Between the command and the two halves. A notebook that declares the parameter `strategy` is
 executed once for each strategy, and a page is made of each; every other notebook once.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 import click
 
 from . import recording, report
-from .errors import ParameterError, RunFailed
+from .errors import ParameterError, PocError, RunFailed
 from .measure import experiment
 from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, by_name
 from .parameters import Parameters
 from .reading.reading import of
-from .showing import curves, documents, site
+from .showing import curves, documents, site, words
 from .showing import notebooks as publish
 from .showing.format import many, safe
 
@@ -40,16 +40,16 @@ class Task:
         """The title of its page."""
         return by_name(self.strategy).question if self.strategy else publish.title(self.notebook)
 
-    def execute(self, folder: Path, values: Mapping[str, Any]) -> None:
-        """Run it into `folder` with those of `values` that it declares."""
-        given = {**values, "strategy": self.strategy} if self.strategy else values
+    def execute(self, target: Path, /, **values: str) -> None:
+        """Run it on saved reports into the folder `target`, with the `values` that it declares."""
+        given = {**values, "strategy": self.strategy}
         known = {key: given[key] for key in publish.declared(self.notebook) if key in given}
-        publish.execute(self.notebook, folder / self.name, known)
+        publish.execute(self.notebook, target / self.name, known)
 
     def renew(self, target: Path) -> None:
-        """Run it on saved reports; what `target` holds is replaced only by a whole notebook."""
+        """Run it as committed; what `target` holds is replaced only by a whole notebook."""
         with tempfile.TemporaryDirectory() as folder:
-            self.execute(Path(folder), {})
+            self.execute(Path(folder))
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder) / self.name, target)
 
@@ -61,55 +61,56 @@ def task(strategy: str) -> Task:
     return Task(publish.strategy_notebook(), name, strategy)
 
 
-def tasks(notebooks: Sequence[Path], only: Sequence[str] = ()) -> list[Task]:
-    """What a run of `notebooks` executes; of those that measure, only for the strategies `only`.
-
-    Those that only read reports come last: on the first run there is nothing to read yet.
-    """
-    chosen = {by_name(name).name for name in only or STRATEGIES}
-    measuring, reading = [], []
+def tasks(notebooks: Sequence[Path], strategies: Sequence[str]) -> list[Task]:
+    """What is executed of `notebooks`: the one of a strategy for each strategy, the others once."""
+    found = []
     for notebook in notebooks:
-        declared = publish.declared(notebook)
-        if "strategy" in declared:
-            measuring += [task(name) for name in STRATEGIES if name in chosen]
+        if "strategy" in publish.declared(notebook):
+            found += [task(name) for name in strategies]
         else:
-            reading.append(Task(notebook, notebook.name))
-    return measuring + reading
+            found.append(Task(notebook, notebook.name))
+    return found
 
 
-def run_all(tasks: Sequence[Task], folder: Path, values: Mapping[str, Any]) -> list[str]:
-    """Execute each in turn; a failed one does not stop the others. Returns what failed, and why."""
-    failures: list[str] = []
-    for number, one in enumerate(tasks, start=1):
-        click.echo(f"[{number}/{len(tasks)}] {one.title}", err=True)
-        try:
-            one.execute(folder, values)
-        except RunFailed as error:
-            failures.append(_told(error))
-    return failures
+def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
+    """Measure every strategy (or `only` those), execute the notebooks, print the verdict.
 
-
-def _told(problem: object) -> str:
-    click.echo(f"    failed: {safe(problem)}", err=True)
-    return safe(problem)
-
-
-def check_answering(parameters: Parameters) -> None:
-    """Before minutes are spent: does every provider answer, with the same model?"""
-    own = [p for p in parameters.providers if p.kind != "embedded"]
-    if not own:
-        return
-    checked = parameters.model_copy(update={"providers": own})
-    with experiment.open_pool(checked) as providers:
-        trial = experiment.Run(checked, providers)
-
-        async def describe() -> None:
+    `where` names the file in messages. What is wrong with parameters, pool or providers ends it at
+    once; where a strategy or notebook fails the others go on, and `RunFailed` is raised at the end.
+    """
+    wanted = Parameters.read(dict(given), where)
+    notebooks = publish.notebooks(pattern=wanted.notebooks)
+    strategies = only or ([wanted.strategy] if "strategy" in given else list(STRATEGIES))
+    # A run never replaces what the samples' pages are made of.
+    name = "live" if wanted.experiment == "sample" else wanted.experiment
+    folder = report.root() / "data" / "runs" / name
+    problems, measured = list[str](), list[str]()
+    with (
+        recording.only_one(folder.parent, recording.COMMAND),
+        experiment.SharedEngines() as shared,
+    ):
+        (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
+        for number, strategy in enumerate(strategies, start=1):
+            click.echo(f"[{number}/{len(strategies)}] {by_name(strategy).question}", err=True)
+            one = wanted.model_copy(update={"experiment": name, "strategy": strategy})
             try:
-                await trial.describe()
-            finally:
-                await trial.aclose()
-
-        experiment.on_own_loop(describe)
+                bar = experiment.bar(strategy)
+                experiment.measure(one, bar, resume=wanted.resume, running=shared.of(one))
+                measured.append(strategy)
+            except PocError as error:
+                if not measured and not isinstance(error, RunFailed):
+                    raise  # and so it would be with the others
+                problems.append(_told(error))
+    problems += _execute(tasks(notebooks, measured), folder, experiment=name)
+    saved = filter(report.path_of, (f"{name}-{strategy}" for strategy in STRATEGIES))
+    readings = [entry.reading for entry in documents.entries(saved, pass_over)]
+    if readings:
+        documents.write(documents.phase_0_result(readings), name)
+    page = write_site()
+    click.echo(words.comparison_text([one.headline for one in readings]))
+    click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
+    if problems:
+        raise RunFailed(f"{many(len(problems), 'strategy or notebook')} failed: {problems[0]}")
 
 
 def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
@@ -131,14 +132,12 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
     def execute(point: sweeps.Point, target: Path) -> None:
         click.echo(shown[point.name], err=True)
         # A point that was stopped in the middle goes on from its own file.
-        if readers:
-            progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
-            experiment.measure(point.parameters, progress, resume=True, running=running)
-        else:
-            task(point.strategy).execute(target, {**point.values, "live": True, "resume": True})
+        progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
+        experiment.measure(point.parameters, progress, resume=True, running=running)
+        if not readers:
+            task(point.strategy).execute(target, experiment=point.parameters.experiment)
 
-    done: list[sweeps.Outcome] = []
-    failed: list[str] = []
+    done, failed = list[sweeps.Outcome](), list[str]()
     with (
         recording.only_one(folder.parent, recording.COMMAND),
         experiment.SharedEngines() as shared,
@@ -155,8 +154,7 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
             left = many(len(points) - len(done), "point")
             click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
             raise
-    reading = [Task(notebook, notebook.name) for notebook in readers]
-    unread = run_all(reading, folder, {"folder": f"data/runs/{folder.name}"})
+    unread = _execute(tasks(readers, []), folder, folder=f"data/runs/{folder.name}")
     page = write_site()
     read = {one.point.label: of(one.report) if one.report else None for one in done}
     click.echo(f"{curves.points_table(read)}\nOpen {page}")
@@ -167,6 +165,28 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         )
     if unread:
         raise RunFailed(unread[0])
+
+
+def _execute(tasks: Sequence[Task], target: Path, /, **values: str) -> list[str]:
+    """Execute each in turn; a failed one does not stop the others. Returns what failed, and why."""
+    problems = []
+    for one in tasks:
+        click.echo(f"page: {one.title}", err=True)
+        try:
+            one.execute(target, **values)
+        except RunFailed as error:
+            problems.append(_told(error))
+    return problems
+
+
+def _told(problem: object) -> str:
+    click.echo(f"    failed: {safe(problem)}", err=True)
+    return safe(problem)
+
+
+def pass_over(problem: str) -> None:
+    """Tell of a report that cannot be read and is left out."""
+    click.echo(f"poc: passed over: {problem}", err=True)
 
 
 def write_site() -> Path:
@@ -182,17 +202,13 @@ def write_site() -> Path:
         if (executed := sorted(folder.glob("[0-9]*.ipynb")))
     }
     groups["sample"] = _sample_pages()
-    rows = [_row(entry, groups) for entry in documents.entries(passed_over=_pass_over)]
+    rows = [_row(entry, groups) for entry in documents.entries(passed_over=pass_over)]
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
             paths = sorted((folder / point).glob("*.json*"))
-            entries = documents.entries(paths, _pass_over)
+            entries = documents.entries(paths, pass_over)
             rows += [_row(entry, groups, folder.name, point, label) for entry in entries]
     return site.site(report.root() / "site", groups, rows).relative_to(report.root())
-
-
-def _pass_over(problem: str) -> None:
-    click.echo(f"poc: passed over: {problem}", err=True)
 
 
 def _row(
@@ -215,7 +231,7 @@ def _sample_pages() -> list[Path]:
     changed.
     """
     pages = []
-    for one in tasks(publish.notebooks()):
+    for one in tasks(publish.notebooks(), list(STRATEGIES)):
         page = one.notebook
         if one.strategy:
             page = report.root() / "data" / "runs" / "sample" / one.name

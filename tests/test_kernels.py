@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -87,24 +86,6 @@ def test_notebooks_begun_at_the_same_moment_each_have_their_own_kernel(
 
 
 @pytest.mark.slow
-def test_what_a_killed_coordinator_left_is_gone_with_the_next(
-    home: Path, tmp_path: Path, temporary: Path
-) -> None:
-    source = notebook(tmp_path, "import os; os.kill(os.getppid(), 9)")
-    first = begun(source, tmp_path / "killed.ipynb")
-    first.communicate(timeout=PATIENCE_S)
-    assert first.returncode == -signal.SIGKILL
-    (left,) = temporary.iterdir()
-    assert left.name.startswith(f"poc-{first.pid}-")
-    others = [temporary / f"poc-{os.getpid()}-other", temporary / "poc-not-ours"]
-    for other in others:  # of a process that lives, or of none
-        other.mkdir()
-    publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
-    assert sorted(temporary.iterdir()) == sorted(others)
-    assert not list(home.glob("kernel*"))
-
-
-@pytest.mark.slow
 def test_a_long_folder_for_temporary_files_is_passed_over(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +93,7 @@ def test_a_long_folder_for_temporary_files_is_passed_over(
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
-    assert printed(tmp_path / "done.ipynb").startswith(f"poc-{os.getpid()}-")
+    assert printed(tmp_path / "done.ipynb").startswith("poc-")
     assert not list(long.iterdir())
 
 
@@ -139,13 +120,13 @@ providers: [{name: local, kind: embedded}]
     [
         ("run", "", recording.COMMAND),
         ("sweep", "sweep: {max_tokens: [4, 8]}", recording.COMMAND),
-        pytest.param("run", "", "", marks=pytest.mark.slow),
+        ("run", "", ""),
     ],
 )
 def test_a_second_command_is_refused(
     home: Path, word: str, more: str, holder: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Before it asks a provider or a kernel; beside a notebook that measures, at its first."""
+    """Before it asks a provider; beside a notebook that measures, at its first strategy."""
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     (home / "my.yaml").write_text(f"{RUN}{more}")
     runs, held = home / "data" / "runs", [holder] if holder else []
@@ -156,7 +137,7 @@ def test_a_second_command_is_refused(
     last = f"poc: another run (process {os.getpid()}) is writing"
     assert told.err.splitlines()[-1].startswith(last)
     assert ("[1/" in told.err) is not bool(holder)
-    assert "[2/" not in told.err and "failed" not in told.err
+    assert "failed" not in told.err
     assert not list(home.rglob("second*.jsonl"))
 
 
@@ -177,23 +158,10 @@ def test_a_refused_point_ends_the_sweep(home: Path) -> None:
 # ---- What a run found, in words -------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_runs_result_lies_beside_it_and_on_the_site_and_not_over_the_committed_one(
-    home: Path,
-) -> None:
-    for sample in (ROOT / "data" / "reports").glob("sample-*.json"):
-        text = sample.read_text("utf-8").replace('"experiment": "sample"', '"experiment": "mine"')
-        (home / "data" / "reports" / sample.name.replace("sample", "mine")).write_text(text)
-    committed = home / "PHASE-0-RESULT.md"
-    committed.write_text("as committed")
-    folder, name = home / "data" / "runs" / "mine", "10_phase_0_result.ipynb"
-    values = {"experiment": "mine", "write": True}
-    publish.execute(ROOT / "notebooks" / name, folder / name, values)
-    result = folder / report.RESULT
-    assert committed.read_text("utf-8") == "as committed"
-    assert result.read_text("utf-8") == (ROOT / "PHASE-0-RESULT.md").read_text("utf-8")
-    result.write_text(result.read_text("utf-8") + "http://192.168.77.20:11434\n")
-    index = pages.site(home / "site", {"mine": [folder / name], "sample": []}, [])
+def test_a_runs_result_is_on_the_site_without_an_address(tmp_path: Path) -> None:
+    shown = notebook(tmp_path, "1")
+    shown.with_name(report.RESULT).write_text("# Phase 0 result\nhttp://192.168.77.20:11434\n")
+    index = pages.site(tmp_path / "site", {"mine": [shown], "sample": []}, [])
     assert f"href='mine/{report.RESULT}'" in index.read_text("utf-8")
-    shown = (home / "site" / "mine" / report.RESULT).read_text("utf-8")
-    assert shown.startswith("# Phase 0 result") and "192.168" not in shown
+    text = (tmp_path / "site" / "mine" / report.RESULT).read_text("utf-8")
+    assert text.startswith("# Phase 0 result") and "192.168" not in text

@@ -15,7 +15,6 @@ from poclib.showing import notebooks as publish
 from poclib.showing import site as pages
 
 ADDRESS = "http://192.168.77.20:11434"
-PARAMETERS = {"providers": [{"name": "a", "url": ADDRESS, "api_key_env": "SHELF_SECRET_KEY"}]}
 PUBLISHED = report.load("published-phase-0")
 ROW = pages.Row(PUBLISHED, "published-phase-0", "2026-04-20", "<i>pool</i>", "0.866", "PASS")
 output = nbformat.v4.new_output
@@ -28,13 +27,13 @@ def saved(
     name: str = "02_it.ipynb",
     secrets: bool = False,
 ) -> Path:
-    """A notebook of a title and one executed cell, scrubbed of what its `PARAMETERS` hold."""
+    """A notebook of a title and one executed cell, scrubbed where that is asked for."""
     heading = nbformat.v4.new_markdown_cell("# What is gained?\n\nA definition.")
     code = nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=1)
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[heading, code]), folder / name)
     if secrets:
-        publish.scrub_file(folder / name, publish.secrets(PARAMETERS))
+        publish.scrub_file(folder / name)
     return folder / name
 
 
@@ -46,7 +45,7 @@ def page_of(path: Path, folder: Path) -> str:
 
 def test_planted_secrets_are_gone_from_an_executed_notebook(tmp_path: Path) -> None:
     root = str(report.root().resolve())
-    planted = [ADDRESS, "192.168.77.20:11434", "SHELF_SECRET_KEY", root, f"{Path.home()}/"]
+    planted = [ADDRESS, root, f"{Path.home()}/"]
     text = " ".join(planted)
     shown = output("display_data", {"text/html": f"<b>{text}</b>"})
     outputs = [output("stream", name="stdout", text=text), shown]
@@ -98,7 +97,7 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_the_other_one_shown(
 
 
 def test_planted_secrets_are_gone_from_a_picture_and_what_is_said_of_it(tmp_path: Path) -> None:
-    secrets = [ADDRESS, "192.168.77.20:11434", "SHELF_SECRET_KEY", f"{Path.home()}/x"]
+    secrets = [ADDRESS, f"{Path.home()}/x"]
     drawn = chart(SVG.replace("PLANTED", " ".join([*secrets, "kept"])), " ".join(secrets))
     path = saved(tmp_path / "n", drawn, secrets=True)
     page_of(path, tmp_path)
@@ -151,7 +150,7 @@ def test_progress_and_run_times_are_dropped(tmp_path: Path) -> None:
     notebook = nbformat.read(saved(tmp_path, *streams), as_version=4)
     notebook.metadata["papermill"] = {"duration": 3}
     notebook.cells[1].metadata["execution"] = {"iopub.execute_input": "2026"}
-    clean = publish.scrub(notebook, [])
+    clean = publish.scrub(notebook)
     assert [o.text for o in clean.cells[1].outputs] == ["stdout"]
     assert "papermill" not in clean.metadata and "execution" not in clean.cells[1].metadata
 

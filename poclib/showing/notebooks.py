@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import os
 import re
-import shutil
-import signal
 import socket
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,13 +18,12 @@ from typing import Any
 
 import nbformat
 import papermill
-import psutil
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from .. import progress, recording, report
-from ..errors import FolderHeld, ParameterError, ReportError, RunFailed
+from .. import report
+from ..errors import ParameterError, ReportError, RunFailed
 
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
 # The last is a name that every SVG file bears, and nothing that is asked for.
@@ -66,15 +61,14 @@ def declared(notebook: Path) -> dict[str, Any]:
 
 
 def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
-    """Run `notebook` with `values` into `target`, progress on standard error, scrubbed.
+    """Run `notebook` with `values` into `target`, scrubbed.
 
     Raises `RunFailed` with the sentence of the error that stopped it; the notebook as far
-    as it came is in `target`. Raises `FolderHeld` where it was another run that did.
+    as it came is in `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.update(progress.for_a_child())
     try:
-        with _kernel_folder() as folder, _interrupting_kernel():
+        with _kernel_folder() as folder:
             # The kernel is spoken to through files of this user, not over a network port; the
             # sockets lie beside the connection file.
             spoken = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
@@ -84,41 +78,29 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
                 dict(values),
                 cwd=str(report.root()),
                 progress_bar=False,
-                stderr_file=sys.stderr,
                 config=Config({"KernelManager": spoken}),
             )
     except PapermillExecutionError as error:
-        if error.ename == "KeyboardInterrupt":
-            raise KeyboardInterrupt from None
-        if error.ename == FolderHeld.__name__:
-            raise FolderHeld(error.evalue) from None
         raise RunFailed(f"{target.stem}: {error.evalue}") from None
     except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise RunFailed(f"{target.stem}: its kernel ended or did not start ({reason}).") from None
     finally:
-        os.environ.pop(progress.VARIABLE)
         if target.exists():
-            scrub_file(target, secrets(values))
+            scrub_file(target)
 
 
 @contextlib.contextmanager
 def _kernel_folder() -> Iterator[str]:
     """A folder of one kernel's own, which nobody else may enter, gone with the block.
 
-    In it, since sockets of one name in a folder of several kernels answer for each other. What a
-    killed process left behind is removed by the next.
+    In it, since sockets of one name in a folder of several kernels answer for each other.
     """
     here = tempfile.gettempdir()
     if len(os.fsencode(here)) > _LONGEST_BYTES:
         here = "/tmp"
-    for left in Path(here).glob("poc-*-*"):
-        pid = left.name.split("-")[1]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
     try:
-        prefix = f"poc-{os.getpid()}-"
-        folder = tempfile.TemporaryDirectory(prefix=prefix, dir=here, ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(prefix="poc-", dir=here, ignore_cleanup_errors=True)
     except OSError as error:
         raise RunFailed(
             f"{here}: no folder for a kernel can be made there ({error.strerror}); set TMPDIR to "
@@ -128,55 +110,17 @@ def _kernel_folder() -> Iterator[str]:
         yield path
 
 
-@contextlib.contextmanager
-def _interrupting_kernel() -> Iterator[None]:
-    """Ctrl-C goes to a kernel that measures, whose run stops its engines and saves what it has.
-
-    Left alone, papermill would have the kernel killed. That is right where it measures nothing:
-    one that still starts, or is between two cells, would not heed it and go on for ever. A second
-    Ctrl-C ends this process too.
-    """
-    process = psutil.Process()
-    before = set(process.children())
-    pressed = 0
-
-    def pass_on(*_: object) -> None:
-        nonlocal pressed
-        pressed += 1
-        kernels = [child for child in process.children() if child not in before]
-        if pressed > 1 or not kernels or not recording.held(report.root() / "data" / "runs"):
-            raise KeyboardInterrupt
-        for kernel in kernels:
-            kernel.send_signal(signal.SIGINT)
-
-    usual = signal.signal(signal.SIGINT, pass_on)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, usual)
-    if pressed:
-        raise KeyboardInterrupt
-
-
-def secrets(values: Mapping[str, Any]) -> list[str]:
-    """What must not leave this machine: its folders and names, and the providers' hosts."""
-    words = [str(report.root().resolve()), str(Path.home()), socket.gethostname()]
-    for provider in values.get("providers") or []:
-        words += re.findall(r"://([^/\s]+)", str(provider.get("url") or ""))
-        words += [str(provider.get(key) or "") for key in ("api_key_env", "ca_file")]
-    prompts = values.get("prompts")
-    if isinstance(prompts, list) and values.get("store_text") is False:
-        # As they are, and as a notebook's code and papermill's hold them.
-        for text in prompts:
-            words += [text, repr(text)[1:-1], json.dumps(text)[1:-1]]
+def secrets() -> list[str]:
+    """What must not leave this machine: its folders and names."""
     user = getpass.getuser()
+    words = [str(report.root().resolve()), str(Path.home()), socket.gethostname()]
     # A short user name such as "root" is a word of every text; in a path it goes with home.
-    words += [user] if len(user) > 5 else []
-    return [word for word in words if len(word) > 3]
+    return [word for word in (*words, user if len(user) > 5 else "") if len(word) > 3]
 
 
-def scrub(notebook: Any, words: Sequence[str]) -> Any:
+def scrub(notebook: Any) -> Any:
     """Remove run times, progress, machine paths, names and addresses from a notebook."""
+    words = secrets()
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
         for key in ("papermill", "execution", "collapsed"):
@@ -197,9 +141,9 @@ def scrub(notebook: Any, words: Sequence[str]) -> Any:
     return notebook
 
 
-def scrub_file(path: Path, words: Sequence[str]) -> None:
+def scrub_file(path: Path) -> None:
     """`scrub` a notebook in place."""
-    nbformat.write(scrub(nbformat.read(path, as_version=4), words), path)
+    nbformat.write(scrub(nbformat.read(path, as_version=4)), path)
 
 
 def clean(text: str, words: Sequence[str]) -> str:

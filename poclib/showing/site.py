@@ -79,7 +79,7 @@ def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]
                 results = (one.with_name(report.RESULT) for one in notebooks)
                 if result := next(filter(Path.is_file, results), None):
                     listed[f"{group}/{report.RESULT}"] = "All of it as text"
-                    text = publish.clean(result.read_text("utf-8"), publish.secrets({}))
+                    text = publish.clean(result.read_text("utf-8"), publish.secrets())
                     (fresh / group / report.RESULT).write_text(text, "utf-8")
                 if "/" not in group:
                     lists[group] = listed
@@ -136,7 +136,7 @@ def cleaned_svg(text: str) -> str | None:
 
 def _write_page(notebook: Path, site: Path, place: str, title: str, data: str | None) -> None:
     """One notebook as the page at `place`, its figures in a folder beside it."""
-    executed = publish.scrub(nbformat.read(notebook, as_version=4), publish.secrets({}))
+    executed = publish.scrub(nbformat.read(notebook, as_version=4))
     for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
         shown, about = output.get("data", {}), output.get("metadata", {})
         if svg := cleaned_svg(shown.pop("image/svg+xml", "")):
