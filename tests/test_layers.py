@@ -45,8 +45,9 @@ recording: errors records report
 records: parameters
 report: errors parameters records
 stats: errors
-suite: errors measure.experiment measure.strategies measure.sweep parameters recording report
-    showing.curves showing.documents showing.format showing.notebooks showing.site
+suite: errors measure.experiment measure.strategies measure.sweep parameters reading.reading
+    recording report showing.curves showing.documents showing.format showing.notebooks
+    showing.site showing.words
 workload: errors parameters records report
 engines.keeper: .link errors
 engines.link:
@@ -82,15 +83,14 @@ reading.headline: .belief .phases .reading pacing records report stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables records report stats
 reading.tables: .headline .phases .reading errors pacing records report
-showing.charts: .format .style .timeline .words reading.phases stats
+showing.charts: .documents .format .style .words reading.phases reading.reading records stats
 showing.curves: .charts .format .style .words contention parameters reading.reading records stats
 showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
     records report stats
 showing.format:
-showing.notebooks: errors progress recording report
-showing.site: .notebooks errors recording report
+showing.notebooks: errors report
+showing.site: .notebooks recording records report
 showing.style: reading.phases
-showing.timeline: .format .style .words reading.phases stats
 showing.warnings: .format pacing reading.reading records stats
 showing.words: .format .warnings contention pacing reading.phases reading.reading reading.tables
     records stats
