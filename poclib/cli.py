@@ -113,8 +113,10 @@ def run(params: Path, changes: Sequence[str], only: Sequence[str], resume: bool)
     from . import suite
 
     given = read_yaml(params, changes) | ({"resume": True} if resume else {})
-    given.pop("live", None)  # of a notebook
-    (suite.sweep if "sweep" in given else suite.run)(given, params.name, only)
+    if "sweep" in given:
+        return suite.sweep(given, params.name, only)
+    given.pop("live", None)  # a notebook's own
+    suite.run(given, params.name, only)
 
 
 @poc.command()

@@ -102,15 +102,20 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
                     raise  # and so it would be with the others
                 problems.append(_told(error))
     problems += _execute(tasks(notebooks, measured), folder, experiment=name)
-    saved = filter(report.path_of, (f"{name}-{strategy}" for strategy in STRATEGIES))
+    conclude(name)
+    if problems:
+        raise RunFailed(f"{len(problems)} strategies or notebooks failed: {problems[0]}")
+
+
+def conclude(experiment: str) -> None:
+    """Write what an experiment found, in words, and the site; print the table and the verdict."""
+    saved = filter(report.path_of, (f"{experiment}-{strategy}" for strategy in STRATEGIES))
     readings = [entry.reading for entry in documents.entries(saved, pass_over)]
     if readings:
-        documents.write(documents.phase_0_result(readings), name)
+        documents.write(documents.phase_0_result(readings), experiment)
     page = write_site()
     click.echo(words.comparison_text([one.headline for one in readings]))
     click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
-    if problems:
-        raise RunFailed(f"{many(len(problems), 'strategy or notebook')} failed: {problems[0]}")
 
 
 def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:

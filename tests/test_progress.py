@@ -12,6 +12,7 @@ import termios
 from types import SimpleNamespace
 
 import pytest
+import tqdm.notebook
 import tqdm.std
 
 from poclib import progress
