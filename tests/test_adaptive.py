@@ -16,7 +16,7 @@ from poclib.measure import adaptive, dispatch, ruler
 from poclib.measure.adaptive import LAST_PAUSE_S, AdaptiveLimit, pause_after
 from poclib.measure.attempt import Rules, attempt
 from poclib.measure.dispatch import run_arm
-from poclib.measure.policy import LONGEST_S
+from poclib.measure.attempt import LONGEST_S
 from poclib.measure.strategies import STRATEGIES
 from poclib.providers import fake
 from poclib.records import Arm, Prompt

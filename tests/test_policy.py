@@ -14,7 +14,7 @@ from replay import Replay, clock, provider, recorded
 from poclib.errors import ProviderError, Rejected, TimedOut, Unreachable
 from poclib.measure.attempt import Rules
 from poclib.measure.dispatch import run_arm
-from poclib.measure.policy import LONGEST_S, Breaker, Policy, most_overdue
+from poclib.measure.attempt import LONGEST_S, Breaker, Policy
 from poclib.measure.strategies import STRATEGIES
 from poclib.providers import fake
 from poclib.records import Arm, Exchange, Prompt, Request
@@ -99,12 +99,6 @@ def test_a_breaker_can_be_switched_off() -> None:
     for _ in range(99):
         breaker.record(False, 0)
     assert breaker.closed
-
-
-def test_the_longest_overdue_is_chosen_and_nothing_that_is_in_time() -> None:
-    assert most_overdue([(30, "a"), (10, "b"), (20, "c")], 25) == "b"
-    assert most_overdue([(30, "a")], 29.9) is None
-    assert most_overdue([], 1e9) is None
 
 
 # ── failing over ────────────────────────────────────────────────────────────────────────────
