@@ -224,6 +224,7 @@ def _watched(
         return
     loop = asyncio.get_running_loop()
     begun_ms = exchange.clock()
+    timer: asyncio.TimerHandle
 
     def look() -> None:
         nonlocal timer

@@ -1,8 +1,7 @@
 """Carry a strategy out: ask it, start what the limits allow, wait for the next end, repeat.
 
-One loop owns all state. Limits are enforced here, below every strategy. A prompt that failed, was
-refused, or is queued at a provider in trouble has one way back: it waits again, before those that
-were never sent, and the strategy is asked again.
+Limits are enforced here, below every strategy. A prompt that failed, was refused, or is queued at
+a provider in trouble waits again, before those never sent, and the strategy is asked again.
 """
 
 from __future__ import annotations
@@ -25,12 +24,11 @@ from .strategies import PoolView, ProviderView, Strategy
 REFUSALS = (429, 503)
 # Weight of the newest answer in a provider's expected time.
 NEWEST_WEIGHT = 0.3
-# How long a strategy that keeps prompts waiting is left alone, in seconds: a request that
-# is long overdue is no event, yet may change where it wants the next prompt.
+# How long a strategy that keeps prompts waiting is left alone: a request that is long overdue is
+# no event, yet may change where it wants the next prompt.
 ASK_AGAIN_S = 0.1
 # How long what is cancelled may take to close its connection before it is left behind.
 CLOSING_S = 0.5
-# What the row of a copy says that another one beat.
 BEATEN = {"outcome": "cancelled", "error": "another copy of it was answered first"}
 NO_ANSWER = {"answer": None, "answer_sha256": None}
 
@@ -112,19 +110,13 @@ class Lane:
         """What it may hold now: its limit, or what trouble has left of it."""
         return self.live.limit if self.live else self.limit
 
-    def has_room(self) -> bool:
-        return bool(self.queue) and (self.allowed is None or len(self.running) < self.allowed)
-
     def view(self) -> ProviderView:
         started_ms = tuple(self.running.values())
         limit = self.allowed if self.breaker.closed else 1
         return ProviderView(self.sender.name, limit, self.expected_ms, started_ms, len(self.queue))
 
     def ended(self, task: Task, request: Request | None, now_ms: float) -> bool:
-        """Learn from how a request ended; True where it was refused as one too many at once.
-
-        None: its copy was answered first, which tells nothing.
-        """
+        """Learn from how a request ended (None: beaten); True if refused as one too many."""
         del self.running[task]
         if request and request.outcome == "ok":
             self.refusing_ms = None
@@ -249,7 +241,7 @@ class _Dispatch:
     def _send(self, now_ms: float) -> None:
         """Start what has room."""
         for lane in self.touched.values():
-            while lane.has_room():
+            while lane.queue and (lane.allowed is None or len(lane.running) < lane.allowed):
                 job = lane.queue.popleft()
                 task = asyncio.create_task(attempted(lane.sender, job, self.clock, self.rules))
                 task.add_done_callback(self.ended.put_nowait)
@@ -280,7 +272,7 @@ class _Dispatch:
                 where, _ = self.in_flight.pop(copy)
                 where.ended(copy, None, now_ms)
                 self.touched[where.sender.name] = where
-        elif copies:  # one of them may yet answer it: sent once more, it would be answered twice
+        elif copies:  # one may yet answer it: sent once more, the prompt would be answered twice
             for copy in copies:
                 where, left = self.in_flight[copy]
                 last = max(job.attempt, left.attempt)
@@ -305,17 +297,16 @@ class _Dispatch:
                 self._wait(lane.queue.popleft())
 
     def _wait(self, job: Job) -> None:
-        """The prompt waits: for other providers than the one it avoids, if there are any."""
-        elsewhere = job.avoid and len(self.lanes) > 1
-        (self.elsewhere.setdefault(job.avoid, deque()) if elsewhere else self.back).append(job)
+        apart = job.avoid and len(self.lanes) > 1
+        line = self.elsewhere.setdefault(job.avoid, deque()) if apart else self.back
+        line.append(job)
 
     def _return(
         self, job: Job, error: ProviderError, lane: Lane, crowded: bool, now_ms: float
     ) -> None:
-        """A prompt that failed or was refused waits again, where that may help.
+        """A prompt that failed or was refused waits again, where that may help: for others.
 
-        It is for other providers; for this one too, after a pause, if it was only refused as one
-        too many, or if no other is able.
+        For this provider too, after a pause, if only refused as one too many, or no other is able.
         """
         retries, name = job.retries, lane.sender.name
         if crowded:
@@ -343,9 +334,8 @@ class _Dispatch:
                 f"no pause here is longer than {LONGEST_S:g} s."
             )
         since_ms = (one.refusing_ms for one in self.lanes.values())
-        if all(ms is not None and now_ms - ms >= longest_ms for ms in since_ms) and all(
-            task.done() for task in self.in_flight
-        ):
+        too_long = all(ms is not None and now_ms - ms >= longest_ms for ms in since_ms)
+        if too_long and all(task.done() for task in self.in_flight):
             raise RunFailed(
                 f"strategy {self.strategy.name}: every provider has refused for {LONGEST_S:g} s, "
                 f"at last so: {str(error).rstrip('.')}. Run again once they have room."
@@ -368,8 +358,7 @@ class _Dispatch:
         for (due_ms, job), lane in zip(due, idle, strict=False):
             if due_ms > now_ms:
                 return due_ms
-            again = {"attempt": job.attempt + 1, "assigned_ms": now_ms, "not_before_ms": 0.0}
-            lane.queue.append(replace(job, role="hedge", **again))
+            lane.queue.append(Job(job.prompt, now_ms, job.attempt + 1, "hedge", job.retries))
             self.touched[lane.sender.name] = lane
             self.hedged.add(job.prompt.index)
         return inf
@@ -379,8 +368,7 @@ class _Dispatch:
 
         Never beyond the deadline: what does not heed its cancellation then is left behind.
         """
-        moments = [self.overdue_ms, *self.trials_ms[:1]]
-        moments.append(self.rules.deadline_ms + 1000 * CLOSING_S)
+        moments = [self.rules.deadline_ms + 1000 * CLOSING_S, self.overdue_ms, *self.trials_ms[:1]]
         moments += [job.not_before_ms for jobs in self.elsewhere.values() for job in jobs]
         if self.waiting or self.elsewhere:
             moments.append(now_ms + 1000 * ASK_AGAIN_S)
@@ -390,10 +378,9 @@ class _Dispatch:
 async def _next(ended: asyncio.Queue[Task], patience_s: float | None) -> list[Task]:
     """All that ended by now; if nothing did, what ends next; nothing if that takes too long."""
     tasks: list[Task] = []
-    if ended.empty():
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                tasks.append(await ended.get())
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(patience_s):
+            tasks.append(await ended.get())
     while not ended.empty():
         tasks.append(ended.get_nowait())
     return tasks
@@ -404,10 +391,10 @@ async def _cancelled(tasks: Sequence[Task]) -> list[Request]:
 
     What does not end within `CLOSING_S` is left behind: no provider can hold a run up.
     """
-    for task in tasks:
-        task.cancel()
     if not tasks:
         return []
+    for task in tasks:
+        task.cancel()
     done, _ = await asyncio.wait(tasks, timeout=CLOSING_S)
-    results = [task for task in tasks if task in done and not task.cancelled()]
-    return [task.result()[0] for task in results if task.exception() is None]
+    whole = [t for t in tasks if t in done and not t.cancelled() and t.exception() is None]
+    return [task.result()[0] for task in whole]

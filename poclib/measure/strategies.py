@@ -105,8 +105,9 @@ def _show(function: Callable[..., object], shown: dict[str, str]) -> None:
     shown[function.__name__] = "\n".join(lines[tree.lineno - 1 : docstring] + lines[body:])
     for node in (node for part in tree.body for node in ast.walk(part)):
         called = vars(inspect.getmodule(function)).get(getattr(node, "id", ""))
-        ours = inspect.isfunction(called) and called.__module__ == function.__module__
-        if ours and called.__name__ not in shown:
+        if not inspect.isfunction(called) or called.__name__ in shown:
+            continue
+        if called.__module__ == function.__module__:
             _show(called, shown)
 
 
