@@ -41,9 +41,8 @@ from poclib import report  # noqa: E402
 from poclib.engines.pool import engine_pool  # noqa: E402
 from poclib.errors import RunFailed  # noqa: E402
 from poclib.measure import experiment  # noqa: E402
-from poclib.measure.attempt import Rules  # noqa: E402
+from poclib.measure.attempt import Policy, Rules  # noqa: E402
 from poclib.measure.dispatch import run_arm  # noqa: E402
-from poclib.measure.policy import Policy  # noqa: E402
 from poclib.measure.strategies import STRATEGIES  # noqa: E402
 from poclib.parameters import Parameters, ProviderSettings  # noqa: E402
 from poclib.providers import KINDS, Provider, transport  # noqa: E402

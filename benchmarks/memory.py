@@ -24,9 +24,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from poclib.errors import Unreachable
-from poclib.measure.attempt import Rules
+from poclib.measure.attempt import Policy, Rules
 from poclib.measure.dispatch import run_arm
-from poclib.measure.policy import Policy
 from poclib.measure.strategies import STRATEGIES
 from poclib.providers import fake
 from poclib.recording import ReportFile

@@ -9,19 +9,19 @@ from collections.abc import Callable
 from statistics import fmean
 
 import pytest
+from arms import arm, awaited, ran
 from replay import Answer, Replay, clock, provider, replay
 
 from poclib.errors import Rejected, RunFailed
 from poclib.measure import adaptive, dispatch, ruler
 from poclib.measure.adaptive import LAST_PAUSE_S, AdaptiveLimit, pause_after
-from poclib.measure.attempt import Rules, attempt
+from poclib.measure.attempt import LONGEST_S, Rules, attempt
 from poclib.measure.dispatch import run_arm
-from poclib.measure.policy import LONGEST_S
 from poclib.measure.strategies import STRATEGIES
 from poclib.providers import fake
 from poclib.records import Arm, Prompt
 
-PROMPTS = [Prompt(i, f"p{i}") for i in range(40)]
+COUNT = 40
 
 
 def drive(limit: AdaptiveLimit, service_ms: Callable[[int], float], answers: int) -> list[int]:
@@ -81,21 +81,9 @@ def test_a_queue_inside_the_server_is_no_loss_so_the_limit_stays() -> None:
     assert limit.changes == []
 
 
-def run(provider: fake.Provider, start: int, strategy: str = "all-parallel") -> Arm:
-    live = {provider.name: AdaptiveLimit(provider.name, 100, start, 40)}
-    return fake.run(
-        lambda clock: run_arm(
-            "strategy",
-            STRATEGIES[strategy],
-            PROMPTS,
-            [provider],
-            None if strategy == "all-parallel" else {provider.name: 40},
-            {provider.name: 100},
-            clock,
-            Rules(retries=0),
-            live=live,
-        )
-    )
+def run(provider: fake.Provider, start: int) -> Arm:
+    given = {"live": {provider.name: AdaptiveLimit(provider.name, 100, start, 40)}}
+    return ran("all-parallel", COUNT, [provider], given=given, retries=0)
 
 
 def test_everything_at_once_is_held_to_the_limit_where_that_is_forced() -> None:
@@ -111,7 +99,7 @@ def test_who_is_refused_comes_again_later_and_no_prompt_is_lost(asked_s: float |
     provider = fake.Provider("p", 100, slots=40, script=[*busy, *busy])
     arm = run(provider, 8)
     answered = [row.prompt for row in arm.requests if row.outcome == "ok"]
-    assert sorted(answered) == list(range(len(PROMPTS)))
+    assert sorted(answered) == list(range(COUNT))
     first = arm.limit_changes[0]
     assert (first.reason, first.limit) == ("refused", 4)
     refused = {row.prompt: row for row in arm.requests if row.outcome == "failed"}
@@ -200,26 +188,18 @@ BUSY = Rejected("provider p: HTTP 429: come back in an hour.", "p", 429, 3600)
 
 
 def pausing(pool: list[fake.Provider], told: list[str], live: bool = True) -> tuple[Arm, float]:
-    limits = {one.name: one.slots for one in pool}
-    moving = {name: AdaptiveLimit(name, 100, most, most) for name, most in limits.items()}
-
-    async def story(clock: Callable[[], float]) -> tuple[Arm, float]:
-        arm = await run_arm(
-            "strategy", STRATEGIES["shared-queue"], PROMPTS, pool, limits,
-            dict.fromkeys(limits, 100.0), clock, Rules(), live=moving if live else None,
-            tell=told.append,
-        )  # fmt: skip
-        return arm, clock()
-
-    return fake.run(story)
+    moving = {one.name: AdaptiveLimit(one.name, 100, one.slots, one.slots) for one in pool}
+    return arm(
+        "shared-queue", COUNT, pool, given={"live": moving if live else None, "tell": told.append}
+    )
 
 
 @pytest.mark.parametrize("live", [True, False])
 def test_who_asks_for_an_hour_is_asked_again_after_a_minute_and_that_is_told(live: bool) -> None:
     told: list[str] = []
-    arm, ended_ms = pausing([fake.Provider("p", 100, slots=4, script=[BUSY] * 4)], told, live)
-    answered = [row.prompt for row in arm.requests if row.outcome == "ok"]
-    assert sorted(answered) == list(range(len(PROMPTS)))
+    done, ended_ms = pausing([fake.Provider("p", 100, slots=4, script=[BUSY] * 4)], told, live)
+    answered = [row.prompt for row in done.requests if row.outcome == "ok"]
+    assert sorted(answered) == list(range(COUNT))
     assert 60_000 <= ended_ms < 65_000
     assert told == ["p asked to be left alone for 3,600 s; no pause here is longer than 60 s."]
 
@@ -238,16 +218,16 @@ def test_where_the_only_provider_only_refuses_the_arm_ends_in_words(
 def test_where_all_providers_put_everything_off_no_prompt_is_waited_for(live: bool) -> None:
     told: list[str] = []
     pool = [fake.Provider(name, 100, slots=4, script=[BUSY] * 9999) for name in ("p", "q")]
-    arm, ended_ms = pausing(pool, told, live)
-    assert {row.outcome for row in arm.requests} == {"failed"} and len(told) == 2
+    done, ended_ms = pausing(pool, told, live)
+    assert {row.outcome for row in done.requests} == {"failed"} and len(told) == 2
     assert ended_ms < 60_000
 
 
 def test_what_one_puts_off_for_an_hour_another_answers_at_once() -> None:
     told: list[str] = []
     pool = [fake.Provider("p", 100, slots=4, script=[BUSY] * 9999), fake.Provider("q", 100)]
-    arm, ended_ms = pausing(pool, told)
-    assert sorted(r.prompt for r in arm.requests if r.outcome == "ok") == [*range(len(PROMPTS))]
+    done, ended_ms = pausing(pool, told)
+    assert sorted(r.prompt for r in done.requests if r.outcome == "ok") == [*range(COUNT)]
     assert ended_ms < 10_000 and len(told) == 1
 
 
@@ -258,11 +238,9 @@ def test_a_real_server_that_asks_for_an_hour_ends_the_arm(monkeypatch: pytest.Mo
 
     async def story(server: Replay) -> Arm:
         sender = provider("openai", server.url, name="p")
+        given = {"live": {"p": AdaptiveLimit("p", 100, 4, 4)}, "tell": told.append}
         try:
-            return await run_arm(
-                "strategy", STRATEGIES["shared-queue"], PROMPTS, [sender], {"p": 4}, {"p": 100},
-                clock, Rules(), live={"p": AdaptiveLimit("p", 100, 4, 4)}, tell=told.append,
-            )  # fmt: skip
+            return await awaited(clock, "all-parallel", COUNT, [sender], given=given)
         finally:
             await sender.aclose()
 

@@ -1,7 +1,5 @@
 """How many requests a provider may hold, found while it works: additive up, halved in trouble.
 
-Knows times and counts; sends nothing.
-
 The scheme of TCP (Jacobson 1988; Chiu and Jain 1989): where all went well, one request more;
 where the provider refused, or several requests waited so much longer for its server that so many
 at once give less than fewer had given, half as many, and that level is left alone for a while,
@@ -17,7 +15,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from ..records import LimitChange
-from .policy import LONGEST_S
+from .attempt import LONGEST_S
 
 Reason = Literal["good", "slower", "refused", "learned"]
 # Throughput against the best at fewer requests in flight, under which a level is given up.
@@ -48,8 +46,8 @@ class _Running:
 class AdaptiveLimit:
     """The limit of one provider in one arm; `limit` is what it may hold now.
 
-    `ceiling` is the most it may ever hold (None: no bound), `alone_ms` the wall time of one
-    request alone. It begins at `start`. `changes` has every change with its reason.
+    It begins at `start` and never exceeds `ceiling` (None: no bound); `alone_ms` is the wall time
+    of one request alone. `changes` has every change with its reason.
     """
 
     def __init__(self, provider: str, alone_ms: float, start: int, ceiling: int | None) -> None:
@@ -62,7 +60,7 @@ class AdaptiveLimit:
         self._waits: list[float] = []  # since the last change, against what would lose nothing
         self._told_ms = inf  # when the first since then told of a loss
         self._changed_ms = -inf
-        self._bad: int | None = None
+        self._bad = inf  # the fewest in flight that were too many
         self._patience = PATIENCE
 
     def again(self, now_ms: float) -> AdaptiveLimit:
@@ -80,7 +78,7 @@ class AdaptiveLimit:
             one.most = max(one.most, len(self._running))
 
     def answered(self, key: int, now_ms: float, server_ms: float | None = None) -> None:
-        """The request `key` was answered: learn from its time, and move the limit.
+        """Learn from an answer's time, and move the limit.
 
         `server_ms` is how long it waited for the server; None: all the while.
         """
@@ -91,73 +89,63 @@ class AdaptiveLimit:
         count, mean_ms = self._held.get(one.most, (0, 0.0))
         mean_ms += max(NEWEST_WEIGHT, 1 / (count + 1)) * (held_ms - mean_ms)
         self._held[one.most] = count + 1, mean_ms
-        waited_ms = held_ms if server_ms is None else server_ms
-        if one.begun_ms >= self._changed_ms:  # else it tells of the time before
-            self._waits += [waited_ms / fair_ms] if fair_ms < inf else []
-            del self._waits[: -max(SEVERAL, self.limit)]
-        if LOSS * waited_ms > fair_ms and waited_ms - fair_ms > SEEN_MS + OWN_MS * one.most:
-            if one.begun_ms >= self._changed_ms:
+        waited_ms = held_ms if server_ms is None else max(0.0, server_ms)
+        tells = one.begun_ms >= self._changed_ms  # else it tells of the time before
+        if tells and fair_ms < inf:
+            self._waits = [*self._waits, waited_ms / fair_ms][-max(SEVERAL, self.limit) :]
+        lost_ms = waited_ms - fair_ms
+        if LOSS * waited_ms > fair_ms and lost_ms > SEEN_MS + OWN_MS * one.most:
+            if tells:
                 self._told_ms = min(self._told_ms, now_ms)
-                again = waited_ms - fair_ms > STALL_MS or one.begun_ms >= self._told_ms
+                again = lost_ms > STALL_MS or one.begun_ms >= self._told_ms
                 if again and self._lost():
                     self._fall(one.most, now_ms, "slower")
             return
         if one.begun_ms >= self._told_ms:  # it was for a moment only
             self._told_ms = inf
         self._good += 1
-        if self.limit == self._bad_below() and self._good < self._patience:
-            return
-        if self._good >= GOOD * self.limit and (self.ceiling is None or self.limit < self.ceiling):
-            if self._bad is not None and self.limit + 1 >= self._bad:
-                self._bad, self._patience = None, 2 * self._patience
+        retried = self.limit + 1 >= self._bad
+        needed = max(GOOD * self.limit, self._patience if self.limit + 1 == self._bad else 0)
+        if self._good >= needed and (self.ceiling is None or self.limit < self.ceiling):
+            if retried:
+                self._bad, self._patience = inf, 2 * self._patience
             self._change(self.limit + 1, now_ms, "good", one.most)
 
     def refused(self, key: int, now_ms: float) -> bool:
-        """The request `key` was turned away; False where it was alone, so not one too many."""
+        """The request was turned away; False where it was alone, so not one too many."""
         one = self._running.pop(key)
         if one.most > 1 and one.begun_ms >= self._changed_ms:
             self._fall(one.most, now_ms, "refused")
         return one.most > 1
 
     def failed(self, key: int) -> None:
-        """The request `key` ended without an answer that would tell anything of load."""
+        """The request ended without an answer that would tell anything of load."""
         self._running.pop(key, None)
 
     def _lost(self) -> bool:
         """Whether the waits are longer than any spread among them explains."""
-        count = len(self._waits)
-        if count < SEVERAL:
+        if len(self._waits) < SEVERAL:
             return False
-        error = stdev(self._waits) / math.sqrt(count)
+        error = stdev(self._waits) / math.sqrt(len(self._waits))
         return fmean(self._waits) - 2 * error > 1 / LOSS
 
-    def _bad_below(self) -> int | None:
-        return None if self._bad is None else self._bad - 1
-
     def _fall(self, at: int, now_ms: float, reason: Reason) -> None:
-        self._bad = at if self._bad is None else min(self._bad, at)
+        self._bad = min(self._bad, at)
         self._change(max(1, min(self.limit, at) // 2), now_ms, reason, at)
 
-    def _change(self, limit: int, now_ms: float, reason: Reason, in_flight: int) -> None:
+    def _change(self, limit: int, now_ms: float, reason: Reason, at: int) -> None:
         self._good, self._changed_ms, self._waits, self._told_ms = 0, now_ms, [], inf
         if limit != self.limit:
             self.limit = limit
-            self.changes.append(
-                LimitChange(
-                    provider=self.provider,
-                    at_ms=now_ms,
-                    limit=limit,
-                    reason=reason,
-                    in_flight=in_flight,
-                )
-            )
+            told = {"provider": self.provider, "limit": limit, "reason": reason, "in_flight": at}
+            self.changes.append(LimitChange(at_ms=now_ms, **told))
 
 
 def pause_after(attempt: int, asked_s: float | None) -> float:
-    """How long to wait after the refusal of the n-th attempt: as asked, else ever longer.
+    """Seconds to wait after the refusal of the n-th attempt: as asked, else ever longer.
 
-    Never beyond `LONGEST_S`, whatever was asked.
+    Never beyond `LONGEST_S`.
     """
     if asked_s is not None:
         return min(LONGEST_S, max(0.0, asked_s))
-    return float(min(LAST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(attempt - 1, 16)))
+    return min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt - 1, 16))

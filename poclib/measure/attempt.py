@@ -1,7 +1,6 @@
-"""One attempt to have one prompt answered, as a row: whatever came of it, and in bounded time.
+"""One attempt to have one prompt answered, as a row, in bounded time; and what failures lead to.
 
-It is handed a provider and knows neither its wire format nor what else goes on: `dispatch`
-decides what is attempted where.
+Knows no wire format and nothing of other attempts: `dispatch` decides what is attempted where.
 """
 
 from __future__ import annotations
@@ -9,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from ..errors import ProviderError, TimedOut
 from ..records import Exchange, Outcome, Prompt, Request, RequestMarks, Role
-from .policy import Policy
+
+# No wait between attempts, and no pause of a breaker, grows beyond this.
+LONGEST_S = 60.0
 
 
 class Sender(Protocol):
@@ -25,6 +28,67 @@ class Sender(Protocol):
     def name(self) -> str: ...
 
     async def send(self, prompt: Prompt, exchange: Exchange) -> None: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is done about failures; the defaults leave a run without any as it is.
+
+    Before a further attempt at the same provider it waits `backoff_s`, doubled each time, with
+    jitter. After `breaker_failures` in a row (0: never) a provider is left alone for
+    `breaker_pause_s`, doubled each time its trial fails. `hedge_after`, times the expected time,
+    is when a last prompt is sent to an idle provider too; None: never.
+    """
+
+    backoff_s: float = 0.5
+    breaker_failures: int = 3
+    breaker_pause_s: float = 5.0
+    hedge_after: float | None = None
+    jitter: Callable[[], float] = random.random
+
+    def backoff(self, attempt: int) -> float:
+        """Seconds to hold off after failed attempt `attempt` (from 1): half fixed, half drawn.
+
+        The jitter keeps many clients from coming back at the same moment.
+        """
+        whole_s = min(LONGEST_S, self.backoff_s * 2.0 ** min(attempt - 1, 30))
+        return whole_s * (0.5 + 0.5 * self.jitter())
+
+
+class Breaker:
+    """Whether a provider may be given work: closed, open for a pause, or half-open.
+
+    Closed until `failures` attempts in a row failed; then open: nothing is sent for a pause.
+    After it half-open: one request tries. Where that fails, it is open again, twice as long.
+    """
+
+    def __init__(self, failures: int, pause_s: float) -> None:
+        self._failures = failures
+        self._first_pause_ms = self._pause_ms = pause_s * 1000
+        self.in_a_row = 0  # failures since something last worked
+        self.trial_ms: float | None = None  # from when one request may try; None while closed
+
+    @property
+    def closed(self) -> bool:
+        return self.trial_ms is None
+
+    def half_open(self, now_ms: float) -> bool:
+        return self.trial_ms is not None and now_ms >= self.trial_ms
+
+    def admits(self, now_ms: float, in_flight: int) -> bool:
+        """Whether one more request may be sent, with `in_flight` under way."""
+        return self.closed or (self.half_open(now_ms) and in_flight == 0)
+
+    def record(self, worked: bool, now_ms: float) -> None:
+        """Note how an attempt ended at `now_ms`."""
+        if worked:
+            self.in_a_row, self.trial_ms, self._pause_ms = 0, None, self._first_pause_ms
+            return
+        self.in_a_row += 1
+        if self._failures and self.in_a_row >= self._failures:
+            if self.half_open(now_ms):  # its trial failed
+                self._pause_ms = min(2 * self._pause_ms, LONGEST_S * 1000)
+            self.trial_ms = now_ms + self._pause_ms
 
 
 @dataclass(frozen=True)
@@ -39,27 +103,28 @@ class Rules:
 
     retries: int = 1
     request_timeout_s: float = 120.0
-    first_token_timeout_s: float = float("inf")
-    between_tokens_timeout_s: float = float("inf")
-    deadline_ms: float = float("inf")
+    first_token_timeout_s: float = inf
+    between_tokens_timeout_s: float = inf
+    deadline_ms: float = inf
     store_text: bool = False
     policy: Policy = field(default_factory=Policy)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A prompt given to a provider; `pause_s` is how long to hold off before it is sent.
+    """A prompt to be sent; `retries` counts its failures.
 
-    `home` is the provider that the strategy named; `retries` counts what failed before.
+    `avoid` is the provider that failed or refused it last, where it holds off until
+    `not_before_ms`.
     """
 
     prompt: Prompt
     assigned_ms: float | None = None
     attempt: int = 1
-    pause_s: float = 0.0
     role: Role = "first"
-    home: str = ""
     retries: int = 0
+    avoid: str = ""
+    not_before_ms: float = 0.0
 
 
 # A row, and the error where there was one.
@@ -87,13 +152,15 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
     error: ProviderError | None = None
     problem: str | None = None
     left_s = (rules.deadline_ms - clock()) / 1000
-    allowed_s = job.pause_s + rules.request_timeout_s
+    held_ms = job.not_before_ms - clock() if job.avoid == sender.name else 0.0
+    pause_s = max(0.0, held_ms / 1000)
+    allowed_s = pause_s + rules.request_timeout_s
     limit = asyncio.timeout(min(left_s, allowed_s))
     silent: list[str] = []
     try:
         async with limit:
-            if job.pause_s:
-                await asyncio.sleep(job.pause_s)
+            if pause_s:
+                await asyncio.sleep(pause_s)
             with _watched(exchange, rules, limit, silent):
                 await sender.send(job.prompt, exchange)
     except TimeoutError:
@@ -101,43 +168,26 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
             raise
         if exchange.finished:
             pass  # it is whole: what was cut is the wait for what a body holds beyond it
-        elif silent:
-            error = TimedOut(f"provider {sender.name}: {silent[0]}", sender.name)
-        elif left_s <= allowed_s:
-            outcome, problem = "cancelled", "cut by a time limit (run_limit_s or arm_limit_s)"
+        elif not silent and left_s <= allowed_s:
+            outcome, problem = "cancelled", "cut by a time limit (run_limit_s)"
         else:
-            error = TimedOut(
-                f"provider {sender.name}: not finished within {rules.request_timeout_s:g} s; "
-                "raise request_timeout_s if it is only slow.",
-                sender.name,
-            )
+            whole = f"not finished within {rules.request_timeout_s:g} s; raise request_timeout_s"
+            told = silent[0] if silent else whole
+            error = TimedOut(f"provider {sender.name}: {told} if it is only slow.", sender.name)
     except ProviderError as raised:
         error = raised
     except asyncio.CancelledError:
         outcome = "cancelled"
     if error:
         outcome, problem = "failed", str(error)
-    return _row(sender.name, job, exchange, rules, outcome, error, problem), error
-
-
-def _row(
-    provider: str,
-    job: Job,
-    exchange: Exchange,
-    rules: Rules,
-    outcome: Outcome,
-    error: ProviderError | None,
-    problem: str | None,
-) -> Request:
-    """What is known of an attempt that has ended."""
     text = "".join(exchange.pieces)
     start_ms, end_ms = exchange.marks.get("start_ms"), exchange.marks.get("end_ms")
     queued_ms = None
     if start_ms is not None and job.assigned_ms is not None:
         queued_ms = max(0.0, start_ms - job.assigned_ms)
-    return Request(
+    request = Request(
         prompt=job.prompt.index,
-        provider=provider,
+        provider=sender.name,
         attempt=job.attempt,
         role=job.role,
         outcome=outcome,
@@ -157,15 +207,14 @@ def _row(
         answer=text if rules.store_text and outcome == "ok" else None,
         token_ms=exchange.token_ms or None,
     )
+    return request, error
 
 
 @contextlib.contextmanager
 def _watched(
     exchange: Exchange, rules: Rules, limit: asyncio.Timeout, silent: list[str]
 ) -> Iterator[None]:
-    """Cut the request where tokens are too long in coming, and put why into `silent`.
-
-    A thought is a token too.
+    """Cut the request where tokens, or thoughts, are too long in coming; `silent` then says why.
 
     Looks only when that could be: it costs nothing for each token.
     """
@@ -175,23 +224,23 @@ def _watched(
         return
     loop = asyncio.get_running_loop()
     begun_ms = exchange.clock()
-    timer: list[asyncio.TimerHandle] = []
+    timer: asyncio.TimerHandle
 
     def look() -> None:
-        told = [*exchange.thought_ms[-1:], *exchange.token_ms[-1:]]
-        allowed_s, name = (
-            (between_s, "between_tokens_timeout_s") if told else (first_s, "first_token_timeout_s")
-        )
-        left_s = allowed_s - (exchange.clock() - max(told, default=begun_ms)) / 1000
+        nonlocal timer
+        told_ms = [*exchange.thought_ms[-1:], *exchange.token_ms[-1:]]
+        allowed_s = between_s if told_ms else first_s
+        left_s = allowed_s - (exchange.clock() - max(told_ms, default=begun_ms)) / 1000
         if left_s <= 0:
-            silent.append(f"no token within {allowed_s:g} s; raise {name} if it is only slow.")
+            name = "between_tokens_timeout_s" if told_ms else "first_token_timeout_s"
+            silent.append(f"no token within {allowed_s:g} s; raise {name}")
             limit.reschedule(loop.time())
             return
         # Before the first token, one may come and start the shorter wait.
-        timer[:] = [loop.call_later(max(0.001, min(left_s, between_s)), look)]
+        timer = loop.call_later(max(0.001, min(left_s, between_s)), look)
 
-    timer.append(loop.call_later(min(first_s, between_s), look))
+    timer = loop.call_later(min(first_s, between_s), look)
     try:
         yield
     finally:
-        timer[0].cancel()
+        timer.cancel()

@@ -24,10 +24,9 @@ from ..recording import ReportFile
 from ..records import Arm, ArmName, Probe, Prompt, ProviderFacts, Report, Request
 from ..report import NO_ROUND
 from . import forecast
-from .attempt import Rules, Sender, attempt
+from .attempt import Policy, Rules, Sender, attempt
 from .dispatch import run_arm
 from .machine import EngineSampler
-from .policy import Policy
 from .strategies import STRATEGIES
 
 Clock = Callable[[], float]

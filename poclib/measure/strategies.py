@@ -1,14 +1,10 @@
 """Decide which provider gets the next prompts: one short pure function a strategy, no I/O.
 
-A strategy is called at the start, after every answer, and now and then while prompts wait.
-It sees how many wait and what each provider is doing, and names the provider for each of
-the next prompts, in the prompts' order: `["fast", "fast", "slow"]` gives two to `fast` and
-one to `slow`. Prompts beyond that list go on waiting. A provider that is named more often
-than it has free slots holds the rest in a queue of its own: dispatch enforces the limit,
-never a strategy. Prompts count as equal work, so their order is all that matters.
-
-To add one: write the function under `@strategy(limit, question)` with a docstring like the others'
-(the notebook shows it), and add a test.
+A strategy is called at the start, after every answer, and now and then while prompts wait. It
+names the provider for each of the next prompts: `["fast", "fast", "slow"]`; the others go on
+waiting. Named more often than it has free slots, a provider queues the rest: dispatch enforces
+limits, never a strategy. Prompts count as equal work. To add one: write the function under
+`@strategy(limit, question)` with a docstring like the others' (its page shows it), and a test.
 """
 
 from __future__ import annotations
@@ -19,7 +15,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ParameterError
@@ -30,9 +26,8 @@ class ProviderView:
     """What a strategy may know of one provider at a moment.
 
     `limit` is the number of requests dispatch lets it hold in flight (None: no limit),
-    `expected_ms` the mean wall time of one request alone there, from calibration and
-    updated by every answer, `started_ms` the start of each request in flight, `queued`
-    how many more were already given to it.
+    `expected_ms` the mean wall time of one request alone there, updated by every answer,
+    `started_ms` the start of each request in flight, `queued` how many more it was given.
     """
 
     name: str
@@ -73,8 +68,7 @@ Decide = Callable[[PoolView], list[str]]
 class Strategy:
     """A named way to spread prompts: who decides, and which limit dispatch enforces.
 
-    `question` is the title of its page. The rest of its words are the docstring of `decide`: what
-    it does in one sentence, how it works, what its measurement does not show, what to try.
+    `question` is the title of its page; the rest of its words are the docstring of `decide`.
     """
 
     name: str
@@ -96,23 +90,25 @@ class Strategy:
 
     @property
     def code(self) -> str:
-        """The function that decides, and those beside it that it calls, without docstrings."""
-        shown, names = _code(self.decide)
-        beside = [vars(inspect.getmodule(self.decide)).get(name) for name in names]
-        called = [f for f in beside if getattr(f, "__module__", "") == self.decide.__module__]
-        return "\n\n\n".join([shown, *(_code(f)[0] for f in called if inspect.isfunction(f))])
+        """The function that decides and those of its module that it needs, without docstrings."""
+        shown: dict[str, str] = {}
+        _show(self.decide, shown)
+        return "\n\n\n".join(shown.values())
 
 
-def _code(function: Callable[..., object]) -> tuple[str, list[str]]:
-    """The source of `function` without decorator and docstring, and each name that it uses."""
+def _show(function: Callable[..., object], shown: dict[str, str]) -> None:
     source = inspect.getsource(function)
     (tree,) = ast.parse(source).body
     assert isinstance(tree, ast.FunctionDef)
     docstring, body = tree.body[0].lineno - 1, tree.body[bool(ast.get_docstring(tree))].lineno - 1
     lines = source.splitlines()
-    names = [n.id for part in tree.body for n in ast.walk(part) if isinstance(n, ast.Name)]
-    code = "\n".join(lines[tree.lineno - 1 : docstring] + lines[body:])
-    return code, list(dict.fromkeys(names))
+    shown[function.__name__] = "\n".join(lines[tree.lineno - 1 : docstring] + lines[body:])
+    for node in (node for part in tree.body for node in ast.walk(part)):
+        called = vars(inspect.getmodule(function)).get(getattr(node, "id", ""))
+        if not inspect.isfunction(called) or called.__name__ in shown:
+            continue
+        if called.__module__ == function.__module__:
+            _show(called, shown)
 
 
 STRATEGIES: dict[str, Strategy] = {}
@@ -132,8 +128,7 @@ def strategy(limit: Limit, question: str) -> Callable[[Decide], Decide]:
 def by_name(name: str) -> Strategy:
     """The strategy of that name. Raises `ParameterError`, which lists all names."""
     if name not in STRATEGIES:
-        known = ", ".join(STRATEGIES)
-        raise ParameterError(f"strategy: no {name!r}; there are: {known}.")
+        raise ParameterError(f"strategy: no {name!r}; there are: {', '.join(STRATEGIES)}.")
     return STRATEGIES[name]
 
 
@@ -141,10 +136,9 @@ def by_name(name: str) -> Strategy:
 def sequential(pool: PoolView) -> list[str]:
     """Every prompt goes to the fastest provider, one at a time: the baseline itself.
 
-    So the baseline is compared with the baseline. Each round runs it twice, in alternating order.
-    A ratio away from 1 is noise, or drift of the machine, and nothing else. Read every other
-    strategy's ratio against this one: what is smaller than the spread seen here cannot be told
-    from chance.
+    So the baseline is compared with the baseline. A ratio away from 1 is noise, or drift of the
+    machine. Read every other ratio against this one. What is smaller than the spread seen here
+    cannot be told from chance.
 
     What this does not show:
 
@@ -154,28 +148,39 @@ def sequential(pool: PoolView) -> list[str]:
     Try:
 
     - `rounds = 20`: does the interval close around one?
-    - `max_tokens = 8`: shorter answers, and noise weighs more.
     - `prompts = 2`: with less work in an arm, how far do two equal runs differ?
     """
     return [pool.fastest_first[0].name] * pool.waiting
 
 
+def in_blocks(pool: PoolView, cost: Callable[[ProviderView, int], float]) -> list[str]:
+    """Each prompt to the provider it costs the least, the faster where equal; in blocks.
+
+    `cost` is what a provider's share would come to with so many prompts in it.
+    """
+    ranked = pool.fastest_first
+    share = [p.busy for p in ranked]
+    costs = [(cost(p, p.busy + 1), rank) for rank, p in enumerate(ranked)]
+    heapq.heapify(costs)
+    for _ in range(pool.waiting):
+        rank = costs[0][1]
+        share[rank] += 1
+        heapq.heapreplace(costs, (cost(ranked[rank], share[rank] + 1), rank))
+    return [p.name for p, count in zip(ranked, share, strict=True) for _ in range(count - p.busy)]
+
+
 def even_split(pool: PoolView) -> list[str]:
-    """The same number to everyone, in blocks; what does not divide goes to the faster ones."""
-    share, extra = divmod(pool.waiting, len(pool.providers))
-    ranked = enumerate(pool.fastest_first)
-    return [p.name for rank, p in ranked for _ in range(share + (rank < extra))]
+    """The same number to everyone, what does not divide to the faster ones."""
+    return in_blocks(pool, lambda provider, prompts: prompts)
 
 
 @strategy("none", "What if everything is sent at once?")
 def all_parallel(pool: PoolView) -> list[str]:
     """The prompts are split evenly and all sent at once; no limit is enforced.
 
-    This strategy sets the capacity of a provider aside on purpose. What happens then is up to the
-    server. An engine with *continuous batching* computes a step for all its requests together and
-    gains; one with a single slot makes the others wait; one that gives each request its own
-    threads can *thrash*: they fight over the processor and all become slower. The published run
-    (see `11_the_published_run`) sent everything at once and was far slower than one machine alone.
+    What happens then is up to the server. An engine with *continuous batching* computes a step
+    for all its requests together and gains. One with a single slot makes the others wait. One
+    that gives each its own threads can *thrash*: all become slower (see `11_the_published_run`).
 
     What this does not show:
 
@@ -186,7 +191,6 @@ def all_parallel(pool: PoolView) -> list[str]:
 
     - `batching: false` in both `providers`: the same slots, without shared steps.
     - `slots: 1` in both: everything but the first waits inside the server.
-    - `prompts = 32`: more at once than there are slots.
     """
     return even_split(pool)
 
@@ -196,7 +200,7 @@ def serial_per_provider(pool: PoolView) -> list[str]:
     """The prompts are split evenly; each provider works through its share one at a time.
 
     This is the good run of those published. Nobody waits inside a server, so no engine can be
-    overwhelmed. The price: the faster provider is finished early and then stands idle.
+    overwhelmed. The price: the faster provider is finished early. Then it stands idle.
 
     What this does not show:
 
@@ -205,7 +209,6 @@ def serial_per_provider(pool: PoolView) -> list[str]:
 
     Try:
 
-    - `speed: 1.0` for `remote`: equal machines, where an even split is right.
     - `speed: 0.3` for `remote`: at which speed does the second machine stop helping?
     - `link: {round_trip_ms: 200}`: what does distance cost?
     """
@@ -216,10 +219,9 @@ def serial_per_provider(pool: PoolView) -> list[str]:
 def capability_split(pool: PoolView) -> list[str]:
     """Before the start each provider is given a share that matches its calibrated speed.
 
-    Calibration measures how long one request takes on each provider alone. The shares are whole
-    prompts, each given to the provider whose share would end first, so that all should finish
-    together. Nothing is changed during the run: where a machine slows down, its share stays. Each
-    provider works through its share up to its capacity.
+    Calibration measures how long one request takes on each provider alone. Each prompt is given
+    to the provider whose share would end first, so that all should finish together. Where a
+    machine slows down, its share stays. Each works through its share up to its capacity.
 
     What this does not show:
 
@@ -230,17 +232,12 @@ def capability_split(pool: PoolView) -> list[str]:
 
     - `calibration_prompts = 1`: how good must the calibration be?
     - `speed: 0.3` for `remote`: compare with the even split at the same speed.
-    - `prompts = 3`: with few prompts whole shares fit badly.
     """
-    ranked = pool.fastest_first
-    share = [0] * len(ranked)
-    ends_ms = [(p.expected_ms, rank) for rank, p in enumerate(ranked)]
-    for _ in range(pool.waiting):
-        rank = ends_ms[0][1]
-        share[rank] += 1
-        turns = math.ceil((share[rank] + 1) / (ranked[rank].limit or 1))
-        heapq.heapreplace(ends_ms, (turns * ranked[rank].expected_ms, rank))
-    return [p.name for p, count in zip(ranked, share, strict=True) for _ in range(count)]
+
+    def end_ms(provider: ProviderView, prompts: int) -> float:
+        return math.ceil(prompts / (provider.limit or 1)) * provider.expected_ms
+
+    return in_blocks(pool, end_ms)
 
 
 @strategy("capacity", "What if each machine takes the next prompt when it is free?")
@@ -276,10 +273,9 @@ def earliest_finish(pool: PoolView) -> list[str]:
     """Each prompt goes to the provider expected to finish it first, from speeds that
     calibration measured and every answer updates.
 
-    For each waiting prompt that provider is worked out, even if it is busy and the prompt has to
-    wait. It is sent only when the chosen provider has a free slot. So a slow provider stays idle
-    rather than take a last prompt that a fast one, though busy, would finish sooner. The price is
-    trust in the expected times, which assume prompts of equal work.
+    That provider may be busy: the prompt is sent only when it has a free slot. So a slow provider
+    stays idle rather than take a last prompt that a fast one, though busy, would finish sooner.
+    The price is trust in the expected times. They assume prompts of equal work.
 
     What this does not show:
 
@@ -290,7 +286,6 @@ def earliest_finish(pool: PoolView) -> list[str]:
 
     - `speed: 0.2` for `remote`: does the slow one stay idle at the end?
     - `prompts = 5`: compare with the shared queue on the same prompts.
-    - `calibration_prompts = 1`: how much do the updates repair?
     """
     ranked = pool.fastest_first
     slots = [
@@ -337,9 +332,8 @@ def batched(pool: PoolView) -> list[str]:
 
     The rule is that of the shared queue; only the limit is higher. An engine with continuous
     batching computes a step for all its requests together, which costs little more than a step for
-    one. So each request takes longer and all are done sooner. The coordinator still enforces the
-    limit: never more in flight than slots. The ideal assumes one request at a time, so a batching
-    engine can do better than it.
+    one. So each request takes longer and all are done sooner. The ideal assumes one request at a
+    time, so a batching engine can do better than it.
 
     What this does not show:
 
@@ -349,7 +343,6 @@ def batched(pool: PoolView) -> list[str]:
     Try:
 
     - `slots: 2` and `slots: 8`: where does more in flight stop helping?
-    - `batching: false`: the same slots without shared steps.
     - `max_tokens = 64`: longer answers, where shared steps count for more.
     """
     return shared_queue(pool)
@@ -360,29 +353,23 @@ def simulated_makespan_ms(
 ) -> float:
     """Makespan if every request took exactly `expected_ms[provider]`, slots independent.
 
-    An event simulation on a clock of its own: what `poc doctor` predicts with, and how
-    strategies are tested. It knows neither batching nor contention.
+    What `poc doctor` predicts with; it knows neither batching nor contention.
     """
-    views = {
-        name: ProviderView(name, None if strategy.limit == "none" else limits[name], time_ms)
-        for name, time_ms in expected_ms.items()
-    }
-    ends: list[tuple[float, str]] = []
+    starts_ms: dict[str, list[float]] = {name: [] for name in expected_ms}  # of what has not ended
+    ends_ms: list[float] = []
     now_ms, waiting = 0.0, prompts
-    while waiting or ends or any(view.queued for view in views.values()):
-        given = strategy.decide(PoolView(now_ms, waiting, tuple(views.values())))
-        waiting -= len(given)
-        for name in given:
-            views[name] = replace(views[name], queued=views[name].queued + 1)
-        for name, view in views.items():
-            while view.queued and (view.limit is None or len(view.started_ms) < view.limit):
-                started = (*view.started_ms, now_ms)
-                view = replace(view, started_ms=started, queued=view.queued - 1)
-                heapq.heappush(ends, (now_ms + view.expected_ms, name))
-            views[name] = view
-        now_ms = ends[0][0]
-        while ends and ends[0][0] == now_ms:
-            _, name = heapq.heappop(ends)
-            view = views[name]  # whose oldest request ends first, since all take as long
-            views[name] = replace(view, started_ms=view.started_ms[1:])
-    return now_ms
+    while waiting:
+        views = []
+        for name, time_ms in expected_ms.items():
+            left = [start for start in starts_ms[name] if start + time_ms > now_ms]
+            begun = tuple(start for start in left if start <= now_ms)
+            limit = None if strategy.limit == "none" else limits[name]
+            views.append(ProviderView(name, limit, time_ms, begun, len(left) - len(begun)))
+            starts_ms[name] = left
+        for name in strategy.decide(PoolView(now_ms, waiting, tuple(views))):
+            started, waiting = starts_ms[name], waiting - 1
+            full = strategy.limit != "none" and len(started) >= limits[name]
+            started.append(started[-limits[name]] + expected_ms[name] if full else now_ms)
+        ends_ms = [start + expected_ms[n] for n, starts in starts_ms.items() for start in starts]
+        now_ms = min(ends_ms)
+    return max(ends_ms, default=0.0)
