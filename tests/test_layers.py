@@ -59,17 +59,15 @@ providers.ollama: .provider records
 providers.openai: .provider .transport errors records
 providers.provider: .transport errors parameters records
 providers.transport: errors records
-measure.adaptive: .policy records
-measure.attempt: .policy errors records
-measure.calibration: .attempt .dispatch .forecast .machine .policy .strategies contention errors
-    pacing parameters progress recording records report workload
-measure.dispatch: .adaptive .attempt .lanes .policy .strategies errors records
+measure.adaptive: .attempt records
+measure.attempt: errors records
+measure.calibration: .attempt .dispatch .forecast .machine .strategies contention errors pacing
+    parameters progress recording records report workload
+measure.dispatch: .adaptive .attempt .strategies errors records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
     providers recording records report workload
 measure.forecast: .strategies pacing records
-measure.lanes: .adaptive .attempt .policy .strategies records
 measure.machine: records
-measure.policy:
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
 measure.run: .adaptive .calibration .dispatch .forecast .machine .ruler .strategies errors pacing
     parameters progress providers recording records report workload
