@@ -290,34 +290,3 @@ def ratio_of_ratios(first: Ratio, second: Ratio) -> Ratio:
     below = math.hypot(math.log(second.median / second.low), math.log(first.high / first.median))
     above = math.hypot(math.log(second.high / second.median), math.log(first.median / first.low))
     return Ratio(middle, middle * math.exp(-below), middle * math.exp(above), rounds)
-
-
-# TRANSITION
-@dataclass(frozen=True)
-class Share:
-    """One provider's part in the pool: of its speed, of the prompts done, and time busy.
-
-    Each is a share from 0 to 1; None where the report does not tell.
-    """
-
-    provider: str
-    speed: float | None
-    done: float
-    busy: float | None
-
-
-def shares(headline: Headline) -> list[Share]:
-    """What each provider could do and what it did; empty where nothing was answered.
-
-    The speed is 1 / (mean time of one request alone) over the sum of the providers'.
-    """
-    done = {p: found.n if (found := headline.wall_ms.get(p)) else 0 for p in headline.providers}
-    total = sum(done.values())
-    if not total:
-        return []
-    speeds = {p: 1 / headline.alone_ms[p] for p in done if headline.alone_ms.get(p)}
-    whole = math.fsum(speeds.values()) if len(speeds) == len(done) else None
-    return [
-        Share(p, speeds[p] / whole if whole else None, count / total, headline.busy.get(p))
-        for p, count in done.items()
-    ]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median, median_high
+from statistics import median_high
 from typing import TYPE_CHECKING
 
 from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, middle, over, tokens
-from ..records import Arm, ArmName, EngineUse, ProviderFacts, Report, Request
+from ..records import Arm, ArmName, EngineUse, ProviderFacts, Request
 from ..stats import Contention
 
 if TYPE_CHECKING:
@@ -107,30 +107,3 @@ def _cause(kind: ArmName, facts: ProviderFacts, arms: Sequence[Arm], calm: Level
     )
     use = tuple(use for arm in arms for use in arm.engines if use.provider == facts.name)
     return Cause(kind, facts, together, calm, use, sum(map(tokens, own)))
-
-
-# TRANSITION
-def at_least(report: Report) -> float | None:
-    """A bound from below on the ratio where arms were stopped at their limit; None if none was.
-
-    The median over rounds of (time until the end or the stop) / baseline: every stopped round
-    counts by what it had taken by then, so the true median is no smaller.
-    """
-    ratios: list[float] = []
-    stopped = False
-    for one in report.rounds:
-        mine = {arm.arm: arm for arm in one.arms}
-        if not {"baseline", "strategy"} <= mine.keys() or mine["baseline"].cut_ms is not None:
-            continue
-        base_ms, took_ms = (_lasted_ms(mine[which]) for which in ("baseline", "strategy"))
-        if base_ms and took_ms:
-            ratios.append(took_ms / base_ms)
-            stopped |= mine["strategy"].cut_ms is not None
-    return median(ratios) if stopped else None
-
-
-def _lasted_ms(arm: Arm) -> float | None:
-    starts = [r.marks.start_ms for r in arm.requests if r.marks.start_ms is not None]
-    ends = [r.marks.end_ms for r in arm.requests if r.marks.end_ms is not None]
-    ends = ends if arm.cut_ms is None else [arm.cut_ms]
-    return max(ends) - min(starts) if starts and ends else None
