@@ -76,7 +76,7 @@ def experiments(experiment: str, folder: Path | None = None) -> list[Report]:
     loaded = [load(name, folder) for name in here if name.startswith(f"{experiment}-")]
     reports = [report for report in loaded if report.experiment == experiment]
     if not reports:
-        raise ReportError(f"no report of experiment {experiment!r} is saved; {_listing(here)}")
+        raise ReportError(f"no report of experiment {experiment!r} is saved; {listing(here)}")
     return reports
 
 
@@ -137,11 +137,12 @@ def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
                 return path
     here, asked = names(folder), Path(stem).name
     near = difflib.get_close_matches(asked, here) or [n for n in here if asked and asked in n]
-    hint = f"did you mean {' or '.join(near[:3])}?" if near else _listing(here)
+    hint = f"did you mean {' or '.join(near[:3])}?" if near else listing(here)
     raise ReportError(f"There is no report {wanted[:200]!r} in {shown_path(folder)}; {hint}")
 
 
-def _listing(here: list[str]) -> str:
+def listing(here: list[str]) -> str:
+    """Which reports there are, or what to do where there is none."""
     if not here:
         return "no report is saved yet: run the experiment first (./run-poc.sh)."
     more = f" and {len(here) - 20} more" if len(here) > 20 else ""

@@ -5,10 +5,12 @@ Times are milliseconds. A statistic that the numbers cannot carry is None, never
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 from .errors import StatisticsError
@@ -21,6 +23,7 @@ _MOST_ROUNDS = 1_000_000
 # An interval whose ends lie further apart than this factor is of no use, so it is absent: of
 # 2 rounds that scatter by 10 % one in five is. The others still hold the median with 94 %.
 WIDEST = 10.0
+_NOT_STREAMED = "its answers were not streamed, so no first token was seen"
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,9 @@ class Stream:
     tokens_per_s: float | None
     together_per_s: float | None
     counted: str
-    apart: str | None = "tokens"
-    why: str = ""
-    thought_ms: dict[str, float | None] | None = None
+    apart: str | None
+    why: str
+    thought_ms: dict[str, float | None] | None
 
 
 @dataclass(frozen=True)
@@ -90,19 +93,18 @@ class Contention:
 
 @dataclass(frozen=True)
 class Headline:
-    """Every number that is said of one report. `missing` has the reason of each None."""
+    """Every number that is said of one report; `missing` has the reason of each None."""
 
     report: str
     strategy: str
     created: str
-    providers: tuple[str, ...]
+    roles: dict[str, str]
     prompts: int
     requests: int
     failed_requests: int
     incomplete_rounds: int
     overhead_ratio: Ratio
     round_ratios: tuple[float, ...]
-    speedup: float | None
     efficiency: float | None
     ideal_ms: float | None
     ideal_from: str | None
@@ -119,36 +121,61 @@ class Headline:
     band: float
     verdict: str
     rounds_needed: int | None
-    missing: dict[str, str] = field(default_factory=dict)
-    # Share of the makespan with a request in flight, in the strategy's arms.
-    busy: dict[str, float] = field(default_factory=dict)
-    streams: dict[str, Stream] = field(default_factory=dict)
-    # Whether the ratio is of times per output token, since the arms' answers are of unlike length.
-    per_token: bool = False
-    # Why no verdict can stand on these times.
-    forbidden: tuple[str, ...] = ()
-    # Servers whose own times cannot be, so that none of them is used, and why.
-    disbelieved: dict[str, str] = field(default_factory=dict)
-    # Whether each arm's texts begin with a mark of their own; calibration's are alike everywhere.
-    marked: bool = False
-    calibration_equal: Answers = Answers(0, 0, 0)
-    roles: dict[str, str] = field(default_factory=dict)
-    # The most requests that were in flight at once there, in the strategy's arms.
-    at_once: dict[str, int] = field(default_factory=dict)
-    contention: dict[str, Contention] = field(default_factory=dict)
+    busy: dict[str, float]  # share of the makespan with a request in flight, under the strategy
+    streams: dict[str, Stream]
+    per_token: bool  # the arms' answers are of unlike length, so the ratio is of times per token
+    forbidden: tuple[str, ...]  # why no verdict can stand on these times
+    disbelieved: dict[str, str]  # servers whose own times cannot be, so none is used, and why
+    marked: bool  # each arm's texts begin with a mark of their own; calibration's are alike
+    calibration_equal: Answers
+    at_once: dict[str, int]  # the most requests in flight there, under the strategy
+    contention: dict[str, Contention]
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        return tuple(self.roles)
+
+    @property
+    def speedup(self) -> float | None:
+        return 1 / self.overhead_ratio.median if self.overhead_ratio.median else None
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why each number that is None, or not there, is missing."""
+        ratio, roles = self.overhead_ratio, self.roles.values()
+        no_round = "no round has an answer to every prompt in both arms"
+        no_time = "no answered request of a {} provider has a server time"
+        nobody = "no provider is {}"
+        reasons = {
+            "speedup": no_round,
+            "makespan_ms": no_round,
+            "baseline_ms": no_round,
+            "ideal_ms": "some provider answered nothing, so its speed is unknown",
+            "efficiency": "it needs the ideal and a complete round",
+            "network_share": (no_time if "remote" in roles else nobody).format("remote"),
+        }
+        missing = {key: why for key, why in reasons.items() if getattr(self, key) is None}
+        for role in (role for role, added in self.added_latency_ms.items() if added is None):
+            missing[f"added_latency_ms.{role}"] = (no_time if role in roles else nobody).format(
+                role
+            )
+        for name in (name for name, trip in self.round_trip_ms.items() if trip is None):
+            missing[f"round_trip_ms.{name}"] = "it was not probed"
+        if ratio.low is None:
+            wide = f"its ends would lie further apart than a factor of {WIDEST:g}"
+            few = f"complete rounds: {ratio.rounds}; an interval needs 2"
+            missing["overhead_ratio.low"] = few if ratio.rounds < 2 else wide
+        for name in (name for name, wall in self.wall_ms.items() if wall and self.makespan_ms):
+            if name not in self.streams:
+                missing[f"streams.{name}"] = _NOT_STREAMED
+        return missing
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values, numbers rounded to 3 decimals."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        derived = {key: getattr(self, key) for key in ("providers", "speedup", "missing")}
+        text = json.dumps(asdict(self) | derived)
+        plain: dict[str, Any] = json.loads(text, parse_float=lambda number: round(float(number), 3))
         return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return round(value, 3) if isinstance(value, float) else value
 
 
 def minimum_n(q: float) -> int:
@@ -160,20 +187,18 @@ def minimum_n(q: float) -> int:
     return math.ceil(math.log(0.025) / math.log(max(q, 1 - q)))
 
 
-def quantiles(
-    values: Sequence[float], levels: Sequence[int] = (50, 90, 95)
-) -> dict[str, float | None]:
-    """Quantiles in percent by name, linear between order statistics; None of too few values."""
-    enough = [level for level in levels if len(values) >= minimum_n(level / 100)]
-    cuts = statistics.quantiles(values, n=100, method="inclusive") if enough else []
-    return {f"p{level}": cuts[level - 1] if level in enough else None for level in levels}
+def quantiles(values: Sequence[float]) -> dict[str, float | None]:
+    """p50, p90 and p95, linear between order statistics; None of too few values."""
+    cuts = statistics.quantiles(values, n=100, method="inclusive") if len(values) > 1 else []
+    enough = {level: len(values) >= minimum_n(level / 100) for level in (50, 90, 95)}
+    return {f"p{level}": cuts[level - 1] if known else None for level, known in enough.items()}
 
 
 def spread(values: Sequence[float]) -> Spread | None:
     """Mean, min and max; None of nothing."""
     if not values:
         return None
-    return Spread(math.fsum(values) / len(values), min(values), max(values), len(values))
+    return Spread(statistics.fmean(values), min(values), max(values), len(values))
 
 
 def median(values: Sequence[float]) -> float | None:
@@ -213,7 +238,12 @@ def interval(ratios: Iterable[float]) -> tuple[float, float]:
     if n in _STUDENT:
         middle, far = statistics.fmean(logs), reach(n) * statistics.stdev(logs)
         return math.exp(min(logs[0], middle - far)), math.exp(max(logs[-1], middle + far))
-    d, share = _depth(n)
+    # How surely the interval from the d-th of both ends holds the median, for d = 1, 2, …
+    below = accumulate(math.comb(n, d) for d in range(n // 2 + 1))
+    holds = [1 - 2 * ways / 2**n for ways in below]
+    d = sum(chance >= LEVEL for chance in holds)
+    inner = (holds[d - 1] - LEVEL) / (holds[d - 1] - holds[d])
+    share = (n - d) * inner / (d + (n - 2 * d) * inner)
     low = (1 - share) * logs[d - 1] + share * logs[d]
     high = (1 - share) * logs[n - d] + share * logs[n - d - 1]
     return math.exp(low), math.exp(high)
@@ -229,21 +259,6 @@ def reach(n: int) -> float:
     return wide / math.sqrt(n)
 
 
-def _depth(n: int) -> tuple[int, float]:
-    """How many of n sorted values from each end a 95 % interval of the median begins.
-
-    The d-th from each end still hold it with at least 95 %, and the next inner ones have
-    this share in the interpolation.
-    """
-    d, ways, below, outer = 0, 1, 1, 1.0
-    while (holds := 1 - 2 * below / 2**n) >= LEVEL:
-        d, outer = d + 1, holds
-        ways = ways * (n - d + 1) // d  # the binomial coefficient of n and d
-        below += ways
-    inner = (outer - LEVEL) / (outer - holds)
-    return d, (n - d) * inner / (d + (n - 2 * d) * inner)
-
-
 def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> tuple[str, int | None]:
     """The verdict, and the rounds in all that would settle it: None where settled or unknown.
 
@@ -254,7 +269,11 @@ def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> tuple[str, int 
     Statistics, 28.5). Without an interval: the rounds that would give one.
     """
     if ratio.median is None or ratio.low is None or ratio.high is None:
-        return INCONCLUSIVE, _rounds_for_an_interval(ratios)
+        if len(ratios) < 2:
+            return INCONCLUSIVE, 2
+        noise, apart = statistics.stdev(map(math.log, ratios)), math.log(WIDEST)
+        more = range(len(ratios) + 1, 10_000)
+        return INCONCLUSIVE, next((n for n in more if 2 * reach(n) * noise <= apart), None)
     if ratio.high < limit:
         return PASS, None
     if ratio.low > limit:
@@ -262,17 +281,8 @@ def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> tuple[str, int 
     distance = abs(ratio.median - limit)
     errors = 1.96 * statistics.stdev(ratios) / distance if distance else math.inf
     need = math.pi / 2 * errors * errors
-    if need > _MOST_ROUNDS:
-        return INCONCLUSIVE, None
-    return INCONCLUSIVE, max(math.ceil(need), ratio.rounds + 1)
-
-
-def _rounds_for_an_interval(ratios: Sequence[float]) -> int | None:
-    if len(ratios) < 2:
-        return 2
-    noise = statistics.stdev(map(math.log, ratios))
-    more = range(len(ratios) + 1, 10_000)
-    return next((n for n in more if 2 * reach(n) * noise <= math.log(WIDEST)), None)
+    settled = need <= _MOST_ROUNDS
+    return INCONCLUSIVE, max(math.ceil(need), ratio.rounds + 1) if settled else None
 
 
 def ratio_of_ratios(first: Ratio, second: Ratio) -> Ratio:

@@ -90,8 +90,8 @@ ROW: dict[str, float | None] = {
     [
         ({}, {"connect_send_ms": 5, "first_token_ms": 25, "generating_ms": 66, "own_ms": 4}),
         (
-            {"generating_ms": None, "first_token_wait_ms": math.nan, "connect_ms": None},
-            {"connect_send_ms": 3, "answering_ms": 93, "own_ms": 4},
+            {"generating_ms": None, "first_token_wait_ms": math.nan},
+            {"connect_send_ms": 5, "answering_ms": 91, "own_ms": 4},
         ),
         ({"send_ms": None}, {"answering_ms": 80, "outside_ms": 20}),
         ({"send_ms": None, "server_ms": 120}, {"answering_ms": 100, "outside_ms": 0}),

@@ -6,8 +6,8 @@ Facts in, facts and reasons out; knows no file, no frame and no picture.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
+from statistics import median
 
 from ..records import Arm, Report, Request, ServerTimings
 from .phases import between
@@ -35,14 +35,13 @@ def believed(report: Report) -> tuple[Report, dict[str, str]]:
     if not reasons:
         return report, reasons
 
-    def without(arms: Sequence[Arm]) -> list[Arm]:
-        return [arm.model_copy(update={"requests": [*map(silenced, arm.requests)]}) for arm in arms]
+    def silenced(arm: Arm) -> Arm:
+        untold = {"server": ServerTimings()}
+        rows = [r.model_copy(update=untold if r.provider in reasons else {}) for r in arm.requests]
+        return arm.model_copy(update={"requests": rows})
 
-    def silenced(row: Request) -> Request:
-        return row.model_copy(update={"server": ServerTimings()} if row.provider in reasons else {})
-
-    rounds = [one.model_copy(update={"arms": without(one.arms)}) for one in report.rounds]
-    changes = {"preparation": without(report.preparation), "rounds": rounds}
+    rounds = [one.model_copy(update={"arms": [*map(silenced, one.arms)]}) for one in report.rounds]
+    changes = {"preparation": [*map(silenced, report.preparation)], "rounds": rounds}
     return report.model_copy(update=changes), reasons
 
 
@@ -93,15 +92,16 @@ def _collapsed(name: str, orders: Sequence[Sequence[Pair]]) -> str | None:
         for once, again in pairs
         if again.cached_tokens and again.prompt_tokens and once.prompt_tokens
     ]
-    if len(more) > len(pairs) / 2 and (reused := statistics.median(more)) > MORE_CACHED:
+    if len(more) > len(pairs) / 2 and (reused := median(more)) > MORE_CACHED:
         return f"{name} took {100 * reused:.0f} % more of the prompts out of its cache in one arm"
-    left = [kept for order in orders if (kept := _left(order))]
-    if len(left) < len(orders):
+    times = [[both for pair in order if (both := _reading_ms(*pair))] for order in orders]
+    if min(map(len, times)) < 2:
         return None
-    shares, saved_ms = zip(*left, strict=True)
+    shares = [median(again / once for once, again in order) for order in times]
+    saved_ms = sum(median(once - again for once, again in order) for order in times)
     share = math.sqrt(math.prod(shares))
     # A cache helps in both orders; and less than clocks may differ by is none.
-    if share >= COLLAPSED or max(shares) >= 1 or sum(saved_ms) <= 2 * SLACK_MS:
+    if share >= COLLAPSED or max(shares) >= 1 or saved_ms <= 2 * SLACK_MS:
         return None
     return (
         f"{name} began to answer in {100 * share:.0f} % of the time when prompts came a second "
@@ -109,24 +109,17 @@ def _collapsed(name: str, orders: Sequence[Sequence[Pair]]) -> str | None:
     )
 
 
-def _left(order: Sequence[Pair]) -> tuple[float, float] | None:
-    """What share of the time to read a prompt is left when it comes again, and the ms saved.
+def _reading_ms(once: Request, again: Request) -> tuple[float, float] | None:
+    """How long a prompt took to read, and when it came again; None where unlike or unknown.
 
-    As the server says, else until its answer began; medians over the pairs of like length, None
-    where fewer than two tell it.
+    As the server says, else until its answer began.
     """
-    times = []
-    for once, again in order:
-        before, after = once.server.prompt_ms, again.server.prompt_ms
-        if before is None or after is None:
-            before, after = _first_ms(once), _first_ms(again)
-        short, long = sorted((once.prompt_tokens or 0, again.prompt_tokens or 0))
-        if before and after is not None and (not short or long <= 1.1 * short):
-            times.append((before, after))
-    if len(times) < 2:
-        return None
-    shares = [after / before for before, after in times]
-    return statistics.median(shares), statistics.median([before - after for before, after in times])
+    before, after = once.server.prompt_ms, again.server.prompt_ms
+    if before is None or after is None:
+        before, after = _first_ms(once), _first_ms(again)
+    short, long = sorted((once.prompt_tokens or 0, again.prompt_tokens or 0))
+    alike = not short or long <= 1.1 * short
+    return (before, after) if alike and before and after is not None else None
 
 
 def _first_ms(row: Request) -> float | None:

@@ -6,7 +6,7 @@ Gathers the rows; `contention` names what they show. Knows no sentence and no pi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median_high
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from ..stats import Contention
 
 if TYPE_CHECKING:
     from .reading import Reading
+
+_KINDS: tuple[ArmName, ...] = ("baseline", "strategy")
 
 
 @dataclass(frozen=True)
@@ -78,25 +80,31 @@ class Cause:
 
 def causes(reading: Reading) -> list[Cause]:
     """The baseline and the strategy, a row for each provider that took part."""
-    calm = [*reading.arms("calibration"), *reading.arms("baseline")]
-    rows = [
-        _cause(arm, facts, reading.arms(arm), alone(quiet))
-        for arm in ("baseline", "strategy")
-        for facts in reading.report.providers
-        if (quiet := _rows(calm, facts.name)) and _rows(reading.arms(arm), facts.name)
-    ]
-    costs = [cause.cpu_ms_per_token for cause in rows if cause.arm == "baseline"]
-    return [replace(cause, cpu_alone_ms=costs[0] if costs else None) for cause in rows]
+    rows: list[Cause] = []
+    cost_ms = None
+    for kind in _KINDS:
+        for facts in reading.report.providers:
+            calm = [*reading.arms("calibration"), *reading.arms("baseline")]
+            quiet = [row for rows in _rows(calm, facts.name) for row in rows]
+            own = _rows(reading.arms(kind), facts.name)
+            if quiet and own:
+                engines = [use for arm in reading.arms(kind) for use in arm.engines]
+                use = tuple(use for use in engines if use.provider == facts.name)
+                count = sum(map(tokens, own))
+                rows.append(Cause(kind, facts, _together(own), alone(quiet), use, count, cost_ms))
+        cost_ms = rows[0].cpu_ms_per_token if rows else None
+    return rows
 
 
-def _rows(arms: Sequence[Arm], provider: str) -> list[Request]:
-    return [row for arm in arms for row in arm.requests if row.provider == provider]
+def _rows(arms: Sequence[Arm], provider: str) -> list[list[Request]]:
+    """The requests of that provider in each arm that has some."""
+    each = ([row for row in arm.requests if row.provider == provider] for arm in arms)
+    return [rows for rows in each if rows]
 
 
-def _cause(kind: ArmName, facts: ProviderFacts, arms: Sequence[Arm], calm: Level) -> Cause:
-    own = [rows for arm in arms if (rows := _rows([arm], facts.name))]
-    levels = [level(rows) for rows in own]
-    together = Level(
+def _together(arms: Sequence[Sequence[Request]]) -> Level:
+    levels = [level(rows) for rows in arms]
+    return Level(
         in_flight=median_high(each.in_flight for each in levels),
         answered=sum(each.answered for each in levels),
         refused=sum(each.refused for each in levels),
@@ -105,5 +113,3 @@ def _cause(kind: ArmName, facts: ProviderFacts, arms: Sequence[Arm], calm: Level
         server_ms=middle(each.server_ms for each in levels),
         ttft_ms=middle(each.ttft_ms for each in levels),
     )
-    use = tuple(use for arm in arms for use in arm.engines if use.provider == facts.name)
-    return Cause(kind, facts, together, calm, use, sum(map(tokens, own)))

@@ -17,14 +17,8 @@ from .reading import Reading
 # Where the interval of the ratio of ratios lies: inside the band around 1, outside, or across.
 Place = Literal["inside", "outside", "across", "unknown"]
 # All else decides what a provider is and how fast.
-_NO_DIFFERENCE = {
-    "name",
-    "reports_time",
-    "fixed_length",
-    "cache_defeated",
-    "keeps_streams",
-    "pinned",
-}
+_NO_DIFFERENCE = {"name", "reports_time", "fixed_length", "cache_defeated"}
+_NO_DIFFERENCE |= {"keeps_streams", "pinned"}
 _OF_THE_PARAMETERS = ("max_tokens", "context_tokens", "seed", "stream", "retries", "hedge")
 
 
@@ -62,9 +56,15 @@ def between(first: Reading, second: Reading) -> Agreement:
 def over_the_first(headlines: Sequence[Headline]) -> list[Ratio | None]:
     """The ratio of each over the first one's; None for the first, and for other strategies."""
     first, *others = headlines
-    same = [one.strategy == first.strategy for one in others]
-    ratios = [ratio_of_ratios(first.overhead_ratio, one.overhead_ratio) for one in others]
-    return [None, *(ratio if alike else None for ratio, alike in zip(ratios, same, strict=True))]
+    return [
+        None,
+        *(
+            ratio_of_ratios(first.overhead_ratio, one.overhead_ratio)
+            if one.strategy == first.strategy
+            else None
+            for one in others
+        ),
+    ]
 
 
 def place(change: Ratio, band: float) -> Place:

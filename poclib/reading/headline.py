@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import pacing, stats
+from ..contention import level
 from ..records import Report, Request
 from ..report import name
 from . import belief, phases
@@ -18,122 +18,84 @@ if TYPE_CHECKING:
     from .reading import Reading
 
 ROLES = ("remote", "local")
-_NO_ROUND = "no round has an answer to every prompt in both arms"
-_REASONS = {
-    "speedup": _NO_ROUND,
-    "makespan_ms": _NO_ROUND,
-    "baseline_ms": _NO_ROUND,
-    "ideal_ms": "some provider answered nothing, so its speed is unknown",
-    "efficiency": "it needs the ideal and a complete round",
-    "network_share": "no answered request of a remote provider has a server time",
-}
 # Of the steps from token to token so many must have been seen: a few tokens make no piece of
 # text of their own, and two may come in one read of the socket.
 _SEEN = 0.8
 # A calibrated machine is not beaten by more than this with one request in flight.
 FASTER = 1.05
+# The requests of two arms, or of two machines, with the same prompts.
+_Pair = tuple[Sequence[Request], Sequence[Request]]
 
 
 def headline(reading: Reading) -> stats.Headline:
     """The headline of a report without what cannot be believed.
 
-    Each number that cannot be computed is None, with its reason in `missing`. The ideal makespan
-    is n / Σ 1/t_p: all providers busy to the end, each with t_p ms a request.
+    The ideal makespan is n / Σ 1/t_p: all providers busy to the end, each with t_p ms a request.
     """
-    report, rows = reading.believed, reading.answered("strategy")
+    report, roles, rows = reading.believed, reading.roles, reading.answered("strategy")
     by_provider = _by_provider(rows)
-    roles: dict[str, str] = {facts.name: facts.role for facts in report.providers}
+    by_role = {role: [row for row in rows if roles[row.provider] == role] for role in ROLES}
     timed, per_token = rounds(report)
-    ratios = tuple(one.ratio for one in timed if one.ratio)
+    whole = [one for one in timed if one.ratio]
+    makespans_ms = _known(one.strategy_ms for one in whole)
+    ratios = _known(one.ratio for one in whole)
     ratio = stats.overhead_ratio(ratios)
-    makespans_ms = [one.strategy_ms for one in timed if one.ratio and one.strategy_ms]
-    baselines_ms = [one.baseline_ms for one in timed if one.ratio and one.baseline_ms]
     alone, ideal_from = _alone(reading)
     count = len(prompts(report))
     known = bool(roles) and count > 0 and roles.keys() <= alone.keys()
     ideal = count / math.fsum(1 / alone[p] for p in roles) if known else None
-    told = [row for row in rows if row.over_ms is not None]
-    by_role = {role: [row for row in told if roles[row.provider] == role] for role in ROLES}
-    over = {role: _known(row.over_ms for row in own) for role, own in by_role.items()}
-    remote_ms = math.fsum(_walls(by_role["remote"]))
     efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
+    over = {role: _known(row.over_ms for row in own) for role, own in by_role.items()}
+    remote_ms = math.fsum(_walls(row for row in by_role["remote"] if row.over_ms is not None))
     at_once = _at_once(reading)
-    numbers: dict[str, Any] = {
-        "speedup": 1 / ratio.median if ratio.median else None,
-        "efficiency": efficiency,
-        "ideal_ms": ideal,
-        "makespan_ms": stats.median(makespans_ms),
-        "baseline_ms": stats.median(baselines_ms),
-        "network_share": math.fsum(over["remote"]) / remote_ms if remote_ms else None,
-        "added_latency_ms": {role: stats.spread(added) for role, added in over.items()},
-        "round_trip_ms": {
-            p: stats.median([probe.round_trip_ms for probe in report.probes if probe.provider == p])
-            for p in roles
-        },
-        "streams": {p: stream for p, own in by_provider.items() if (stream := _stream(own))},
-    }
+    streams = {p: _stream(own) for p, own in by_provider.items()}
+    arms = [(one.arms[0].requests, one.arms[1].requests) for one in report.rounds if one.arms[1:]]
     forbidden = [*belief.cached(report), *_too_fast(reading, efficiency or 0.0, at_once)]
     verdict, rounds_needed = stats.gate(ratios, ratio, report.gate_max_ratio)
     return stats.Headline(
         report=name(report),
         strategy=report.strategy,
         created=report.created,
-        providers=tuple(roles),
+        roles=roles,
         prompts=count,
         requests=len(report.requests),
         failed_requests=sum(row.outcome == "failed" for row in report.requests),
-        incomplete_rounds=len(timed) - len(ratios),
+        incomplete_rounds=len(timed) - len(whole),
         overhead_ratio=ratio,
-        round_ratios=ratios,
+        round_ratios=tuple(ratios),
+        efficiency=efficiency,
+        ideal_ms=ideal,
         ideal_from=ideal_from if ideal else None,
+        makespan_ms=stats.median(makespans_ms),
+        baseline_ms=stats.median(_known(one.baseline_ms for one in whole)),
         alone_ms=alone,
         wall_ms={p: stats.spread(_walls(by_provider.get(p, []))) for p in roles},
-        segments_ms=_segments(rows, roles),
-        answers_equal=_answers([] if report.marked else _between_arms(report)),
+        added_latency_ms={role: stats.spread(added) for role, added in over.items()},
+        network_share=math.fsum(over["remote"]) / remote_ms if remote_ms else None,
+        round_trip_ms={
+            p: stats.median([probe.round_trip_ms for probe in report.probes if probe.provider == p])
+            for p in roles
+        },
+        segments_ms={role: means for role, own in by_role.items() if (means := _segments(own))},
+        answers_equal=_answers([] if report.marked else arms),
         gate_max_ratio=report.gate_max_ratio,
         band=report.band,
         verdict=stats.INCONCLUSIVE if forbidden else verdict,
         rounds_needed=None if forbidden else rounds_needed,
-        missing=_missing(numbers, ratio, roles, by_provider),
-        busy=_busy(report, timed),
+        busy=_busy(report, whole),
+        streams={p: stream for p, stream in streams.items() if stream},
         per_token=per_token,
         forbidden=tuple(forbidden),
         disbelieved=reading.disbelieved,
         marked=report.marked,
         calibration_equal=_answers(_between_machines(reading) if report.marked else []),
-        roles=roles,
         at_once=at_once,
         contention={
             cause.provider.name: cause.contention
             for cause in reading.causes
             if cause.arm == "strategy" and cause.behaviour != "undisturbed"
         },
-        **numbers,
     )
-
-
-def _missing(
-    numbers: Mapping[str, Any], ratio: stats.Ratio, roles: Mapping[str, str], used: Iterable[str]
-) -> dict[str, str]:
-    """Why each number is missing; `used` are the providers that answered the strategy."""
-    missing = {key: why for key, why in _REASONS.items() if numbers[key] is None}
-    for role, added in numbers["added_latency_ms"].items():
-        if added is None:
-            why = f"no answered request of a {role} provider has a server time"
-            why = why if role in roles.values() else f"no provider is {role}"
-            missing[f"added_latency_ms.{role}"] = why
-    if "remote" not in roles.values():
-        missing["network_share"] = "no provider is remote"
-    trips = numbers["round_trip_ms"]
-    missing |= {f"round_trip_ms.{p}": "it was not probed" for p in trips if trips[p] is None}
-    if ratio.low is None:
-        why = f"its ends would lie further apart than a factor of {stats.WIDEST:g}"
-        few = f"complete rounds: {ratio.rounds}; an interval needs 2"
-        missing["overhead_ratio.low"] = few if ratio.rounds < 2 else why
-    if numbers["makespan_ms"]:
-        why = "its answers were not streamed, so no first token was seen"
-        missing |= {f"streams.{p}": why for p in used if p not in numbers["streams"]}
-    return missing
 
 
 class RoundTimes(NamedTuple):
@@ -156,11 +118,12 @@ def rounds(report: Report) -> tuple[list[RoundTimes], bool]:
     rows: list[RoundTimes] = []
     both: dict[int, tuple[pacing.Measured, pacing.Measured]] = {}
     for one in report.rounds:
-        makespans = {arm.arm: pacing.makespan_ms(arm, expected) for arm in one.arms}
-        tokens = {arm.arm: pacing.arm_tokens(arm) for arm in one.arms}
+        arms = {arm.arm: arm for arm in one.arms}
+        makespans = {kind: pacing.makespan_ms(arm, expected) for kind, arm in arms.items()}
         base_ms, ours_ms = makespans.get("baseline"), makespans.get("strategy")
         if base_ms and ours_ms:
-            both[one.index] = (ours_ms, tokens["strategy"]), (base_ms, tokens["baseline"])
+            base, ours = pacing.arm_tokens(arms["baseline"]), pacing.arm_tokens(arms["strategy"])
+            both[one.index] = (ours_ms, ours), (base_ms, base)
         rows.append(RoundTimes(one.index, next(iter(makespans), None), base_ms, ours_ms))
     ratios = dict(zip(both, pacing.ratios([*both.values()], report.band), strict=True))
     counts = [(ours, base) for (_, ours), (_, base) in both.values()]
@@ -188,37 +151,36 @@ def _walls(rows: Iterable[Request]) -> list[float]:
     return _known(row.wall_ms for row in rows)
 
 
-def _busy(report: Report, timed: Sequence[RoundTimes]) -> dict[str, float]:
+def _busy(report: Report, whole: Sequence[RoundTimes]) -> dict[str, float]:
     """Mean over complete rounds of each provider's time with a request in flight / makespan.
 
     Without times of day the sum of the walls stands in, where it fits into the makespan.
     """
     shares: dict[str, float] = {}
-    makespans = {one.round: one.strategy_ms for one in timed if one.ratio and one.strategy_ms}
-    for one in report.rounds:
-        arms = [arm for arm in one.arms if arm.arm == "strategy" and one.index in makespans]
-        rows = [row for arm in arms for row in arm.requests if row.wall_ms is not None]
+    makespans = {one.round: one.strategy_ms or math.inf for one in whole}
+    for one in (one for one in report.rounds if one.index in makespans):
+        rows = [row for arm in one.arms if arm.arm == "strategy" for row in arm.requests]
         for provider, own in _by_provider(rows).items():
-            spans, makespan_ms = _spans(own), makespans[one.index]
-            known = len(spans) == len(own)
-            busy_ms = _union_ms(spans) if known else math.fsum(_walls(own))
-            if known or busy_ms <= makespan_ms:
-                share = busy_ms / makespan_ms / len(makespans)
+            busy_ms, walls_ms = _in_flight_ms(own), math.fsum(_walls(own))
+            if busy_ms is None and walls_ms <= makespans[one.index]:
+                busy_ms = walls_ms
+            if busy_ms is not None:
+                share = busy_ms / makespans[one.index] / len(makespans)
                 shares[provider] = shares.get(provider, 0.0) + share
     return shares
 
 
-def _spans(rows: Iterable[Request]) -> list[tuple[float, float]]:
-    marks = [(row.marks.start_ms, row.marks.end_ms) for row in rows]
-    return [(start, end) for start, end in marks if start is not None and end is not None]
-
-
-def _union_ms(spans: Iterable[tuple[float, float]]) -> float:
-    total, end = 0.0, -math.inf
-    for start, stop in sorted(spans):
-        total += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return total
+def _in_flight_ms(rows: Iterable[Request]) -> float | None:
+    """For how long any of these requests was in flight; None where times of day are missing."""
+    marks = [(row.marks.start_ms, row.marks.end_ms) for row in rows if row.wall_ms is not None]
+    spans = [(start, end) for start, end in marks if start is not None and end is not None]
+    if len(spans) < len(marks):
+        return None
+    total_ms, until_ms = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total_ms += max(0.0, end - max(start, until_ms))
+        until_ms = max(end, until_ms)
+    return total_ms
 
 
 def _at_once(reading: Reading) -> dict[str, int]:
@@ -226,24 +188,18 @@ def _at_once(reading: Reading) -> dict[str, int]:
     most: dict[str, int] = {}
     for arm in reading.arms("strategy"):
         for provider, own in _by_provider(arm.requests).items():
-            starts = _known(row.marks.start_ms for row in own)
-            ends = _known(row.marks.end_ms for row in own)
-            # One that begins in the microsecond in which another ends is not beside it.
-            steps = sorted([*((at + 0.01, 1) for at in starts), *((at, -1) for at in ends)])
-            peak = max(accumulate(change for _, change in steps), default=0)
-            if peak:
-                most[provider] = max(most.get(provider, 0), peak)
-    return most
+            most[provider] = max(most.get(provider, 0), level(own).in_flight)
+    return {provider: peak for provider, peak in most.items() if peak}
 
 
 def _too_fast(reading: Reading, efficiency: float, at_once: Mapping[str, int]) -> list[str]:
     """Why calibrated machines cannot have been so fast with one request in flight on each."""
-    allowed = [arm.limits or {"": 0} for arm in reading.arms("strategy")]
-    limits = {limit for each in allowed for limit in each.values()}
+    limits = [set((arm.limits or {}).values()) for arm in reading.arms("strategy")]
     walls = [_walls(rows) for rows in reading.calibrations.values() if len(rows) > 1]
     errors = [stdev(each) / fmean(each) / math.sqrt(len(each)) for each in walls]
     sure = efficiency * (1 - 2 * max(errors, default=0.0))
-    if sure <= FASTER or not (limits == {1} or max(at_once.values(), default=0) == 1):
+    alone = all(each == {1} for each in limits) or set(at_once.values()) == {1}
+    if sure <= FASTER or not alone:
         return []
     return [
         f"with one request in flight the machines reached {100 * efficiency:.0f} % of the speed "
@@ -257,17 +213,17 @@ def _stream(answered: Sequence[Request]) -> stats.Stream | None:
     if not rows:
         return None
     apart, why = _apart(rows)
-    firsts, steps_ms = [], []
+    firsts, thoughts, steps_ms = [], [], []
     for row in rows:
         seen = sorted(set(row.token_ms or []))
         firsts.append(between(row.marks.start_ms, seen[0]))
+        thoughts.append(between(row.marks.start_ms, row.marks.first_thought_ms))
         steps = (pacing.length(row) or 0) - 1 if apart == "tokens" else len(seen) - 1
         if apart and steps > 0 and len(seen) > 1:
             steps_ms.append((seen[-1] - seen[0]) / steps)
-    thoughts = _known(between(row.marks.start_ms, row.marks.first_thought_ms) for row in rows)
     lengths = [pacing.length(row) or 0 for row in rows]
-    rates = [1000 * n / row.wall_ms for n, row in zip(lengths, rows, strict=True) if row.wall_ms]
-    busy_ms = _union_ms(_spans(rows))
+    rates = [1000 * n / wall for n, wall in zip(lengths, _walls(rows), strict=True)]
+    busy_ms = _in_flight_ms(rows)
     return stats.Stream(
         n=len(rows),
         ttft_ms=stats.quantiles(_known(firsts)),
@@ -277,7 +233,7 @@ def _stream(answered: Sequence[Request]) -> stats.Stream | None:
         counted="server" if all(row.output_tokens for row in rows) else "pieces",
         apart=apart,
         why=why,
-        thought_ms=stats.quantiles(thoughts) if thoughts else None,
+        thought_ms=stats.quantiles(_known(thoughts)) if any(thoughts) else None,
     )
 
 
@@ -304,15 +260,16 @@ def _alone(reading: Reading) -> tuple[dict[str, float], str]:
     what follows the first token grows with the tokens.
     """
     ours = [row for row in reading.answered("strategy") if row.wall_ms]
-    source = "calibration" if reading.calibrations else "strategy"
+    if not reading.calibrations:
+        return {p: fmean(_walls(own)) for p, own in _by_provider(ours).items()}, "strategy"
     target = _length(ours)
     alone: dict[str, float] = {}
-    for provider, rows in (reading.calibrations or _by_provider(ours)).items():
-        walls, length = _walls(rows), _length(rows)
-        if source == "calibration" and abs(target / length - 1) > reading.report.band:
+    for provider, rows in reading.calibrations.items():
+        walls = _walls(rows)
+        if abs(target / _length(rows) - 1) > reading.report.band:
             walls = [_of_length(row, target) for row in rows if pacing.length(row)]
         alone[provider] = sum(walls) / len(walls)
-    return alone, source
+    return alone, "calibration"
 
 
 def _length(rows: Iterable[Request]) -> float:
@@ -329,39 +286,28 @@ def _of_length(row: Request, tokens: float) -> float:
     return before + (wall - before) * tokens / (pacing.length(row) or tokens)
 
 
-def _segments(rows: Sequence[Request], roles: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Means over all answered requests of a role: a part a request lacks counts 0 there."""
-    means: dict[str, dict[str, float]] = {}
-    for role in ROLES:
-        own = [row for row in rows if row.wall_ms is not None and roles[row.provider] == role]
-        parts = [phases.segments(phases.times(row)) for row in own]
-        keys = phases.in_use(parts)
-        if keys:
-            means[role] = {key: fmean(part.get(key, 0.0) for part in parts) for key in keys}
-    return means
+def _segments(rows: Iterable[Request]) -> dict[str, float]:
+    """Means over answered requests: a part that a request lacks counts 0 there."""
+    parts = [phases.segments(phases.times(row)) for row in rows if row.wall_ms is not None]
+    return {key: fmean(part.get(key, 0.0) for part in parts) for key in phases.in_use(parts)}
 
 
-def _between_arms(report: Report) -> list[tuple[dict[int, str], dict[int, str]]]:
-    """The answers of each round's two arms, by prompt, as digests."""
-    told = [{arm.arm: _digests(arm.requests) for arm in one.arms} for one in report.rounds]
-    return [(arms.get("baseline", {}), arms.get("strategy", {})) for arms in told]
-
-
-def _between_machines(reading: Reading) -> list[tuple[dict[int, str], dict[int, str]]]:
-    """Answers to calibration's prompts, the same for all: the first provider's and each other's."""
-    told: dict[str, list[dict[int, str]]] = {}
+def _between_machines(reading: Reading) -> list[_Pair]:
+    """Calibration's prompts are the same for all: the first provider's rows, and each other's."""
+    turns: dict[str, list[list[Request]]] = {}
     for arm in reading.arms("calibration"):
         for provider, own in _by_provider(arm.requests).items():
-            told.setdefault(provider, []).append(_digests(own))
-    first, *others = told.values() or [[]]
+            turns.setdefault(provider, []).append(own)
+    first, *others = turns.values() or [[]]
     return [pair for other in others for pair in zip(first, other, strict=False)]
 
 
-def _digests(rows: Iterable[Request]) -> dict[int, str]:
-    answered = [row for row in rows if row.outcome == "ok"]
-    return {row.prompt: row.answer_sha256 for row in answered if row.answer_sha256}
-
-
-def _answers(pairs: Iterable[tuple[dict[int, str], dict[int, str]]]) -> stats.Answers:
-    equal = [one[key] == other[key] for one, other in pairs for key in one.keys() & other.keys()]
+def _answers(pairs: Iterable[_Pair]) -> stats.Answers:
+    """How the answers to the same prompts compare, as digests."""
+    equal: list[bool] = []
+    for pair in pairs:
+        answered = ([row for row in rows if row.outcome == "ok"] for rows in pair)
+        one, other = ({row.prompt: row.answer_sha256 for row in rows} for rows in answered)
+        both = [prompt for prompt in one if one[prompt] and other.get(prompt)]
+        equal += [one[prompt] == other[prompt] for prompt in both]
     return stats.Answers(sum(equal), len(equal) - sum(equal), len(equal))

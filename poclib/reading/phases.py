@@ -80,10 +80,8 @@ def times(request: Request) -> dict[str, float | None]:
     that is no connecting.
     """
     marks, server = request.marks, request.server
-    queued, sent = (
-        between(marks.assigned_ms, marks.start_ms),
-        between(marks.start_ms, marks.sent_ms),
-    )
+    queued = between(marks.assigned_ms, marks.start_ms)
+    sent = between(marks.start_ms, marks.sent_ms)
     connect = between(marks.connect_start_ms, marks.connected_ms)
     if connect is None and marks.sent_ms is not None:
         connect = 0.0
@@ -123,25 +121,22 @@ def segments(row: Mapping[str, Any]) -> dict[str, float]:
     Not streamed: the middle two are one, `answering_ms`. Without marks: the server's own time and
     what lies outside it.
     """
-    given = {key: row[key] for key in ("wall_ms", "server_ms", *(p.key for p in CLIENT[1:]))}
-    known = {key: ms for key, ms in given.items() if ms is not None and not math.isnan(ms)}
-    if "wall_ms" not in known:
+    keys = ("wall_ms", "server_ms", *(phase.key for phase in CLIENT[1:]))
+    wall, server, connect, send, first_byte, first_token, generating, own = (
+        math.nan if row[key] is None else row[key] for key in keys
+    )
+    sent, first = connect + send, first_byte + first_token
+    if math.isnan(wall):
         return {}
-    wall = known["wall_ms"]
-    if not {"send_ms", "last_byte_ms"} <= known.keys():
-        if "server_ms" not in known:
+    if math.isnan(sent + own):
+        if math.isnan(server):
             return {"answering_ms": wall}
-        answering = min(known["server_ms"], wall)
+        answering = min(server, wall)
         return {"answering_ms": answering, "outside_ms": wall - answering}
-    sent, own = known["send_ms"] + known.get("connect_ms", 0.0), known["last_byte_ms"]
-    if not {"first_byte_wait_ms", "first_token_wait_ms", "generating_ms"} <= known.keys():
+    if math.isnan(first + generating):
         return {"connect_send_ms": sent, "answering_ms": wall - sent - own, "own_ms": own}
-    return {
-        "connect_send_ms": sent,
-        "first_token_ms": known["first_byte_wait_ms"] + known["first_token_wait_ms"],
-        "generating_ms": known["generating_ms"],
-        "own_ms": own,
-    }
+    answered = {"first_token_ms": first, "generating_ms": generating}
+    return {"connect_send_ms": sent, **answered, "own_ms": own}
 
 
 def trip(report: Report, provider: str) -> float | None:
@@ -161,24 +156,21 @@ def overhead(request: Request, facts: ProviderFacts, trip: float | None) -> dict
     answer's. `server_queue_ms` is inside the server's own time, so beside `over_ms`. A part
     without a source is left out; the unexplained is negative where sources overlap.
     """
-    marks, over = request.marks, request.over_ms
+    marks, known = request.marks, times(request)
+    over, ours = known["over_ms"], known["last_byte_ms"]
     if over is None:
         return {}
     parts: dict[str, float] = {}
-    connect = between(marks.connect_start_ms, marks.connected_ms)
     if trip is not None:
         # On a link made in software a connect returns at once; its round trip shows as waiting.
         hidden = trip if facts.link and facts.link.round_trip_ms else 0.0
+        connect = between(marks.connect_start_ms, marks.connected_ms)
         opened = 0.0 if connect is None else connect + hidden
-        first = None if request.token_ms else marks.first_byte_ms
-        parts["network_ms"] = trip + opened + (between(first, marks.last_byte_ms) or 0.0)
-    parsing = between(marks.last_byte_ms, marks.end_ms)
-    if parsing is not None:
-        before = between(marks.start_ms, marks.connect_start_ms or marks.ready_ms) or 0.0
-        # Without a mark of when the connection was there, sending holds all before the wire.
-        there = marks.ready_ms if connect is None else marks.connected_ms
-        send = between(marks.start_ms if there is None else there, marks.sent_ms) or 0.0
-        parts["ours_ms"] = before + send + parsing
-    queue = request.server.queue_ms
-    inside = {} if queue is None else {"server_queue_ms": queue}
-    return {"over_ms": over, **parts, **inside, "unexplained_ms": over - sum(parts.values())}
+        whole = None if request.token_ms else between(marks.first_byte_ms, marks.last_byte_ms)
+        parts["network_ms"] = trip + opened + (whole or 0.0)
+    if ours is not None:
+        parts["ours_ms"] = (known["send_ms"] or 0.0) + ours
+    unexplained = over - sum(parts.values())
+    if request.server.queue_ms is not None:
+        parts["server_queue_ms"] = request.server.queue_ms
+    return {"over_ms": over, **parts, "unexplained_ms": unexplained}

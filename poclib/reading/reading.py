@@ -5,11 +5,12 @@ The headline needs no frame, so pandas is loaded only where `requests`, `rounds`
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import report as files
+from ..errors import ReportError
 from ..records import Arm, ArmName, Report, Request
 from ..stats import Headline
 from . import belief, causes, headline
@@ -22,17 +23,21 @@ class Reading:
     """A report as it was saved, and all that follows from it.
 
     `believed` is the report without the servers' own times that cannot be; `disbelieved` has the
-    servers that told them, with the reason.
+    servers that told them, with the reason. `places`: the round of each arm (None in the
+    preparation), its place in it, and the arm.
     """
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.believed, self.disbelieved = belief.believed(report)
+        self.roles: dict[str, str] = {facts.name: facts.role for facts in report.providers}
+        groups: list[tuple[int | None, list[Arm]]] = [(None, self.believed.preparation)]
+        groups += [(one.index, one.arms) for one in self.believed.rounds]
+        self.places = [(of, order, arm) for of, arms in groups for order, arm in enumerate(arms)]
 
     def arms(self, kind: ArmName) -> list[Arm]:
         """The arms of that kind, in the order they ran, without times that cannot be."""
-        rounds = [arm for round_ in self.believed.rounds for arm in round_.arms]
-        return [arm for arm in (*self.believed.preparation, *rounds) if arm.arm == kind]
+        return [arm for _, _, arm in self.places if arm.arm == kind]
 
     def answered(self, kind: ArmName) -> list[Request]:
         """The requests whose times count: answered, in an arm of that kind."""
@@ -66,24 +71,16 @@ class Reading:
         are known. `limit` is how many dispatch lets be in flight there (NA: no limit), `slots`
         the server's. Own times of a server that cannot be are left out.
         """
-        from . import tables
+        from .tables import frame_of_requests
 
-        return tables.frame_of_requests(self)
+        return frame_of_requests(self)
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
         """One row per round: `headline.RoundTimes`, and `complete`, whether the round counts."""
-        from . import tables
+        from .tables import frame_of_rounds
 
-        return tables.frame_of_rounds(self)
-
-
-def read(name_or_path: str | Path, folder: Path | None = None) -> Reading:
-    """The reading of the report of that name in data/reports, or of the file at that path.
-
-    Raises what `report.load` raises.
-    """
-    return of(files.load(name_or_path, folder))
+        return frame_of_rounds(self)
 
 
 def of(report: Report) -> Reading:
@@ -91,11 +88,41 @@ def of(report: Report) -> Reading:
     return Reading(report)
 
 
+def read(name_or_path: str | Path, folder: Path | None = None) -> Reading:
+    """The reading of the report of that name in data/reports, or of the file at that path.
+
+    The same one as before where the file has not changed. Raises what `report.load` raises.
+    """
+    path = files.find(name_or_path, folder).resolve()
+    state = path.stat()
+    return _read(path, state.st_ino, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=64)
+def _read(path: Path, *_: int) -> Reading:
+    return of(files.load(path))
+
+
 def experiment(name: str, folder: Path | None = None) -> list[Reading]:
     """Every saved report of one experiment. Raises `ReportError` where there is none."""
-    return [of(report) for report in files.experiments(name, folder)]
+    here = files.names(folder)
+    readings = [read(each, folder) for each in here if each.startswith(f"{name}-")]
+    readings = [reading for reading in readings if reading.report.experiment == name]
+    if not readings:
+        raise ReportError(f"no report of experiment {name!r} is saved; {files.listing(here)}")
+    return readings
 
 
 def within(folder: str | Path) -> list[Reading]:
-    """Every report in `folder`, see `report.within`. Raises `ReportError` where it holds none."""
-    return [of(report) for report in files.within(folder)]
+    """Every report in `folder` of the project and in its points' folders, in order of measuring.
+
+    Raises `ReportError` where it holds none.
+    """
+    place = files.root() / folder
+    folders = [place, *(point for point in sorted(place.glob("*/")) if point.name != "older")]
+    saved = [(name, one) for one in folders for name in files.names(one) if name != "sweep"]
+    if not saved:
+        raise ReportError(
+            f"{files.shown_path(place)} holds no report; measure first, or name another folder."
+        )
+    return sorted((read(*each) for each in saved), key=lambda reading: reading.report.created)

@@ -6,18 +6,31 @@ All times are milliseconds; absent is NaN or NA.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
 
 from .. import pacing
 from ..errors import ReportError
-from ..records import Arm, Report, Request, Ruler, RulerRow
+from ..records import Request, Ruler, RulerRow
 from ..report import name
 from . import phases
 from .headline import ROLES, RoundTimes, prompts, rounds
 from .reading import Reading
+
+# Of a request, as they are saved.
+_SAVED: tuple[str, ...] = (
+    "provider",
+    "prompt",
+    "attempt",
+    "outcome",
+    "error_kind",
+    "prompt_tokens",
+)
+_SAVED += ("cached_tokens", "finish_reason", "answer_sha256")
+_MARKS = ("assigned_ms", "start_ms", "end_ms")
 
 
 def _frame(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
@@ -30,7 +43,7 @@ def _frame(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFra
 
 def frame_of_requests(reading: Reading) -> pd.DataFrame:
     """See `Reading.requests`."""
-    facts = {one.name: one for one in reading.report.providers}
+    slots = {facts.name: facts.slots for facts in reading.report.providers}
     rows = [
         {
             "round": round_,
@@ -38,12 +51,12 @@ def frame_of_requests(reading: Reading) -> pd.DataFrame:
             "arm": arm.arm,
             "strategy": arm.strategy,
             "warm_up": arm.arm == "warm-up",
-            "role": facts[request.provider].role,
+            "role": reading.roles[request.provider],
             "limit": (arm.limits or {}).get(request.provider),
-            "slots": facts[request.provider].slots,
+            "slots": slots[request.provider],
             **_row(request),
         }
-        for round_, order, arm in _places(reading.believed)
+        for round_, order, arm in reading.places
         for request in arm.requests
     ]
     first = ["round", "order", "arm", "strategy", "warm_up", "role", "limit", "slots"]
@@ -51,33 +64,14 @@ def frame_of_requests(reading: Reading) -> pd.DataFrame:
 
 
 def _row(request: Request) -> dict[str, Any]:
-    marks, tokens = request.marks, pacing.length(request)
+    tokens = pacing.length(request)
     return {
-        "provider": request.provider,
-        "prompt": request.prompt,
-        "attempt": request.attempt,
-        "outcome": request.outcome,
-        "error_kind": request.error_kind,
-        "assigned_ms": marks.assigned_ms,
-        "start_ms": marks.start_ms,
-        "end_ms": marks.end_ms,
+        **{key: getattr(request, key) for key in _SAVED},
+        **{key: getattr(request.marks, key) for key in _MARKS},
         **phases.times(request),
-        "prompt_tokens": request.prompt_tokens,
-        "cached_tokens": request.cached_tokens,
         "output_tokens": tokens,
         "ms_per_token": request.wall_ms / tokens if request.wall_ms and tokens else None,
-        "finish_reason": request.finish_reason,
-        "answer_sha256": request.answer_sha256,
     }
-
-
-def _places(report: Report) -> Iterator[tuple[int | None, int, Arm]]:
-    """Every arm with its round (None in the preparation) and its place there."""
-    for order, arm in enumerate(report.preparation):
-        yield None, order, arm
-    for one in report.rounds:
-        for order, arm in enumerate(one.arms):
-            yield one.index, order, arm
 
 
 def frame_of_rounds(reading: Reading) -> pd.DataFrame:
@@ -101,19 +95,18 @@ def overhead(reading: Reading) -> pd.DataFrame:
     beside it; see `phases.overhead`. NaN where there is no source: its time is then among the
     unexplained. `round` is NA in the preparation.
     """
-    report = reading.believed
-    facts = {one.name: one for one in report.providers}
-    trips = {name: phases.trip(report, name) for name in facts}
+    report = reading.report
+    facts = {one.name: (one, phases.trip(report, one.name)) for one in report.providers}
     rows = [
         {
             "provider": row.provider,
-            "role": facts[row.provider].role,
+            "role": reading.roles[row.provider],
             "arm": arm.arm,
             "round": round_,
             "prompt": row.prompt,
-            **phases.overhead(row, facts[row.provider], trips[row.provider]),
+            **phases.overhead(row, *facts[row.provider]),
         }
-        for round_, _, arm in _places(report)
+        for round_, _, arm in reading.places
         for row in arm.requests
         if row.outcome == "ok"
     ]
@@ -132,16 +125,11 @@ def result(reading: Reading, round: int = 0) -> str | None:
 
     None where the round is not there, texts were not stored, or a prompt has no answer.
     """
-    texts = {
-        row.prompt: row.answer
-        for round_, _, arm in _places(reading.report)
-        for row in arm.requests
-        if round_ == round and arm.arm == "strategy" and row.outcome == "ok"
-        if row.answer is not None
-    }
-    if not texts or texts.keys() != prompts(reading.report):
-        return None
-    return "".join(texts[prompt] for prompt in sorted(texts))
+    arms = [arm for of, _, arm in reading.places if of == round and arm.arm == "strategy"]
+    answered = [row for arm in arms for row in arm.requests if row.outcome == "ok"]
+    texts = {row.prompt: row.answer for row in answered if row.answer is not None}
+    whole = bool(texts) and texts.keys() == prompts(reading.report)
+    return "".join(texts[prompt] for prompt in sorted(texts)) if whole else None
 
 
 def typical(reading: Reading, *roles: str) -> dict[str, Any]:
@@ -151,27 +139,21 @@ def typical(reading: Reading, *roles: str) -> dict[str, Any]:
     `token_ms`, the offset of each token from the request's start. What is not known is None.
     Raises `ReportError` where there is no such request.
     """
-    provided = {facts.name: facts.role for facts in reading.report.providers}
-    rows = [row for row in reading.answered("strategy") if row.marks.start_ms is not None]
-    rows = sorted((row for row in rows if row.wall_ms is not None), key=_wall_ms)
     for role in roles or ROLES:
-        own = [row for row in rows if provided[row.provider] == role]
-        if own:
-            row = own[(len(own) - 1) // 2]
-            start_ms = row.marks.start_ms or 0.0
-            return {
-                "role": role,
-                **_row(row),
-                "token_ms": [t - start_ms for t in row.token_ms or ()],
-            }
+        own = [
+            (row.wall_ms, row.marks.start_ms, row)
+            for row in reading.answered("strategy")
+            if reading.roles[row.provider] == role
+        ]
+        timed = [(wall, start, row) for wall, start, row in own if None not in (wall, start)]
+        if timed:
+            _, start_ms, row = sorted(timed, key=itemgetter(0))[(len(timed) - 1) // 2]
+            offsets = [moment - (start_ms or 0.0) for moment in row.token_ms or ()]
+            return {"role": role, **_row(row), "token_ms": offsets}
     raise ReportError(
         f"{name(reading.report)}: no answered request has times of day, so none can be drawn; "
         "choose a report that was measured with this program."
     )
-
-
-def _wall_ms(row: Request) -> float:
-    return row.wall_ms or 0.0
 
 
 def clearest(readings: Sequence[Reading]) -> Reading:
@@ -181,11 +163,11 @@ def clearest(readings: Sequence[Reading]) -> Reading:
     """
     if not readings:
         raise ReportError("there is no report to choose from; run the experiment first.")
-    return min(readings, key=_crowd)
 
+    def crowd(reading: Reading) -> tuple[int, float]:
+        arms = reading.arms("strategy")
+        used = {row.provider for arm in arms for row in arm.requests}
+        limits = [max(arm.limits.values()) if arm.limits else math.inf for arm in arms]
+        return -len(used), max(limits, default=math.inf)
 
-def _crowd(reading: Reading) -> tuple[int, float]:
-    arms = reading.arms("strategy")
-    used = {row.provider for arm in arms for row in arm.requests}
-    limits = [max(arm.limits.values()) if arm.limits else math.inf for arm in arms]
-    return -len(used), max(limits, default=math.inf)
+    return min(readings, key=crowd)
