@@ -70,31 +70,6 @@ def names(folder: Path | None = None) -> list[str]:
     return sorted({path.stem for path in paths if path.suffix in SUFFIXES})
 
 
-def experiments(experiment: str, folder: Path | None = None) -> list[Report]:
-    """Every saved report of one experiment. Raises `ReportError` where there is none."""
-    here = names(folder)
-    loaded = [load(name, folder) for name in here if name.startswith(f"{experiment}-")]
-    reports = [report for report in loaded if report.experiment == experiment]
-    if not reports:
-        raise ReportError(f"no report of experiment {experiment!r} is saved; {listing(here)}")
-    return reports
-
-
-def within(folder: str | Path) -> list[Report]:
-    """Every report in `folder` of the project and in its points' folders, in order of measuring.
-
-    Raises `ReportError` where it holds none.
-    """
-    place = root() / folder
-    folders = [place, *(point for point in sorted(place.glob("*/")) if point.name != "older")]
-    kept = [load(name, one) for one in folders for name in names(one) if name != "sweep"]
-    if not kept:
-        raise ReportError(
-            f"{shown_path(place)} holds no report; measure first, or name another folder."
-        )
-    return sorted(kept, key=lambda report: report.created)
-
-
 def path_of(name: str, folder: Path | None = None) -> Path | None:
     """The file of the report of that name, in whichever format; None where there is none."""
     paths = ((folder or root() / FOLDER) / f"{name}{suffix}" for suffix in SUFFIXES)

@@ -14,8 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from poclib import cli, report
-from poclib.reading.reading import of
+from poclib import cli
+from poclib.reading import reading
 from poclib.showing import documents
 
 ROOT = Path(__file__).parents[1]
@@ -260,9 +260,9 @@ def test_a_committed_notebook_has_been_executed(notebook: Path) -> None:
 
 
 def test_the_readme_says_what_the_committed_reports_give() -> None:
-    samples = report.experiments("sample", ROOT / "data" / "reports")
+    samples = reading.experiment("sample", ROOT / "data" / "reports")
     text = (ROOT / "README.md").read_text("utf-8")
-    assert documents.readme(text, [of(one) for one in samples]) == text
+    assert documents.readme(text, samples) == text
     said = re.sub(r"\]\([^)]*\)", "]", text)
     for linked in re.findall(r"\]\(([^)]+)\)", text):
         assert (ROOT / linked).exists(), f"README.md links {linked}"

@@ -32,11 +32,16 @@ def test_the_readings_of_an_experiment_and_of_a_folder(tmp_path: Path) -> None:
     for name, rounds in (("b", 2), ("a", 1)):
         saved = pool_report(rounds=rounds, strategy=name, created=f"2026-11-2{rounds}T12:00:00Z")
         (tmp_path / f"synthetic-{name}.jsonl").write_bytes(recording.text(saved))
-    named = [one.report.strategy for one in reading.experiment("synthetic", tmp_path)]
-    assert named == ["a", "b"]
-    assert [len(one.report.rounds) for one in reading.within(tmp_path)] == [1, 2]
-    with pytest.raises(ReportError, match="no report of experiment 'other' is saved"):
+    named = reading.experiment("synthetic", tmp_path)
+    assert [one.report.strategy for one in named] == ["a", "b"]
+    assert reading.within(tmp_path) == named, "each file is read once"
+    (tmp_path / "synthetic-b.jsonl").write_bytes(recording.text(pool_report(3, "b")))
+    kept, changed = reading.experiment("synthetic", tmp_path)
+    assert kept is named[0] and len(changed.report.rounds) == 3
+    with pytest.raises(ReportError, match="no report of experiment 'other' is saved; there are: s"):
         reading.experiment("other", tmp_path)
+    with pytest.raises(ReportError, match="holds no report"):
+        reading.within(tmp_path / "empty")
 
 
 def test_the_public_face_is_a_dozen_names_that_are_there() -> None:

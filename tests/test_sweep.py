@@ -26,7 +26,7 @@ from poclib.measure.experiment import measure
 from poclib.measure.sweep import Outcome, Point
 from poclib.parameters import Parameters, get
 from poclib.providers import fake
-from poclib.reading.reading import of
+from poclib.reading.reading import of, within
 from poclib.showing import curves, documents
 from poclib.showing import notebooks as publish
 
@@ -313,8 +313,8 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     assert ended.value.code == 3 and "1 of 3 points failed: 06_shared_queue" in told.err
     assert starts == [["local", "remote"]], "points that are alike share their engines"
     assert told.out.count("PASS") == 2 and read == [{"folder": "data/runs/grid"}]
-    lengths = [one.parameters and one.parameters.max_tokens for one in report.within(**read[0])]
-    assert lengths == [4, 16]
+    ran = [one.report.parameters for one in within(**read[0])]
+    assert [given and given.max_tokens for given in ran] == [4, 16]
     assert report.load(next((home / "data" / "runs" / "grid").glob("*/*.jsonl"))).complete
 
     cli.main(["keep", "grid", "kept"])
@@ -322,7 +322,7 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     shutil.rmtree(next((home / "data" / "runs" / "grid").glob("4-*")))
     cli.main(["keep", "grid", "kept"])  # what the sweep has no more is set aside
     assert len(report.names(folder)) == 1 and len(report.names(folder / "older")) == 1
-    assert len(report.within("data/reports/kept")) == 1
+    assert len(within("data/reports/kept")) == 1
 
 
 def test_reports_are_kept_under_another_name_and_listed_newest_first(home: Path) -> None:
