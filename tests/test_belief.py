@@ -11,7 +11,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,28 +42,45 @@ def alone(
 ) -> Report:
     """One machine against itself: of each round the wall of a request in the arm that ran first
     and in the second, of which all but 100 ms is the prompt. `change` may change every row."""
-    rounds = []
-    for index, (first, second) in enumerate(walls):
-        kinds = ["baseline", "strategy"] if index % 2 == 0 else ["strategy", "baseline"]
+    data = pool_report(strategy="sequential", rounds=0, probes=[]).model_dump()
+    for index, both in enumerate(walls):
         arms = []
-        for place, (kind, wall) in enumerate(zip(kinds, (first, second), strict=True)):
+        for place, wall in enumerate(both):
+            kind = ("baseline", "strategy")[(index + place) % 2]
             rows = []
             for prompt in range(prompts):
                 start = 100_000.0 * index + 50_000.0 * place + prompt * wall
                 server = {"prompt_ms": wall - 102, "generation_ms": 100, "total_ms": wall - 2}
                 one = row(prompt, "local", start, wall, server=server, prompt_tokens=282)
-                marks = one["marks"]
-                marks["first_byte_ms"] = marks["first_token_ms"] = start + wall - 101
-                rows.append({**one, **(change(kind, place, one) if change else {})})
-            arms.append({"arm": kind, "strategy": "sequential", "limits": {"local": 1},
-                         "requests": rows})  # fmt: skip
-        rounds.append({"index": index, "arms": arms})
-    local = pool_report().model_dump()["providers"][:1]
-    calibration = {"arm": "calibration", "strategy": "sequential",
-                   "requests": [row(i, "local", 9000.0 * i, 1000) for i in range(4)]}  # fmt: skip
-    data = pool_report(strategy="sequential", rounds=0, providers=local, probes=[]).model_dump()
-    data |= {"prompt_sha256": list(map(str, range(prompts))), "preparation": [calibration]}
-    return Report.model_validate(data | {"rounds": rounds})
+                one["marks"] |= dict.fromkeys(
+                    ("first_byte_ms", "first_token_ms"), start + wall - 101
+                )
+                rows.append(one | (change(kind, place, one) if change else {}))
+            arm = {"arm": kind, "strategy": "sequential", "limits": {"local": 1}}
+            arms.append({**arm, "requests": rows})
+        data["rounds"].append({"index": index, "arms": arms})
+    data["preparation"] = [calibrated([1000.0] * 4)]
+    data["prompt_sha256"] = list(map(str, range(prompts)))
+    data["providers"] = data["providers"][:1]
+    return Report.model_validate(data)
+
+
+def calibrated(walls: list[float]) -> dict[str, Any]:
+    rows = [row(i, "local", 9000.0 * i, wall) for i, wall in enumerate(walls)]
+    return {"arm": "calibration", "strategy": "sequential", "requests": rows}
+
+
+def streamed(moments: Iterable[float], **changes: Any) -> Callable[..., dict[str, Any]]:
+    """A change of each row: its tokens came at these moments after its start."""
+    later = list(moments)
+    return lambda kind, place, one: {
+        "token_ms": [one["marks"]["start_ms"] + moment for moment in later],
+        **changes,
+    }
+
+
+def like(report: Report, **changes: Any) -> Report:
+    return Report.model_validate(report.model_dump() | changes)
 
 
 def report_text(found: Report) -> str:
@@ -134,10 +151,8 @@ def test_faster_than_calibration_with_one_in_flight_forbids_the_verdict() -> Non
     assert headline.verdict == "INCONCLUSIVE" and "143 %" in headline.forbidden[0]
     assert "batching" not in words.why(headline)
     # Calibration that itself varies by a half shows nothing of the kind.
-    rows = [row(i, "local", 9000.0 * i, wall) for i, wall in enumerate([900, 900, 900, 1700])]
-    arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
-    data = alone([(960, 960)] * 5).model_dump() | {"preparation": [arm]}
-    noisy = of(Report.model_validate(data)).headline
+    data = [calibrated([900, 900, 900, 1700])]
+    noisy = of(like(alone([(960, 960)] * 5), preparation=data)).headline
     assert noisy.efficiency == pytest.approx(1100 / 960) and not noisy.forbidden
 
 
@@ -151,11 +166,7 @@ def test_faster_than_calibration_with_one_in_flight_forbids_the_verdict() -> Non
     ],
 )
 def test_a_servers_time_that_cannot_be_is_used_nowhere(server: dict[str, Any], why: str) -> None:
-    def lying(kind: str, place: int, one: dict[str, Any]) -> dict[str, Any]:
-        start = one["marks"]["start_ms"]
-        return {"server": server, "token_ms": [start + 600 + 10 * i for i in range(40)]}
-
-    found = alone([(1000, 1000)] * 3, change=lying)
+    found = alone([(1000, 1000)] * 3, change=streamed(range(600, 1000, 10), server=server))
     reading = of(found)
     assert reading.disbelieved == {"local": why} == reading.headline.disbelieved
     assert reading.headline.added_latency_ms == {"remote": None, "local": None}
@@ -224,16 +235,13 @@ def test_an_arm_of_nothing_is_no_measurement_and_thoughts_alone_are_told() -> No
 
 def test_marks_of_an_arm_leave_answers_uncompared_but_those_of_calibration() -> None:
     """Calibration: the same texts to both; of the 3 pairs the one of the later turn differs."""
-    rows = {
-        name: [[row(i, name, 1, 200) for i in range(2)], [row(0, name, 1, 200)]]
-        for name in ("local", "remote")
-    }
-    rows["remote"][1][0]["answer_sha256"] = "another"
-    preparation = [
-        {"arm": "calibration", "strategy": "sequential", "requests": rows[name][turn]}
-        for turn in range(2)
-        for name in rows
-    ]
+    preparation = []
+    for turn, prompts in enumerate([range(2), range(1)]):
+        for name in ("local", "remote"):
+            answer = {"answer_sha256": "another"} if (turn, name) == (1, "remote") else {}
+            rows = [row(prompt, name, 1, 200, **answer) for prompt in prompts]
+            arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
+            preparation.append(arm)
     trial = pool_report(preparation=preparation, marked=True)
     found = edited(trial, lambda arm, one: one.update(answer_sha256=arm["arm"]))
     headline = of(found).headline
@@ -246,21 +254,21 @@ def test_marks_of_an_arm_leave_answers_uncompared_but_those_of_calibration() -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("characters", "room", "sentence"),
     [
-        ({"prompt_characters": [1128] * 4}, "counts only 66 tokens for a prompt of 1,128"),
-        ({"prompt_characters": [260] * 4}, None),
-        ({"room": 100}, "do not fit the context of local (66 and 40 tokens, 100 fit)"),
+        ([1128] * 4, 128, "counts only 66 tokens for a prompt of 1,128"),
+        ([260] * 4, 128, None),
+        ([], 100, "do not fit the context of local (66 and 40 tokens, 100 fit)"),
     ],
 )
 def test_prompts_cut_to_the_context_are_told_beside_the_verdict(
-    changes: dict[str, Any], sentence: str | None
+    characters: list[int], room: int, sentence: str | None
 ) -> None:
     found = alone([(1000, 1000)] * 2, change=lambda *_: {"prompt_tokens": 66})
-    data = found.model_dump() | {"prompt_characters": changes.get("prompt_characters", [])}
-    data["providers"][0]["context_tokens"] = changes.get("room", 128)
-    data["parameters"] = Parameters(providers=[ProviderSettings(name="local")]).model_dump()
-    said = weighty(Report.model_validate(data))
+    facts = found.providers[0].model_copy(update={"context_tokens": room})
+    asked = Parameters(providers=[ProviderSettings(name="local")])
+    changes = {"prompt_characters": characters, "providers": [facts], "parameters": asked}
+    said = weighty(found.model_copy(update=changes))
     assert sentence in said if sentence else "context" not in said
 
 
@@ -280,11 +288,8 @@ def test_prompts_cut_to_the_context_are_told_beside_the_verdict(
 def test_a_time_between_tokens_needs_tokens_that_came_one_by_one(
     arrivals: Any, tokens: int | None, apart: str | None, between: float | None, why: str
 ) -> None:
-    def streamed(kind: str, place: int, one: dict[str, Any]) -> dict[str, Any]:
-        start = one["marks"]["start_ms"]
-        return {"output_tokens": tokens, "token_ms": [start + 500 + at for at in arrivals]}
-
-    found = alone([(1000, 1000)] * 3, change=streamed)
+    change = streamed([500 + at for at in arrivals], output_tokens=tokens)
+    found = alone([(1000, 1000)] * 3, change=change)
     stream = of(found).headline.streams["local"]
     assert (stream.apart, stream.why) == (apart, why)
     assert stream.between_ms["p50"] == (None if between is None else pytest.approx(between))
@@ -295,10 +300,8 @@ def test_a_time_between_tokens_needs_tokens_that_came_one_by_one(
 
 def test_thoughts_and_tokens_have_first_times_of_their_own() -> None:
     def thinking(kind: str, place: int, one: dict[str, Any]) -> dict[str, Any]:
-        start = one["marks"]["start_ms"]
-        marks = {**one["marks"], "first_thought_ms": start + 100}
-        tokens = [start + 600 + 10 * i for i in range(30)]
-        return {"marks": marks, "token_ms": tokens, "thought_characters": 50}
+        one["marks"]["first_thought_ms"] = one["marks"]["start_ms"] + 100
+        return streamed(range(600, 900, 10), thought_characters=50)(kind, place, one)
 
     found = alone([(1000, 1000)] * 3, change=thinking)
     stream = of(found).headline.streams["local"]
@@ -332,10 +335,10 @@ def test_rounds_too_unlike_give_no_interval_but_how_many_would() -> None:
 
 
 def test_the_owners_own_server_is_not_another_program() -> None:
-    data = pool_report(moments=[{"at_ms": 1.0, "others": 0.49}]).model_dump()
-    assert "close them" in warned(Report.model_validate(data))
-    data["providers"][0]["kind"] = "ollama"
-    said = warned(Report.model_validate(data))
+    busy = pool_report(moments=[{"at_ms": 1.0, "others": 0.49}])
+    assert "close them" in warned(busy)
+    local = busy.providers[0].model_copy(update={"kind": "ollama"})
+    said = warned(busy.model_copy(update={"providers": [local, busy.providers[1]]}))
     assert "Other programs took 49 %" in said and "close them" not in said
     assert "the work of local, a server on this machine" in said
 
@@ -351,15 +354,6 @@ def test_a_front_end_that_waits_has_its_sentence() -> None:
 
     said = warned(edited(alone([(1000, 1000)] * 2), waiting))
     assert "(local 111 ms with up to 4, 2.0 ms alone)" in said and "no network explains it" in said
-
-
-def test_no_sentence_speaks_of_remote_servers_where_there_is_none() -> None:
-    found = alone([(1000, 1000)] * 3)
-    headline = of(found).headline
-    assert "No provider is remote" in words.network(headline)
-    text = report_text(found)
-    assert "remote server" not in text and "added latency, remote" not in text
-    assert headline.missing["network_share"] == "no provider is remote"
 
 
 def test_a_reload_is_told_as_such_and_not_as_drift() -> None:
@@ -404,56 +398,50 @@ def test_the_suites_end_tells_each_kind_of_warning_once() -> None:
 def ollama(answer: Callable[[str, float], dict[str, Any]]) -> Iterator[str]:
     """A server that speaks Ollama's API; `answer` gives what a text's answer says, given when the
     request came (by `time.perf_counter`)."""
+    facts = {
+        "/api/tags": {"models": [{"name": "tiny:latest", "digest": "ab" * 32}]},
+        "/api/version": {"version": "0.33.0"},
+        "/api/show": {"model_info": {}, "details": {}, "modelfile": ""},
+    }
+    whole = {"message": {"content": "yes"}, "done": True, "done_reason": "length"}
+    whole |= {"prompt_eval_count": 282, "eval_count": 40}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_: object) -> None:
-            pass
+        def log_message(self, *_: object) -> None: ...
 
-        def _give(self, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
+        def do_GET(self) -> None:
+            came_s = time.perf_counter()
+            asked = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "{}")
+            told = facts.get(self.path, {})
+            if "messages" in asked:
+                told = whole | answer(asked["messages"][0]["content"], came_s)
+            data = json.dumps(told).encode()
             self.send_response(200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
 
-        def do_GET(self) -> None:
-            tags = {"models": [{"name": "tiny:latest", "digest": "ab" * 32}]}
-            self._give(tags if self.path == "/api/tags" else {"version": "0.33.0"})
+        do_POST = do_GET
 
-        def do_POST(self) -> None:
-            came_s = time.perf_counter()
-            asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if "messages" not in asked:
-                self._give({"model_info": {}, "details": {}, "modelfile": ""})
-                return
-            text = asked["messages"][0]["content"]
-            common = {"message": {"content": "yes"}, "done": True, "done_reason": "length"}
-            self._give(common | {"prompt_eval_count": 282, "eval_count": 40} | answer(text, came_s))
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
-    finally:
         server.shutdown()
-        server.server_close()
 
 
 def caching(known: set[str]) -> Callable[[str, float], dict[str, Any]]:
     """Reads a text in 40 ms, one that it has seen at once, whatever mark stands before it."""
 
     def answer(text: str, came_s: float) -> dict[str, Any]:
-        ending = text[-40:]
-        if ending not in known:
+        if text[-40:] not in known:
             time.sleep(0.04)
-            known.add(ending)
+        known.add(text[-40:])
         read_ns = int(1e9 * (time.perf_counter() - came_s))
-        return {"prompt_eval_duration": read_ns, "eval_duration": 500_000,
-                "total_duration": read_ns + 500_000}  # fmt: skip
+        told = {"prompt_eval_duration": read_ns, "eval_duration": 500_000}
+        return {**told, "total_duration": read_ns + 500_000}
 
     return answer
 
