@@ -196,10 +196,9 @@ def reports(folder: Path) -> tuple[list[bytes], Target]:
         loaded["reports"] += 1
         if loaded["reports"] % 5:
             return
-        headline = of(found).headline
-        for frame in (tables.breakdown, tables.overhead):
-            frame(of(found))
         reading = of(found)
+        headline = reading.headline
+        tables.overhead(reading)
         said = [words.report_text(reading), words.opening(reading)]
         said += [words.bottom_line(reading), words.cost(reading)]
         said += [words.checks(reading), words.rows_text(reading)]

@@ -109,12 +109,12 @@ def test_the_timeline_shows_the_round_that_its_title_speaks_of_and_its_capacity(
     assert "remote: up to 3 (4 slots in its server)" in texts(ax)
 
 
-def test_the_breakdown_draws_the_tables_own_numbers(ax: Axes) -> None:
+def test_the_breakdown_draws_the_headlines_own_numbers(ax: Axes) -> None:
     charts.breakdown(ax, HEADLINE)
-    frame = tables.breakdown(READING).set_index("role")
-    for column, colour in [(p.key, p.colour) for p in phases.SEGMENTS]:
+    means = HEADLINE.segments_ms.values()
+    for key, colour in [(p.key, p.colour) for p in phases.SEGMENTS]:
         widths = [bar.get_width() for bar in bars(ax, colour)]
-        assert widths == pytest.approx(frame[column].tolist() if column in frame else [])
+        assert widths == pytest.approx([its[key] for its in means if key in its])
     assert rows(ax) == ["remote request", "local request"]
     assert "344 ms" in texts(ax) and ax.get_xlim()[0] == 0
 

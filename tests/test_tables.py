@@ -96,12 +96,18 @@ def pool_report(rounds: int = 5, strategy: str = "serial-per-provider", **change
     return Report.model_validate({**facts, **changes})
 
 
-def edited(report: Report, change: Callable[[dict[str, Any], dict[str, Any]], Any]) -> Report:
-    """`report` with every request of its rounds changed in place by `change(arm, request)`."""
+def edited(
+    report: Report,
+    change: Callable[[dict[str, Any], dict[str, Any]], Any] | None = None,
+    **arms: Any,
+) -> Report:
+    """`report` with every request of its rounds changed in place by `change(arm, request)`, after
+    an arm of that name got those requests."""
     data = report.model_dump()
-    for one in data["rounds"]:
-        for arm in one["arms"]:
-            for request in arm["requests"]:
+    for arm in (arm for one in data["rounds"] for arm in one["arms"]):
+        arm["requests"] = arms.get(arm["arm"], arm["requests"])
+        for request in arm["requests"]:
+            if change:
                 change(arm, request)
     return Report.model_validate(data)
 
@@ -117,9 +123,7 @@ def changed(report: Report, arm: str, **changes: Any) -> Report:
 
 def with_strategy(rows: list[dict[str, Any]]) -> stats.Headline:
     """The headline of one round whose strategy sent these requests."""
-    data = pool_report(1).model_dump()
-    next(a for a in data["rounds"][0]["arms"] if a["arm"] == "strategy")["requests"] = rows
-    return of(Report.model_validate(data)).headline
+    return of(edited(pool_report(1), strategy=rows)).headline
 
 
 # ── the headline ────────────────────────────────────────────────────────────────────────────
@@ -226,7 +230,7 @@ def test_what_is_not_known_is_missing_with_its_reason_and_never_zero() -> None:
     assert empty.headline.verdict == "INCONCLUSIVE" and empty.headline.speedup is None
     for key, value in empty.headline.as_dict().items():
         assert value is not None or key in {*empty.headline.missing, "ideal_from"}, key
-    frames = empty.requests, empty.rounds, tables.breakdown(empty), tables.overhead(empty)
+    frames = empty.requests, empty.rounds, tables.overhead(empty)
     assert not any(map(len, frames)) and empty.requests["wall_ms"].dtype == float
 
 
@@ -305,23 +309,13 @@ def test_requests_are_tidy_and_marked() -> None:
     assert frame["ms_per_token"].iloc[0] == 9000 / 40
 
 
-def test_a_cold_connection_is_told_apart() -> None:
-    marks = {"start_ms": 0, "connect_start_ms": 1, "connected_ms": 4, "sent_ms": 6, "end_ms": 9}
-    rows = [{"prompt": 0, "provider": "local", "marks": marks}]
-    arm = {"arm": "calibration", "strategy": "sequential", "requests": rows}
-    found = of(pool_report(rounds=0, preparation=[arm])).requests.iloc[0]
-    assert found["connect_ms"] == 3 and found["send_ms"] == 3
-    assert np.isnan(found["first_byte_wait_ms"]) and np.isnan(found["ms_per_token"])
-
-
 def test_the_breakdown_adds_up_to_the_mean_wall() -> None:
-    frame = tables.breakdown(of(pool_report(rounds=1))).set_index("role")
-    assert frame.loc["remote"].sum() == pytest.approx(300)
+    means = of(pool_report(rounds=1)).headline.segments_ms
+    assert sum(means["remote"].values()) == pytest.approx(300)
     # By hand: 1 to send, 39 + 2 to the first token, 0.5 our own, the rest generating.
-    assert frame.loc["local"].tolist() == pytest.approx([1, 41, 157.5, 0.5])
-    published = tables.breakdown(of(reports.load(PUBLISHED))).set_index("role")
+    assert list(means["local"].values()) == pytest.approx([1, 41, 157.5, 0.5])
     known = {"answering_ms": 602.25, "outside_ms": 22.4}
-    assert published.loc["remote"].to_dict() == pytest.approx(known)
+    assert of(reports.load(PUBLISHED)).headline.segments_ms["remote"] == pytest.approx(known)
 
 
 def test_the_result_is_in_the_prompts_order() -> None:

@@ -56,15 +56,9 @@ def between(first: Reading, second: Reading) -> Agreement:
 def over_the_first(headlines: Sequence[Headline]) -> list[Ratio | None]:
     """The ratio of each over the first one's; None for the first, and for other strategies."""
     first, *others = headlines
-    return [
-        None,
-        *(
-            ratio_of_ratios(first.overhead_ratio, one.overhead_ratio)
-            if one.strategy == first.strategy
-            else None
-            for one in others
-        ),
-    ]
+    same = [one if one.strategy == first.strategy else None for one in others]
+    ratio = first.overhead_ratio
+    return [None, *(one and ratio_of_ratios(ratio, one.overhead_ratio) for one in same)]
 
 
 def place(change: Ratio, band: float) -> Place:

@@ -81,13 +81,6 @@ def frame_of_rounds(reading: Reading) -> pd.DataFrame:
     return _frame(rows, [*RoundTimes._fields, "complete"])
 
 
-def breakdown(reading: Reading) -> pd.DataFrame:
-    """Mean milliseconds of each part of a request, a row per role: what the chart draws."""
-    means = reading.headline.segments_ms
-    rows = [{"role": role} | parts for role, parts in means.items()]
-    return _frame(rows, ["role", *phases.in_use(means.values())])
-
-
 def overhead(reading: Reading) -> pd.DataFrame:
     """What lies outside the servers' own time, per answered request of the whole report.
 
@@ -139,15 +132,13 @@ def typical(reading: Reading, *roles: str) -> dict[str, Any]:
     `token_ms`, the offset of each token from the request's start. What is not known is None.
     Raises `ReportError` where there is no such request.
     """
+    rows = [(row.wall_ms, row.marks.start_ms, row) for row in reading.answered("strategy")]
+    timed = [(wall, start, row) for wall, start, row in rows if None not in (wall, start)]
+    timed.sort(key=itemgetter(0))
     for role in roles or ROLES:
-        own = [
-            (row.wall_ms, row.marks.start_ms, row)
-            for row in reading.answered("strategy")
-            if reading.roles[row.provider] == role
-        ]
-        timed = [(wall, start, row) for wall, start, row in own if None not in (wall, start)]
-        if timed:
-            _, start_ms, row = sorted(timed, key=itemgetter(0))[(len(timed) - 1) // 2]
+        own = [each for each in timed if reading.roles[each[2].provider] == role]
+        if own:
+            _, start_ms, row = own[(len(own) - 1) // 2]
             offsets = [moment - (start_ms or 0.0) for moment in row.token_ms or ()]
             return {"role": role, **_row(row), "token_ms": offsets}
     raise ReportError(
