@@ -230,8 +230,7 @@ def interval(ratios: Iterable[float]) -> tuple[float, float]:
     range holds it with less than 95 %, so there at each end the farther of two: the range's,
     and mean plus or minus Student's t times the standard error, for near normal logarithms.
 
-    It holds the median with 94 to 97 % at 2 to 20 ratios, normal, skewed, heavy-tailed or
-    drifting; the percentile bootstrap with 87.5 % at 7 (`benchmarks/interval_coverage.py`).
+    It holds the median with 94 to 97 % at 2 to 20 ratios (`benchmarks/interval_coverage.py`).
     """
     logs = sorted(map(math.log, ratios))
     n = len(logs)
@@ -252,8 +251,7 @@ def interval(ratios: Iterable[float]) -> tuple[float, float]:
 def reach(n: int) -> float:
     """How far the interval of n near normal logarithms reaches, in their standard deviations.
 
-    Student's t times the standard error below 6; from there on 1.96 standard errors of a
-    median, the root of pi / 2 times those of a mean (see `gate`).
+    From 6 on 1.96 standard errors of a median: the root of pi / 2 times those of a mean.
     """
     wide = _STUDENT[n] if n in _STUDENT else 1.96 * math.sqrt(math.pi / 2)
     return wide / math.sqrt(n)

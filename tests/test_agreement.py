@@ -1,5 +1,7 @@
 """Measured again: from the report alone, held against the first, and unlike ones told apart."""
 
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +158,8 @@ def test_real_engines_measured_again_give_the_same_answers_and_verdict(
 )
 def test_what_makes_two_experiments_unlike(where: str, value: Any, key: str | None) -> None:
     data = pool_report().model_dump()
-    part: Any = data
     *path, last = [int(step) if step.isdigit() else step for step in where.split(".")]
-    for step in path:
-        part = part[step]
-    part[last] = value
+    reduce(getitem, path, data)[last] = value
     found = agreement.unlike([of(pool_report()), of(Report.model_validate(data))])
     assert list(found) == ([key] if key else [])
     if key:

@@ -8,6 +8,7 @@ import pytest
 from poclib.reading.causes import Cause
 from poclib.reading.reading import Reading, of
 from poclib.records import Arm, EngineUse, ProviderFacts, Report, Request, Round
+from poclib.stats import Contention
 
 BARE = ProviderFacts(
     name="p", kind="embedded", role="local", engine_kind="bare", slots=4, threads=2, cores=2
@@ -48,20 +49,23 @@ def use(cpu_ms: float) -> EngineUse:
 
 
 @pytest.mark.parametrize(
-    ("spans", "server_ms", "named"),
+    ("spans", "server_ms", "named", "rate"),  # of tokens, over 10 a second alone
     [
-        ([(0, 20000)] * 4, 19000, "thrashes"),  # 40 tokens in 20 s, alone 10 a second
-        ([(0, 1000), (0, 2000), (0, 3000), (0, 4000)], 900, "queues"),
-        ([(0, 4000)] * 4, 3900, "shares"),
-        ([(0, 1600)] * 4, 1500, "batches"),
+        ([(0, 20000)] * 4, 19000, "thrashes", 0.2),
+        ([(0, 1000), (0, 2000), (0, 3000), (0, 4000)], 900, "queues", 1.0),
+        ([(0, 4000)] * 4, 3900, "shares", 1.0),
+        ([(0, 1600)] * 4, 1500, "batches", 2.5),
     ],
 )
 def test_the_cause_is_told_from_the_servers_own_time(
-    spans: list[tuple[float, float]], server_ms: float, named: str
+    spans: list[tuple[float, float]], server_ms: float, named: str, rate: float
 ) -> None:
-    baseline, ours = reading(spans, server_ms).causes
+    trial = reading(spans, server_ms)
+    baseline, ours = trial.causes
     assert (baseline.behaviour, ours.behaviour) == ("undisturbed", named)
     assert ours.wanting == 8  # four teams of two threads
+    seen = Contention(named, 4, pytest.approx(rate), pytest.approx(server_ms / 900))
+    assert trial.headline.contention == {"p": seen} and trial.headline.at_once == {"p": 4}
 
 
 def test_what_the_processes_used_is_divided_by_what_came_of_it() -> None:

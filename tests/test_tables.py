@@ -245,22 +245,6 @@ def test_without_times_of_day_the_sum_of_walls_stands_in_where_it_fits() -> None
     assert of(longer).headline.busy == {}
 
 
-def test_the_headline_names_what_requests_did_to_each_other() -> None:
-    """Local's four of a round at once, each 800 ms, of which the server worked 198 as if alone."""
-
-    def crowd(arm: dict[str, Any], one: dict[str, Any]) -> None:
-        if arm["arm"] == "strategy" and one["provider"] == "local":
-            start = min(r["marks"]["start_ms"] for r in arm["requests"])
-            one.update(row(one["prompt"], "local", start, 800))
-            one["server"] = {"total_ms": 800, "queue_ms": 602}
-
-    seen = of(edited(pool_report(), crowd)).headline.contention
-    # 4 x 40 tokens in 800 ms, alone 40 in 220 ms: the median of the baseline's drifting rounds.
-    assert list(seen) == ["local"] and seen["local"].in_flight == 4
-    assert (seen["local"].behaviour, seen["local"].rate) == ("queues", pytest.approx(1.1))
-    assert seen["local"].server == pytest.approx(198 / 218)
-
-
 def test_streams_by_hand() -> None:
     """Seven answers one after the other: 50 ms to the first token, then two more 10 ms apart."""
     rows = []

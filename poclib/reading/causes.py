@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, product
 from statistics import median_high
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ class Cause:
     alone: Level
     use: tuple[EngineUse, ...]
     tokens: int
-    cpu_alone_ms: float | None = None  # of a token of the baseline
+    cpu_alone_ms: float | None  # of a token of the baseline
 
     @property
     def behaviour(self) -> Behaviour:
@@ -81,18 +82,16 @@ class Cause:
 def causes(reading: Reading) -> list[Cause]:
     """The baseline and the strategy, a row for each provider that took part."""
     rows: list[Cause] = []
-    cost_ms = None
-    for kind in _KINDS:
-        for facts in reading.report.providers:
-            calm = [*reading.arms("calibration"), *reading.arms("baseline")]
-            quiet = [row for rows in _rows(calm, facts.name) for row in rows]
-            own = _rows(reading.arms(kind), facts.name)
-            if quiet and own:
-                engines = [use for arm in reading.arms(kind) for use in arm.engines]
-                use = tuple(use for use in engines if use.provider == facts.name)
-                count = sum(map(tokens, own))
-                rows.append(Cause(kind, facts, _together(own), alone(quiet), use, count, cost_ms))
-        cost_ms = rows[0].cpu_ms_per_token if rows else None
+    calm = [*reading.arms("calibration"), *reading.arms("baseline")]
+    for kind, facts in product(_KINDS, reading.report.providers):
+        quiet = list(chain.from_iterable(_rows(calm, facts.name)))
+        own = _rows(reading.arms(kind), facts.name)
+        if quiet and own:
+            engines = [use for arm in reading.arms(kind) for use in arm.engines]
+            use = tuple(use for use in engines if use.provider == facts.name)
+            costs_ms = (cause.cpu_ms_per_token for cause in rows if cause.arm == "baseline")
+            found, calm_ms, count = _together(own), next(costs_ms, None), sum(map(tokens, own))
+            rows.append(Cause(kind, facts, found, alone(quiet), use, count, calm_ms))
     return rows
 
 

@@ -56,9 +56,9 @@ def between(first: Reading, second: Reading) -> Agreement:
 def over_the_first(headlines: Sequence[Headline]) -> list[Ratio | None]:
     """The ratio of each over the first one's; None for the first, and for other strategies."""
     first, *others = headlines
-    same = [one if one.strategy == first.strategy else None for one in others]
-    ratio = first.overhead_ratio
-    return [None, *(one and ratio_of_ratios(ratio, one.overhead_ratio) for one in same)]
+    ratios = [ratio_of_ratios(first.overhead_ratio, one.overhead_ratio) for one in others]
+    pairs = zip(others, ratios, strict=True)
+    return [None, *(ratio if one.strategy == first.strategy else None for one, ratio in pairs)]
 
 
 def place(change: Ratio, band: float) -> Place:

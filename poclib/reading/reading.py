@@ -66,10 +66,9 @@ class Reading:
     def requests(self) -> pd.DataFrame:
         """One row per request of the whole report, in the order the arms ran. Copy it to change it.
 
-        `round` is NA for warm-up and calibration, `order` the arm's place in its round or in the
-        preparation. The parts from `connect_ms` to `last_byte_ms` add up to `wall_ms` where all
-        are known. `limit` is how many dispatch lets be in flight there (NA: no limit), `slots`
-        the server's. Own times of a server that cannot be are left out.
+        `round` (NA in the preparation) and `order` as in `places`. The parts from `connect_ms` to
+        `last_byte_ms` add up to `wall_ms` where all are known. `limit` is how many dispatch lets
+        be in flight there (NA: no limit), `slots` the server's.
         """
         from .tables import frame_of_requests
 
