@@ -82,7 +82,11 @@ def load(name_or_path: str | Path, folder: Path | None = None) -> Report:
     Raises `ReportError` (absent, too big, not a report, damaged, the sentence naming line or
     key) or `NewerReport`.
     """
-    path = find(name_or_path, folder)
+    return load_file(find(name_or_path, folder))
+
+
+def load_file(path: Path) -> Report:
+    """The report in that file; raises what `load` raises."""
     shown = shown_path(path)
     with explained(shown, "read"), path.open("rb") as file:
         if path.stat().st_size > MAX_BYTES:

@@ -92,14 +92,14 @@ def read(name_or_path: str | Path, folder: Path | None = None) -> Reading:
 
     The same one as before where the file has not changed. Raises what `report.load` raises.
     """
-    path = files.find(name_or_path, folder).resolve()
+    path = files.find(name_or_path, folder)
     state = path.stat()
     return _read(path, state.st_ino, state.st_mtime_ns, state.st_size)
 
 
 @lru_cache(maxsize=64)
 def _read(path: Path, *_: int) -> Reading:
-    return of(files.load(path))
+    return of(files.load_file(path))
 
 
 def experiment(name: str, folder: Path | None = None) -> list[Reading]:
