@@ -77,9 +77,9 @@ measure.sweep: .experiment errors parameters records report workload
 reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
-reading.headline: .belief .phases .reading pacing records report stats
+reading.headline: .belief .phases .reading contention pacing records report stats
 reading.phases: records stats
-reading.reading: .belief .causes .headline .tables records report stats
+reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
 showing.charts: .documents .format .style .words reading.phases reading.reading records stats
 showing.curves: .charts .format .style .words contention parameters reading.reading records stats
