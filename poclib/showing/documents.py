@@ -25,7 +25,7 @@ from . import format as form
 from . import words
 from .format import bullets, day, inline, many, milliseconds, number, safe, table
 from .warnings import warnings
-from .words import by_ratio, effect, ratio
+from .words import best_first, effect, ratio
 
 say = partial(form.say, "documents")
 form.TEXTS.globals["MEANING"] = words.MEANING
@@ -41,21 +41,21 @@ def sections(readings: Sequence[Reading]) -> dict[str, str]:
     seen = [text for its in readings for text in _published("failing", its)]
     headlines = [its.headline for its in readings]
     modes = form.lines("documents", "failure_modes", headlines) + seen
-    told = [(its.headline.strategy, text) for its in measured for text in warnings(its)]
     rounds = min((headline.overhead_ratio.rounds for headline in own), default=0)
     limits = form.lines("documents", "limits", rounds)
     top = "No report of a run was given, so nothing was measured."
     if own:
-        lowest = min(measured, key=lambda its: by_ratio(its.headline))
+        lowest = _lowest(measured)
         found = words.bottom_line(lowest, words.suite_gate(own))
-        top = f"{words.failures(own)}{words.best(own)}\n\n{found}\n\n*{words.provenance(lowest)}*"
+        texts = [words.failures(own), words.best(own), found, f"*{words.provenance(lowest)}*"]
+        top = "\n\n".join(filter(None, texts))
     return {
         "Bottom line": top,
         "Strategy alternatives": _alternatives(measured) if own else "None measured.",
         "Latency breakdown": words.breakdown_text(own),
         "Failure modes": bullets(modes or ["None was seen in these reports."]),
         "Conditions for advancing to Phase 1": say("conditions", own, faster, alike, apart),
-        "What this does not show": bullets([*words.once(told, len(measured)), *limits]),
+        "What this does not show": bullets([*words.beside(measured, chosen=warnings), *limits]),
     }
 
 
@@ -85,10 +85,15 @@ def readme(text: str, readings: Sequence[Reading]) -> str:
     if not end:
         raise ReportError(f"README.md: {begin} and, after it, <!-- end of result --> are missing.")
     headlines = [its.headline for its in readings]
-    lowest = min(readings, key=lambda its: by_ratio(its.headline))
+    lowest = _lowest(readings)
     picture = f"![{words.title_ratios(headlines)}](docs/phase-0.png)"
     last = f"{words.suite_gate(headlines)}.\n\n*{words.provenance(lowest)}*"
     return f"{before}{begin}\n{picture}\n\n{_alternatives(readings)}\n\n{last}\n{end}{after}"
+
+
+def _lowest(readings: Sequence[Reading]) -> Reading:
+    first = best_first([its.headline for its in readings])[0]
+    return next(its for its in readings if its.headline is first)
 
 
 def _alternatives(readings: Sequence[Reading]) -> str:
@@ -279,7 +284,7 @@ def pool(reading: Reading) -> str:
 
 def forecast(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> str:
     """Each strategy's ratio as calibration foretold it beside what was measured."""
-    ordered = sorted(headlines, key=by_ratio)
+    ordered = best_first(headlines)
     return say("forecast", ordered, predicted, _inside(predicted, headlines))
 
 

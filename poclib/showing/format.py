@@ -5,6 +5,8 @@ Longer texts are macros in templates/, which `say` fills in. Knows no report's m
 
 from __future__ import annotations
 
+import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -38,7 +40,9 @@ def number(value: float | None, decimals: int = 2) -> str:
 
 def milliseconds(value: float | None) -> str:
     """Three digits or more: 22.4 ms, 382 ms, 2,515 ms."""
-    return "-" if value is None else f"{number(value, 1 if abs(value) < 100 else 0)} ms"
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{number(value, 1 if abs(value) < 100 else 0)} ms"
 
 
 def percent(share: float | None, decimals: int = 0) -> str:
@@ -77,6 +81,11 @@ def aligned(text: str, markdown: bool = True) -> str:
     return table(header, rows, markdown) + "\n"
 
 
+def sentence(text: str) -> str:
+    """A paragraph of a template on one line, with no space before a full stop or a comma."""
+    return re.sub(r" ([,.;:])", r"\1", " ".join(text.split()))
+
+
 def bullets(lines: Sequence[str]) -> str:
     """A Markdown list."""
     return "\n".join(f"- {line}" for line in lines)
@@ -108,7 +117,7 @@ def known(*functions: Callable[..., Any]) -> None:
     TEXTS.filters |= {function.__name__: function for function in functions}
 
 
-known(safe, inline, number, percent, many, day, aligned, listed)
+known(safe, inline, number, percent, many, day, aligned, listed, sentence)
 
 
 @cache
@@ -116,9 +125,9 @@ def _macros(file: str) -> Any:
     return TEXTS.get_template(f"{file}.j2").module
 
 
-def say(file: str, name: str, *given: Any) -> str:
+def say(file: str, name: str, *given: Any, **named: Any) -> str:
     """The text that macro `name` of templates/`file`.j2 makes of the values."""
-    return str(getattr(_macros(file), name)(*given)).strip("\n")
+    return str(getattr(_macros(file), name)(*given, **named)).strip("\n")
 
 
 def lines(file: str, name: str, *given: Any) -> list[str]:

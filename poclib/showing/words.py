@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ..contention import SLOWER, alone
-from ..pacing import Power
 from ..reading.phases import LABELS, OVERHEAD, SEGMENTS
 from ..reading.reading import Reading
 from ..records import ProviderFacts, Report
 from ..stats import FAIL, INCONCLUSIVE, PASS, Headline
 from . import format as form
-from .format import bullets, day, inline, listed, many, milliseconds, number, percent, table
+from .format import day, inline, listed, many, milliseconds, number, percent, table
 from .warnings import others, warnings, weighty
 
 MEANING = {
@@ -31,6 +30,22 @@ MEANING = {
 }
 _UNTOLD = "requests shared the server, or waited in it"
 say = partial(form.say, "words")
+
+# Texts that are made in the template alone.
+network: Callable[[Headline], str] = partial(say, "network")
+why: Callable[[Headline], str] = partial(say, "why")
+title_rounds: Callable[[Headline], str] = partial(say, "title_rounds")
+failures: Callable[[Sequence[Headline]], str] = partial(say, "failures")
+comparison_text: Callable[..., str] = partial(say, "comparison")  # headlines, markdown=False
+provenance: Callable[[Reading], str] = partial(say, "provenance")
+opening: Callable[[Reading], str] = partial(say, "opening")
+bottom_line: Callable[..., str] = partial(say, "bottom_line")  # reading, verdict (the gate's)
+cost: Callable[[Reading], str] = partial(say, "cost")
+checks: Callable[[Reading], str] = partial(say, "checks")
+rows_text: Callable[[Reading], str] = partial(say, "rows")
+report_text: Callable[[Reading], str] = partial(say, "report")
+doctor_table: Callable[..., str] = partial(say, "doctor")  # reading, problems, markdown=False
+expected_gain: Callable[..., str] = partial(say, "gain")  # ratios, alone_ms, powers={}
 
 
 def effect(headline: Headline) -> str:
@@ -106,11 +121,6 @@ def digest(facts: ProviderFacts) -> str:
     return inline((facts.digest or "").rpartition(":")[2], 200)[:12]
 
 
-def provenance(reading: Reading) -> str:
-    """One line: when, on what, with what, how often."""
-    return say("provenance", reading.report, reading.headline)
-
-
 def subtitle(headline: Headline) -> str:
     """n, providers, date: what stands under every chart's title."""
     counts = f"{many(headline.requests, 'request')}, {many(len(headline.round_ratios), 'round')}"
@@ -125,11 +135,6 @@ def in_flight(limit: int | None, slots: int | None) -> str:
     """How many requests a provider may hold at once, and how many its server works on."""
     held = "no limit" if limit is None else "one at a time" if limit == 1 else f"up to {limit:,}"
     return held if slots is None else f"{held} ({many(slots, 'slot')} in its server)"
-
-
-def network(headline: Headline) -> str:
-    """What requests paid outside their server, and how much of it can be the network."""
-    return " ".join(say("network_line", headline).split())
 
 
 def slowdowns(headline: Headline) -> dict[str, float]:
@@ -160,23 +165,6 @@ def crowded(headline: Headline) -> list[str]:
     ]
 
 
-def why(headline: Headline) -> str:
-    """The likeliest cause of the distance between the makespan and the ideal."""
-    return " ".join(say("why_line", headline).split())
-
-
-def opening(reading: Reading) -> str:
-    """What stands before any result: one line of provenance, then every warning."""
-    noted = bullets([f"**Note:** {text}" for text in warnings(reading)])
-    return f"*{provenance(reading)}*\n\n{noted}"
-
-
-def bottom_line(reading: Reading, verdict: str = "") -> str:
-    """What stands first, in Markdown: gain, then cause, price and verdict (the gate's)."""
-    headline = reading.headline
-    return say("bottom_line", headline, reading.report.fastest, verdict or gate_line(headline))
-
-
 def overhead_text(reading: Reading) -> str:
     """What requests paid outside their server: means per provider and part, in Markdown."""
     from ..reading import tables
@@ -184,40 +172,9 @@ def overhead_text(reading: Reading) -> str:
     rows = tables.overhead(reading).query("arm == 'strategy'").dropna(subset="over_ms")
     if rows.empty:
         return "No server reported its own time, so what lies outside it is unknown."
-    means = rows.groupby("provider")[[part.key for part in OVERHEAD]].mean().astype("object")
-    cells = [
-        [str(name), *map(milliseconds, its)]
-        for name, *its in means.where(means.notna(), None).itertuples()
-    ]
+    means = rows.groupby("provider")[[part.key for part in OVERHEAD]].mean()
+    cells = [[str(name), *map(milliseconds, its)] for name, *its in means.itertuples()]
     return table(["provider", *(part.label for part in OVERHEAD)], cells, markdown=True)
-
-
-def cost(reading: Reading) -> str:
-    """What the gain was paid with: machine time, idle time, requests, tokens; a table."""
-    headline, each_ms = reading.headline, dict[str, float | None]()
-    good = reading.answered("strategy")
-    for name in headline.providers:
-        tokens = sum(row.output_tokens or 0 for row in good if row.provider == name)
-        wall_ms = sum(row.wall_ms or 0.0 for row in good if row.provider == name)
-        each_ms[name] = wall_ms / tokens if tokens else None
-    machine_ms = sum(headline.busy.values()) * (headline.makespan_ms or 0.0)
-    return say("cost", headline, max(1, len(headline.round_ratios)), each_ms, machine_ms)
-
-
-def checks(reading: Reading) -> str:
-    """What the assertions have just established, with the counts."""
-    return say("checks", reading.headline)
-
-
-def rows_text(reading: Reading) -> str:
-    """Every request of a small report as a table."""
-    return say("rows", reading.believed, reading.headline.roles)
-
-
-def report_text(reading: Reading) -> str:
-    """What `poc show` prints: provenance, warnings, numbers, gate, for a terminal."""
-    top = failures([reading.headline]) + provenance(reading)
-    return say("report", reading.headline, top, others(reading), verdict_text([reading]))
 
 
 def verdict_text(readings: Sequence[Reading]) -> str:
@@ -230,48 +187,35 @@ def verdict_text(readings: Sequence[Reading]) -> str:
     return "\n".join([*(f"warning: {text}" for text in beside(readings)), gate])
 
 
-def beside(readings: Sequence[Reading], names: Sequence[str] = ()) -> list[str]:
-    """What stands beside verdicts: every warning that could change one, and whose it is.
+def beside(
+    readings: Sequence[Reading],
+    names: Iterable[str] = (),
+    chosen: Callable[[Reading], list[str]] = weighty,
+) -> list[str]:
+    """What stands beside verdicts: the warnings that could change one, and whose each is.
 
-    By strategy, unless `names` are given.
+    By strategy, unless `names` are given. Those that differ in numbers only stand once.
     """
-    names = names or [reading.headline.strategy for reading in readings]
-    pairs = zip(names, readings, strict=True)
-    return once([(name, text) for name, its in pairs for text in weighty(its)], len(readings))
-
-
-def once(told: Sequence[tuple[str, str]], reports: int) -> list[str]:
-    """Warnings of several reports, each with whose it is; what differs in numbers only, once."""
     alike: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for name, text in told:
-        alike[re.sub(r"[\d.,]*\d|slower|faster", "#", text)].append((name, text))
+    names = names or [reading.headline.strategy for reading in readings]
+    for name, reading in zip(names, readings, strict=True):
+        for text in chosen(reading):
+            alike[re.sub(r"[\d.,]*\d|slower|faster", "#", text)].append((name, text))
     lines = []
-    for (name, text), *rest in alike.values():
-        if any(other != text for _, other in rest):
-            count = f"{1 + len(rest)} of {many(reports, 'report')}"
+    for told in alike.values():
+        name, text = told[0]
+        if len({text for _, text in told}) > 1:
+            count = f"{len(told)} of {many(len(readings), 'report')}"
             text += f" (So in {count}; the numbers are {name}'s.)"
-        elif len(rest) + 1 < reports:
-            text += f" (So in {', '.join([name, *(other for other, _ in rest)])}.)"
+        elif len(told) < len(readings):
+            text += f" (So in {', '.join(name for name, _ in told)}.)"
         lines.append(text)
     return lines
 
 
-def failures(headlines: Sequence[Headline]) -> str:
-    """What stands before any number where providers failed: one paragraph, else nothing."""
-    text = say("failures", headlines)
-    return f"{text}\n\n" if text else ""
-
-
-def by_ratio(headline: Headline) -> float:
-    """The order from best to worst; last are those without a ratio."""
-    middle = headline.overhead_ratio.median
-    return float("inf") if middle is None else middle
-
-
-def comparison_text(headlines: Sequence[Headline], markdown: bool = False) -> str:
-    """The strategies side by side, best first, as text for a terminal or as Markdown."""
-    ordered = sorted(headlines, key=by_ratio)
-    return failures(headlines) + say("comparison", ordered, markdown)
+def best_first(headlines: Iterable[Headline]) -> list[Headline]:
+    """By their ratios; last are those without."""
+    return sorted(headlines, key=lambda h: h.overhead_ratio.median or float("inf"))
 
 
 def breakdown_text(headlines: Sequence[Headline]) -> str:
@@ -284,13 +228,13 @@ def breakdown_text(headlines: Sequence[Headline]) -> str:
 def best(headlines: Sequence[Headline]) -> str:
     """The lowest ratio of several strategies, and which others cannot be told from it.
 
-    Each strategy was held against a baseline of its own, so two of them are told apart only
-    where their intervals do not overlap: a careful rule, that may miss a real difference.
+    Each was held against a baseline of its own, so two are told apart only where their intervals
+    do not overlap: a careful rule, that may miss a real difference.
     """
-    judged = [one for one in headlines if one.overhead_ratio.median is not None]
+    judged = [one for one in best_first(headlines) if one.overhead_ratio.median is not None]
     if not judged:
         return "No strategy has a complete round, so none is the best."
-    first, *rest = sorted(judged, key=by_ratio)
+    first, *rest = judged
     high = first.overhead_ratio.high
     lowest = f"The lowest ratio is {first.strategy}'s, {ratio(first)}"
     if high is None or any(one.overhead_ratio.low is None for one in rest):
@@ -306,27 +250,9 @@ def suite_gate(headlines: Sequence[Headline]) -> str:
     if not headlines:
         return "Gate: INCONCLUSIVE — there is no report to judge."
     passed = [one for one in headlines if one.verdict == PASS]
-    chosen, counts = min(passed or headlines, key=by_ratio), Counter(h.verdict for h in headlines)
+    chosen, counts = best_first(passed or headlines)[0], Counter(h.verdict for h in headlines)
     tally = ", ".join(f"{counts[it]} {it}" for it in (PASS, INCONCLUSIVE, FAIL) if counts[it])
     return f"{gate_line(chosen)}, with {chosen.strategy} (of {len(headlines)}: {tally})"
-
-
-def doctor_table(reading: Reading, problems: Mapping[str, str], markdown: bool = False) -> str:
-    """One line a provider: what it is, how fast, how far; then what is wrong with which."""
-    rates = {name: alone(rows).tokens_per_s for name, rows in reading.calibrations.items()}
-    return say("doctor", reading.report, reading.headline, rates, problems, markdown)
-
-
-def expected_gain(
-    ratios: Mapping[str, float],
-    alone_ms: Mapping[str, float],
-    powers: Mapping[str, Power] | None = None,
-) -> str:
-    """What the calibrated speeds promise before anything is run, and the rounds to tell it."""
-    if not ratios or not alone_ms:
-        return "No gain can be foretold: some provider's speed is unknown."
-    ordered = sorted(ratios.items(), key=lambda item: item[1])
-    return say("gain", ordered, min(alone_ms, key=lambda p: alone_ms[p]), powers or {})
 
 
 def title_timeline(headline: Headline) -> str:
@@ -362,12 +288,6 @@ def title_ecdf(headline: Headline) -> str:
     return f"{headline.strategy}, mean request: {', '.join(means) or 'none answered'}{times}"
 
 
-def title_rounds(headline: Headline) -> str:
-    below = sum(ratio < 1 for ratio in headline.round_ratios)
-    where = f"in {below} of {many(len(headline.round_ratios), 'round')}"
-    return f"{headline.strategy} took less time{per_token(headline)} than the baseline {where}"
-
-
 def title_anatomy(row: Mapping[str, Any]) -> str:
     """What the one request that is drawn (`tables.typical`) spent its time on."""
     took = f"One request to {row['provider']} took {milliseconds(row['wall_ms'])}"
@@ -377,5 +297,5 @@ def title_anatomy(row: Mapping[str, Any]) -> str:
     return f"{took}: {milliseconds(row['server_ms'])} in its server, {outside} outside"
 
 
-form.known(crowded, crowding, digest, effect, finding, network, per_token, ratio, slowdowns)
-form.known(software, why)
+form.known(alone, best_first, crowded, crowding, digest, effect, finding, gate_line, others)
+form.known(per_token, ratio, slowdowns, software, verdict_text, warnings)
