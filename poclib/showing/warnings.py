@@ -19,8 +19,6 @@ from . import format as form
 from .format import inline, listed, many, milliseconds, number
 
 # Shares and factors beyond which a reader should know.
-OTHERS_MOST = 0.10
-STEAL_MOST = 0.02
 LAG_MOST = 0.05
 COLD_FACTOR = 1.5
 # Answers of machines whose mean lengths differ by more are no equal work.
@@ -36,15 +34,15 @@ def warnings(reading: Reading) -> list[str]:
 
 def weighty(reading: Reading) -> list[str]:
     """The warnings that could change the verdict: they stand beside it wherever it is printed."""
-    return form.lines("warnings", "weighty", reading, _good(reading.report))
+    return form.lines("warnings", "weighty", reading, good(reading.report))
 
 
 def others(reading: Reading) -> list[str]:
     """The warnings that leave the verdict as it is."""
-    return form.lines("warnings", "others", reading, _good(reading.believed))
+    return form.lines("warnings", "others", reading, good(reading.believed))
 
 
-def _good(report: Report) -> list[Request]:
+def good(report: Report) -> list[Request]:
     return [row for row in report.requests if row.outcome == "ok"]
 
 
@@ -57,19 +55,6 @@ def _grouped(values: Iterable[tuple[str, float | None]]) -> dict[str, list[float
     return found
 
 
-def nothing(good: Sequence[Request]) -> tuple[int, int]:
-    """Answers that are empty, and those that are but for thoughts."""
-    thought = [bool(row.thought_characters) for row in good if row.answer_sha256 == EMPTY_SHA256]
-    return thought.count(False), thought.count(True)
-
-
-def stops(report: Report) -> tuple[str, str]:
-    """What is kept of rounds that a stop cut short, and which rounds these are."""
-    rounds = listed(str(one.index + 1) for one in report.cut)
-    rows = sum(len(arm.requests) for one in report.cut for arm in one.arms)
-    return f"{many(rows, 'request')} of round {rounds}" if rows else "", rounds
-
-
 def builds(report: Report) -> set[str]:
     """The engines or servers that are known, with their versions."""
     return {build for p in report.providers if (build := p.engine or p.server)}
@@ -80,54 +65,49 @@ def failed(report: Report) -> str:
     rows = [row for row in report.requests if row.outcome == "failed"]
     kinds = Counter(inline(row.error_kind or "?") for row in rows).most_common()
     asked = Counter(row.provider for row in report.requests)
-    causes = ", ".join(f"{kind} {many(count, 'time')}" for kind, count in kinds)
     blamed = Counter(row.provider for row in rows).most_common()
-    shares = ", ".join(f"{name} {count} of {asked[name]}" for name, count in blamed)
-    return f"{causes}; {shares}"
+    causes = ", ".join(f"{kind} {many(count, 'time')}" for kind, count in kinds)
+    return f"{causes}; {', '.join(f'{name} {count} of {asked[name]}' for name, count in blamed)}"
 
 
 def lengths(reading: Reading) -> dict[str, str]:
     """Answers of unlike length: between machines, and against what was asked."""
-    known = _grouped((row.provider, length(row) or None) for row in _good(reading.report))
-    every = [tokens for its in known.values() for tokens in its]
-    found = dict.fromkeys(("span", "means", "far", "only"), "")
-    if not every:
-        return found
-    found["span"] = f"{min(every):.0f} to {max(every):.0f} tokens"
+    known = _grouped((row.provider, length(row) or None) for row in good(reading.report))
+    every = [tokens for its in known.values() for tokens in its] or [0.0]
     means = {name: fmean(its) for name, its in known.items()}
-    if max(means.values()) > UNLIKE * min(means.values()):
-        found["means"] = ", ".join(f"{name} {number(mean, 1)}" for name, mean in means.items())
-    most = reading.report.parameters.max_tokens if reading.report.parameters else None
+    unlike = means and max(means.values()) > UNLIKE * min(means.values())
+    most = reading.report.parameters.max_tokens if known and reading.report.parameters else None
     far = sum(not most / 2 <= tokens <= 1.1 * most for tokens in every) if most else 0
-    if far > len(every) / 2:
-        found["far"] = f"{far:,} of {len(every):,}"
-    elif not found["means"] and not reading.headline.per_token and min(every) != max(every):
-        found["only"] = found["span"]
-    return found
+    return {
+        "span": f"{min(every):.0f} to {max(every):.0f} tokens",
+        "means": ", ".join(f"{p} {number(mean, 1)}" for p, mean in means.items() if unlike),
+        "far": f"{far:,} of {len(every):,}" if far > len(every) / 2 else "",
+        "vary": "yes" if min(every) < max(every) else "",
+    }
 
 
 def prompts(report: Report) -> dict[str, str]:
     """Prompts of which the server read only a part, by its count of their tokens."""
     rooms = {facts.name: facts.context_tokens or float("inf") for facts in report.providers}
     answer = report.parameters.max_tokens if report.parameters else 0
-    characters = dict(enumerate(report.prompt_characters))
-    rows = [(r.provider, r.prompt, r.prompt_tokens) for r in _good(report) if r.prompt_tokens]
+    sizes = defaultdict(int, enumerate(report.prompt_characters))
+    rows = [(r.provider, r.prompt, r.prompt_tokens) for r in good(report) if r.prompt_tokens]
     counts: dict[int, dict[str, int]] = defaultdict(dict)
     for name, prompt, tokens in rows:
         counts[prompt][name] = tokens
-    cut = [one for one in rows if characters.get(one[1], 0) > MOST_CHARACTERS * one[2]]
+    cut = [row for row in rows if sizes[row[1]] > MOST_CHARACTERS * row[2]]
     apart = [of for of in counts.values() if max(of.values()) > 1.5 * min(of.values()) + 20]
-    over = [one for one in rows if one[2] + answer > rooms.get(one[0], float("inf"))]
+    over = [row for row in rows if row[2] + answer > rooms[row[0]]]
     found = dict.fromkeys(("cut", "apart", "over"), "")
     if cut:
-        least, whole = min(one[2] for one in cut), characters[cut[0][1]]
-        told = f"counts only {least} tokens for a prompt of {whole:,} characters"
-        found["cut"] = f"{listed(one[0] for one in cut)} {told}"
+        least, whole = min(tokens for *_, tokens in cut), sizes[cut[0][1]]
+        who = listed(name for name, *_ in cut)
+        found["cut"] = f"{who} counts only {least} tokens for a prompt of {whole:,} characters"
     elif apart:
         found["apart"] = ", ".join(f"{name} {count}" for name, count in apart[0].items())
-    if over:
-        (name, _, tokens), who = over[0], listed(one[0] for one in over)
-        found["over"] = f"{who} ({tokens} and {answer} tokens, {rooms[name]} fit)"
+    for name, _, tokens in over[:1]:
+        needs = f"({tokens} and {answer} tokens, {rooms[name]} fit)"
+        found["over"] = f"{listed(name for name, *_ in over)} {needs}"
     return found
 
 
@@ -143,25 +123,25 @@ def models(report: Report) -> str:
 def reloads(reading: Reading) -> list[Request]:
     """Requests that waited for their model to be loaded, unlike others at their provider."""
     later = [row for its in reading.calibrations.values() for row in its[1:]]
-    every = (*reading.believed.requests, *later)
-    rows = [(r, r.server.load_ms, r.wall_ms) for r in every if r.wall_ms and r.server.load_ms]
-    usual = _grouped((row.provider, load_ms) for row, load_ms, _ in rows)
+    rows = [(row, row.server.load_ms, row.wall_ms) for row in (*reading.believed.requests, *later)]
+    usual = _grouped((row.provider, load_ms or None) for row, load_ms, wall_ms in rows if wall_ms)
     found = []
     for row, load_ms, wall_ms in rows:
-        its = usual[row.provider]
-        rare = len(its) < 3 or load_ms > 3 * (median(its) or 0.0)
-        if load_ms > wall_ms / 2 or (rare and load_ms > wall_ms / 5):
-            found.append(row)
+        if load_ms and wall_ms:
+            its = usual[row.provider]
+            rare = len(its) < 3 or load_ms > 3 * (median(its) or 0.0)
+            if load_ms > wall_ms / (5 if rare else 2):
+                found.append(row)
     return found
 
 
 def waits(reading: Reading) -> list[str]:
     """Local servers whose requests wait outside their own clock when several are in flight."""
     busy = _grouped((row.provider, row.over_ms) for row in reading.answered("strategy"))
+    calm = _grouped((row.provider, row.over_ms) for row in reading.answered("calibration"))
     found = []
-    for name in (facts.name for facts in reading.report.providers if facts.role == "local"):
-        calm = _grouped((name, row.over_ms) for row in reading.calibrations.get(name, ()))
-        alone, crowd = median(calm.get(name, [])), median(busy.get(name, []))
+    for name in (name for name, role in reading.headline.roles.items() if role == "local"):
+        alone, crowd = median(calm[name]), median(busy[name])
         at_once = reading.headline.at_once.get(name, 0)
         if at_once > 1 and alone is not None and crowd is not None and crowd > 2 * alone + 5.0:
             times = f"{milliseconds(crowd)} with up to {at_once}, {milliseconds(alone)} alone"
@@ -202,18 +182,10 @@ def drifts(reading: Reading) -> dict[str, float]:
     return found
 
 
-def took(report: Report) -> dict[str, Any]:
-    """What took the coordinator's machine while it measured; only what is worth a word."""
-    others = [m.others for m in report.moments if m.others is not None]
-    steal = [m.steal for m in report.moments if m.steal is not None]
-    slowed = [m.throttled for m in report.moments if m.throttled is not None]
-    servers = (p.name for p in report.providers if p.role == "local" and p.kind != "embedded")
-    return {
-        "others": fmean(others) if others and fmean(others) > OTHERS_MOST else 0,
-        "servers": listed(servers),
-        "steal": fmean(steal) if steal and fmean(steal) > STEAL_MOST else 0,
-        "heat": max(0, slowed[-1] - slowed[0]) if slowed else 0,
-    }
+def mean(values: Iterable[float | None]) -> float:
+    """Of those that are known; 0 of none."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else 0.0
 
 
 def cold(reading: Reading) -> dict[str, float]:
@@ -252,5 +224,6 @@ def hidden(reading: Reading) -> dict[str, Any]:
     return {"error": error_ms, "what": ", ".join(below)} if below else {}
 
 
-form.known(builds, failed, lengths, models, nothing, prompts, reloads, stops)
-form.known(cold, drifts, fell, hidden, late, outliers, took, waits)
+form.TEXTS.globals["EMPTY_SHA256"] = EMPTY_SHA256
+form.known(builds, failed, lengths, models, prompts, reloads)
+form.known(cold, drifts, fell, hidden, late, mean, outliers, waits)
