@@ -28,7 +28,14 @@ from .warnings import warnings
 from .words import best_first, effect, ratio
 
 say = partial(form.say, "documents")
-form.TEXTS.globals["MEANING"] = words.MEANING
+
+# Texts that are made in the template alone.
+anatomy: Callable[[Mapping[str, Any]], str] = partial(say, "anatomy")
+pool: Callable[[Reading], str] = partial(say, "pool")
+causes_text: Callable[[Reading], str] = partial(say, "causes")
+changes_text: Callable[[Reading], str] = partial(say, "changes")
+forecast: Callable[..., str] = partial(say, "forecast")  # predicted, headlines
+ruler_finding: Callable[[Ruler], str] = partial(say, "ruler_finding")
 
 
 def sections(readings: Sequence[Reading]) -> dict[str, str]:
@@ -197,8 +204,7 @@ def refusal(unlike: Mapping[str, Sequence[str]]) -> str:
 def agreement(first: Reading, second: Reading) -> str:
     """Whether a rerun agrees with what it repeats: the sentence, then what it rests on."""
     found, unlike = compare.between(first, second), compare.unlike([first, second])
-    headlines = (first.headline, second.headline)
-    return say("agreement", found, change(found.change), *headlines, unlike)
+    return say("agreement", found, first.headline, second.headline, unlike)
 
 
 RULER_LABELS = {
@@ -238,18 +244,6 @@ def ruler_provenance(check: Ruler) -> str:
     return f"{day(check.created)} · {cores} · {many(asked, 'request')} to a server of known times"
 
 
-def ruler_finding(check: Ruler) -> str:
-    """How far the instrument can be trusted here, held against what it aims at."""
-    seen = [row for row in check.rows if row.quantity == "ttft_ms"]
-    alone = [row for row in seen if row.in_flight == 1]
-    crowded = [abs(row.bias_ms) for row in seen if row.in_flight == 64]
-    if not alone:
-        return "Nothing was checked."
-    bias = max(abs(row.bias_ms) for row in alone)
-    spread = max(row.p95_ms or 0.0 for row in alone)
-    return say("ruler_finding", bias, spread, max(crowded, default=None))
-
-
 def title_ruler(check: Ruler, quantity: str = "ttft_ms") -> str:
     """By how much one quantity is off, over all cases of the check."""
     label = RULER_LABELS[quantity].capitalize()
@@ -259,55 +253,32 @@ def title_ruler(check: Ruler, quantity: str = "ttft_ms") -> str:
     return f"{label}: off by {number(min(errors))} to {number(max(errors))} ms (medians)"
 
 
-def anatomy(row: Mapping[str, Any]) -> str:
-    """Every phase of one request (`tables.typical`): its length here, and what it is."""
-    return say("anatomy", row, PHASES)
-
-
 def anatomy_finding(row: Mapping[str, Any]) -> str:
     """The bottom line of one request: where most of it went, and what the distance can cost."""
     longest = max(CLIENT[1:], key=lambda phase: row[phase.key] or 0.0)
-    title = words.title_anatomy(row)
-    return say("anatomy_finding", title, row, row[longest.key], longest.label)
+    return say("anatomy_finding", words.title_anatomy(row), row, longest)
 
 
-def pool(reading: Reading) -> str:
-    """Who is in the pool, how fast each is alone, and how far away; a table and a sentence."""
-    alone_ms, listed = reading.headline.alone_ms, words.doctor_table(reading, {}, markdown=True)
-    if set(alone_ms) != set(reading.headline.providers) or len(alone_ms) < 2:
-        return say("pool", listed, "", [], 0.0)
-    fastest = min(alone_ms, key=lambda p: alone_ms[p])
-    others = [(p, ms / alone_ms[fastest]) for p, ms in alone_ms.items() if p != fastest]
-    slower = [f"{number(times)} times as long on {p}" for p, times in others]
-    return say("pool", listed, fastest, slower, 1 + sum(1 / times for _, times in others))
-
-
-def forecast(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> str:
-    """Each strategy's ratio as calibration foretold it beside what was measured."""
-    ordered = best_first(headlines)
-    return say("forecast", ordered, predicted, _inside(predicted, headlines))
+def inside(headline: Headline, predicted: Mapping[str, float]) -> bool | None:
+    """Whether what was foretold lies in the measured interval; None where one of them is not."""
+    found, value = headline.overhead_ratio, predicted.get(headline.strategy)
+    if value is None or found.low is None or found.high is None:
+        return None
+    return found.low <= value <= found.high
 
 
 def forecast_finding(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> str:
     """How well calibration foretold the gain, as a paragraph; what was left out."""
-    inside = _inside(predicted, headlines)
-    if not inside:
-        return "**Nothing was foretold that was also measured with an interval.**"
-    least = min(predicted, key=lambda name: predicted[name])
-    middles = {one.strategy: one.overhead_ratio.median or 1.0 for one in headlines}
-    off = {name: predicted[name] / middles[name] - 1 for name in inside}
-    far = max(off, key=lambda name: abs(off[name]))
-    left = sorted(middles.keys() - predicted.keys())
-    return say("forecast_finding", predicted[least], least, inside, far, off[far], left)
-
-
-def _inside(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> dict[str, bool]:
-    """By strategy, of those foretold and measured: does the prediction lie in the interval?"""
-    found = {}
-    for name, interval in ((one.strategy, one.overhead_ratio) for one in headlines):
-        if name in predicted and interval.low is not None and interval.high is not None:
-            found[name] = interval.low <= predicted[name] <= interval.high
-    return found
+    every = {one.strategy: inside(one, predicted) for one in headlines}
+    known = {name: within for name, within in every.items() if within is not None}
+    off = [
+        (one.strategy, predicted[one.strategy] / (one.overhead_ratio.median or 1.0) - 1)
+        for one in headlines
+        if one.strategy in known
+    ]
+    far = max(off, key=lambda its: abs(its[1]), default=None)
+    left = sorted(every.keys() - predicted.keys())
+    return say("forecast_finding", predicted, known, far, left)
 
 
 def labelled(reading: Reading) -> Headline:
@@ -318,13 +289,6 @@ def labelled(reading: Reading) -> Headline:
     held = ", limit found while running" if adapts else ""
     name = f"{report.strategy} on {' and '.join(kinds)}{held}"
     return replace(reading.headline, strategy=name)
-
-
-def causes_text(reading: Reading) -> str:
-    """The causes as a Markdown table, and a sentence for each provider under the strategy."""
-    if not reading.causes:
-        return "No request was timed, so no cause is known."
-    return say("causes", reading.causes)
 
 
 def runs_side_by_side(readings: Sequence[Reading]) -> str:
@@ -342,11 +306,5 @@ def runs_side_by_side(readings: Sequence[Reading]) -> str:
     return table(header, rows, markdown=True)
 
 
-def changes_text(reading: Reading) -> str:
-    """Every change of a limit that adapts, with its moment and its reason, as a Markdown table."""
-    changes = []
-    for index, arm in ((one.index, arm) for one in reading.report.rounds for arm in one.arms):
-        starts = [row.marks.start_ms for row in arm.requests if row.marks.start_ms is not None]
-        begun_ms = min(starts, default=0.0)
-        changes += [(index + 1, begun_ms, change) for change in arm.limit_changes]
-    return say("changes", changes) if changes else "No limit was changed."
+form.known(change, inside)
+form.TEXTS.globals |= {"MEANING": words.MEANING, "PHASES": PHASES}

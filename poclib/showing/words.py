@@ -299,3 +299,4 @@ def title_anatomy(row: Mapping[str, Any]) -> str:
 
 form.known(alone, best_first, crowded, crowding, digest, effect, finding, gate_line, others)
 form.known(per_token, ratio, slowdowns, software, verdict_text, warnings)
+form.TEXTS.globals["doctor_table"] = doctor_table
