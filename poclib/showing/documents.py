@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 from jinja2 import UndefinedError
@@ -23,7 +22,7 @@ from ..records import Ruler, RulerRow
 from ..stats import Headline, Ratio, median
 from . import format as form
 from . import words
-from .format import bullets, day, inline, many, milliseconds, number, safe, table
+from .format import bullets, day, inline, many, number, safe, table
 from .warnings import warnings
 from .words import best_first, effect, ratio
 
@@ -33,8 +32,10 @@ say = partial(form.say, "documents")
 anatomy: Callable[[Mapping[str, Any]], str] = partial(say, "anatomy")
 pool: Callable[[Reading], str] = partial(say, "pool")
 causes_text: Callable[[Reading], str] = partial(say, "causes")
+runs_side_by_side: Callable[[Sequence[Reading]], str] = partial(say, "runs")
 changes_text: Callable[[Reading], str] = partial(say, "changes")
 forecast: Callable[..., str] = partial(say, "forecast")  # predicted, headlines
+forecast_finding: Callable[..., str] = partial(say, "forecast_finding")  # predicted, headlines
 ruler_finding: Callable[[Ruler], str] = partial(say, "ruler_finding")
 
 
@@ -259,26 +260,12 @@ def anatomy_finding(row: Mapping[str, Any]) -> str:
     return say("anatomy_finding", words.title_anatomy(row), row, longest)
 
 
-def inside(headline: Headline, predicted: Mapping[str, float]) -> bool | None:
-    """Whether what was foretold lies in the measured interval; None where one of them is not."""
+def inside(headline: Headline, predicted: Mapping[str, float]) -> str:
+    """Whether what was foretold lies inside the measured interval or outside; "" if unknown."""
     found, value = headline.overhead_ratio, predicted.get(headline.strategy)
     if value is None or found.low is None or found.high is None:
-        return None
-    return found.low <= value <= found.high
-
-
-def forecast_finding(predicted: Mapping[str, float], headlines: Sequence[Headline]) -> str:
-    """How well calibration foretold the gain, as a paragraph; what was left out."""
-    every = {one.strategy: inside(one, predicted) for one in headlines}
-    known = {name: within for name, within in every.items() if within is not None}
-    off = [
-        (one.strategy, predicted[one.strategy] / (one.overhead_ratio.median or 1.0) - 1)
-        for one in headlines
-        if one.strategy in known
-    ]
-    far = max(off, key=lambda its: abs(its[1]), default=None)
-    left = sorted(every.keys() - predicted.keys())
-    return say("forecast_finding", predicted, known, far, left)
+        return ""
+    return "inside" if found.low <= value <= found.high else "outside"
 
 
 def labelled(reading: Reading) -> Headline:
@@ -291,20 +278,5 @@ def labelled(reading: Reading) -> Headline:
     return replace(reading.headline, strategy=name)
 
 
-def runs_side_by_side(readings: Sequence[Reading]) -> str:
-    """The runs in their order, as a Markdown table: ratio, walls, what it is."""
-    rows = []
-    for reading in readings:
-        headline, ours = labelled(reading), [it for it in reading.causes if it.arm == "strategy"]
-        walls = [it.found.request_ms for it in ours if it.found.request_ms is not None]
-        calm = [it.alone.request_ms for it in ours if it.alone.request_ms is not None]
-        times = [headline.makespan_ms, *(fmean(its) if its else None for its in (walls, calm))]
-        shown = number(headline.overhead_ratio.median) + words.per_token(headline)
-        named = ", ".join(sorted({it.behaviour for it in ours})) or "-"
-        rows.append([headline.strategy, shown, *map(milliseconds, times), named])
-    header = ["run", "ratio to one machine", "makespan", "mean request", "alone", "what it is"]
-    return table(header, rows, markdown=True)
-
-
-form.known(change, inside)
+form.known(change, inside, labelled)
 form.TEXTS.globals |= {"MEANING": words.MEANING, "PHASES": PHASES}

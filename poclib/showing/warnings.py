@@ -182,10 +182,10 @@ def drifts(reading: Reading) -> dict[str, float]:
     return found
 
 
-def mean(values: Iterable[float | None]) -> float:
-    """Of those that are known; 0 of none."""
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known."""
     known = [value for value in values if value is not None]
-    return fmean(known) if known else 0.0
+    return fmean(known) if known else None
 
 
 def cold(reading: Reading) -> dict[str, float]:
