@@ -1,5 +1,6 @@
 """What calibration promises, against schedules worked out by hand."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -45,17 +46,13 @@ def test_only_what_was_known_before_the_first_round_is_asked() -> None:
 
 def test_the_forecast_is_held_against_the_interval() -> None:
     headline = of(pool_report()).headline  # 0.78, interval 0.75 to 0.81
-    text = documents.forecast_finding({"serial-per-provider": 0.75}, [headline])
-    assert "foretold 0.75 times the baseline's time at best (serial-per-provider)" in text
-    assert "of 1 predictions 1 lie inside" in text and "foretold 3.8 % too low" in text
-    assert "| 0.75            | 0.78 (0.75 to 0.81, 5 rounds)" in documents.forecast(
-        {"serial-per-provider": 0.75}, [headline]
-    )
-    assert "outside" in documents.forecast({"serial-per-provider": 0.6}, [headline])
-    assert "nothing is foretold" not in text
     other = replace(headline, strategy="batched", overhead_ratio=Ratio(0.5, 0.4, 0.6, 5))
     text = documents.forecast_finding({"serial-per-provider": 0.75}, [headline, other])
-    assert "For batched nothing is foretold" in text
+    assert "foretold 0.75 times the baseline's time at best (serial-per-provider)" in text
+    assert "of 1 predictions 1 lie inside" in text and "For batched nothing is foretold" in text
+    for value, cells in ((0.75, "| 0.75 .*| 0.78 .*| inside"), (0.6, "| 0.60 .*| outside")):
+        table = documents.forecast({"serial-per-provider": value}, [headline])
+        assert re.search(cells.replace("|", "[|]"), table)
     assert "Nothing was foretold" in documents.forecast_finding({}, [headline])
 
 

@@ -144,34 +144,28 @@ def test_text_of_servers_is_harmless_everywhere() -> None:
         assert not re.search(r"[<>`$\x1b\u202e\[\]]|//|\*\*b|\n# h", text), text
 
 
-def test_no_sentence_uses_plus_minus_and_every_value_is_shown() -> None:
-    text = words.report_text(POOL) + documents.phase_0_result([POOL]) + words.overhead_text(POOL)
-    assert not re.search(r"±|\bnan\b|\bNone\b(?! was)|[{}]", text)
-
-
-def test_the_bottom_line_says_gain_price_and_cause() -> None:
+def test_what_is_told_of_one_strategy() -> None:
     text = words.bottom_line(POOL)
-    assert "0.78 times the baseline's time: faster (interval 0.75 to 0.81, 5 rounds)" in text
-    assert "one at a time on local" in text and "960 ms" in text and "70 %" in text
-    assert "local 33 %" in text
-    assert "only the difference, 20.0 ms, can be the network" in text
+    for part in (
+        "0.78 times the baseline's time: faster (interval 0.75 to 0.81, 5 rounds)",
+        "8 prompts took 1,373 ms; one at a time on local they took 1,760 ms",
+        "allow 960 ms, one request at a time each; this reached 70 % of that",
+        "Idle, as a share of the makespan: local 33 %",
+        "only the difference, 20.0 ms, can be the network",
+    ):
+        assert part in text
     assert text.endswith("**Gate: PASS — 0.78 (0.75 to 0.81, 5 rounds) is below 2.00.**")
-
-
-def test_the_cost_says_what_machine_time_was_paid() -> None:
-    """Round 3 is the median: local busy for 4 x 228.8 of 1372.8 ms, remote for all of it."""
-    text = words.cost(POOL)
-    assert re.search(r"local +\| 4\.0 +\| 67 % ", text) and re.search(r"remote .*\| 100 %", text)
-    assert "2,288 ms in all, the one of the baseline for 1,760 ms: 1.30 times" in text
-    assert text.endswith("for a speedup of 1.28.")
-
-
-def test_the_overhead_is_told_by_its_parts() -> None:
-    """A round trip of 21 ms and, on the mean of 343.9 ms, 303.4 of transfer; 1.5 of our own."""
-    remote = next(line for line in words.overhead_text(POOL).splitlines() if "remote" in line)
-    cells = [cell.strip() for cell in remote.split("|")[2:-1]]
-    assert cells == ["22.0 ms", "324 ms", "-", "1.5 ms", "-304 ms"]
+    # Round 3 is the median: local busy for 4 x 228.8 of 1372.8 ms, remote for all of it.
+    cost = words.cost(POOL)
+    assert re.search(r"local +\| 4\.0 +\| 67 % ", cost) and re.search(r"remote .*\| 100 %", cost)
+    assert "2,288 ms in all, the one of the baseline for 1,760 ms: 1.30 times" in cost
+    assert cost.endswith("for a speedup of 1.28.")
+    # A round trip of 21 ms and, on the mean of 343.9 ms, 303.4 of transfer; 1.5 of our own.
+    over = words.overhead_text(POOL)
+    assert re.search(r"remote +\| 22.0 ms +\| 324 ms +\| - +\| 1.5 ms +\| -304 ms", over)
     assert "unknown" in words.overhead_text(of(pool_report(rounds=0)))
+    every = words.report_text(POOL) + documents.phase_0_result([POOL]) + over
+    assert not re.search(r"±|\bnan\b|\bNone\b(?! was)|[{}]", every)
 
 
 def test_the_doctor_speaks_of_each_provider() -> None:
@@ -221,7 +215,6 @@ def test_comparison_puts_the_best_first_in_both_forms() -> None:
     worse = with_ratio(6.47, 6.0, 7.0, strategy="all-parallel", verdict="FAIL", efficiency=None)
     plain = words.comparison_text([worse, PASSED]).splitlines()
     assert plain[2].startswith("serial-per-provider") and plain[3].endswith("FAIL")
-    assert plain[2].index("0.78") == plain[3].index("6.47")
     marked = words.comparison_text([worse, PASSED], markdown=True).splitlines()
     assert all(line.startswith("| ") and line.count("|") == 8 for line in marked)
     assert words.suite_gate([worse, PASSED]).startswith("Gate: PASS — 0.78")
@@ -302,11 +295,7 @@ def test_the_published_claims_are_held_against_the_rows() -> None:
     assert "The range of 13 to 30 ms per remote request follows" in text
 
 
-EVILS: list[Any] = [None, [], {"headlines": {}}, {"headlines": 1, "failing_run": 2}]
-EVILS += [{"failing_run": {"strategy": "x", "overhead_ratio": "<b>"}}]
-
-
-@pytest.mark.parametrize("broken", EVILS)
+@pytest.mark.parametrize("broken", [None, [], {"headlines": 1, "failing_run": {"strategy": "x"}}])
 def test_claims_in_another_form_are_no_claims(broken: object) -> None:
     found = reports.load(PUBLISHED).model_copy(update={"environment": {"published": broken}})
     assert documents.published_claims(of(found)) == [] == documents.published_claims(POOL)
