@@ -8,6 +8,7 @@ import sys
 import tempfile
 import tomllib
 from importlib.metadata import packages_distributions
+from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from poclib.showing import documents
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "poclib"
+LONGEST = 400  # lines of a file
 
 # The architecture, by folder: the ground floor is what both halves share; the measuring half
 # (engines, providers, measure) and the reading half (reading, showing) meet only there.
@@ -32,6 +34,14 @@ FOLDERS: dict[str, set[str]] = {
     "showing": {"", "reading"},
 }
 ON_TOP = {"__init__", "__main__", "cli", "suite"}  # they join the two halves
+FREE = {"__init__", "cli"}  # they may import every room
+# Heavy libraries, and the only folders and rooms that may load them.
+ONLY_IN = {
+    "matplotlib": {"showing"},
+    "pandas": {"reading", "showing", "cli"},
+    "papermill": {"showing.notebooks"},
+    "nbconvert": {"showing.site"},
+}
 
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
 ROOMS = """
@@ -95,104 +105,80 @@ showing.words: .format .warnings contention pacing reading.phases reading.readin
 """
 
 
-def _rooms() -> dict[str, set[str] | None]:
-    allowed: dict[str, set[str] | None] = {"cli": None, "__init__": None}
-    allowed |= {folder: set() for folder in FOLDERS if folder}
+def folder(module: str) -> str:
+    """The folder of a module; a folder is a module too: its `__init__`."""
+    return module.partition(".")[0] if "." in module or module in FOLDERS else ""
+
+
+def _allowed() -> dict[str, set[str]]:
+    allowed = {name: set[str]() for name in FOLDERS}
     for line in ROOMS.replace("\n    ", " ").strip().splitlines():
         room, _, names = line.partition(":")
-        folder = room.partition(".")[0]
-        allowed[room] = {folder + n if n.startswith(".") else n for n in names.split()}
+        allowed[room] = {folder(room) + n if n.startswith(".") else n for n in names.split()}
     return allowed
 
 
-ALLOWED = _rooms()
-# Heavy libraries, and the only modules that may load them.
-ONLY_IN = {
-    "matplotlib": {"showing"},
-    "pandas": {"reading", "showing", "cli"},
-    "papermill": {"showing.notebooks"},
-    "nbconvert": {"showing.site"},
+ALLOWED = _allowed()
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
 }
+TEXTS = {module: path.read_text("utf-8") for module, path in FILES.items()}
 
 
-def modules() -> dict[str, Path]:
-    """Every module by its name in the package; a folder is one, too: its `__init__`."""
-    files = {path.relative_to(PACKAGE).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
-    return {".".join(p.parts).removesuffix(".__init__"): path for p, path in files.items()}
-
-
-MODULES = sorted(modules())
-
-
-def imports(module: str) -> tuple[set[str], set[str]]:
-    """The modules of ours and the outside packages that `module` imports, wherever it does."""
-    ours: set[str] = set()
-    outside: set[str] = set()
-    there = modules()
-    folders = ["poclib", *(part for part in module.split(".") if part != "__init__")]
-    for node in ast.walk(ast.parse(there[module].read_text("utf-8"))):
+def imports(text: str, inside: str) -> set[str]:
+    """The full names of what a module imports, wherever it does; `inside` is its package."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = len(folders) - node.level + (there[module].name == "__init__.py")
-            start = folders[:above] if node.level else []
-            base = ".".join([*start, *(node.module or "").split(".")]).rstrip(".")
+            base = resolve_name("." * node.level + (node.module or ""), inside)
+            within = {alias.name: f"{base}.{alias.name}" for alias in node.names}
             # `from . import report` names modules, `from .report import save` names one.
-            within = [f"{base}.{a.name}" for a in node.names]
-            names = [one if one.removeprefix("poclib.") in there else base for one in within]
-        else:
-            continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top != "poclib":
-                outside.add(top)
-            elif rest:
-                ours.add(rest)
-    return ours & there.keys(), outside
+            found |= {n if n.removeprefix("poclib.") in FILES else base for n in within.values()}
+    return found
 
 
-def test_imports_are_read_in_every_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "room").mkdir()
-    for name in ("errors", "records", "report", "stats", "room/door", "room/__init__"):
-        (tmp_path / f"{name}.py").touch()
+def of_module(module: str) -> tuple[set[str], set[str]]:
+    """The modules of ours and the outside packages that `module` imports."""
+    inside = ".".join(["poclib", *FILES[module].parent.relative_to(PACKAGE).parts])
+    names = imports(TEXTS[module], inside)
+    ours = {name.removeprefix("poclib.") for name in names if name.startswith("poclib.")}
+    return ours, {name.partition(".")[0] for name in names} - {"poclib"}
+
+
+def test_imports_are_read_in_every_form() -> None:
     text = (
-        "from . import __version__, errors\nfrom .records import Report\nimport poclib.stats\n"
-        "import pandas.io\ndef late():\n    from poclib import report\n    from yaml import load\n"
+        "from .. import __version__, errors\nfrom ..records import Report\nimport poclib.stats\n"
+        "import pandas.io\nfrom . import run\nfrom .attempt import Rules\n"
+        "def late():\n    from poclib import report\n    from yaml import load\n"
     )
-    (tmp_path / "sample.py").write_text(
-        text + "from .room import door\nfrom .room.door import key\n"
-    )
-    inside = text.replace("from .", "from ..") + "from . import door\nfrom .door import key\n"
-    (tmp_path / "room" / "inside.py").write_text(inside)
-    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
-    ours = {"errors", "records", "report", "stats", "room.door"}
-    assert imports("sample") == imports("room.inside") == (ours, {"pandas", "yaml"})
+    ours = {"errors", "measure.attempt", "measure.run", "records", "report", "stats"}
+    expected = {"poclib", "pandas.io", "yaml", *(f"poclib.{name}" for name in ours)}
+    assert imports(text, "poclib.measure") == expected
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_what_its_layer_may(module: str) -> None:
-    assert module in ALLOWED, f"{module}.py is new: add it to ALLOWED, with what it may import"
-    allowed = ALLOWED[module]
-    ours, outside = imports(module)
-    assert allowed is None or ours <= allowed, f"{module} may not import {ours - allowed}"
+@pytest.mark.parametrize("module", FILES)
+def test_a_module_keeps_to_its_place_and_says_first_what_it_is_for(module: str) -> None:
+    assert module in FREE or module in ALLOWED, f"{module}.py is new: add it to ROOMS"
+    ours, outside = of_module(module)
+    more = set() if module in FREE else ours - ALLOWED[module]
+    assert not more, f"{module} may not import {more}"
+    if module not in ON_TOP:
+        above = {folder(name) for name in ours} - FOLDERS[folder(module)] - {folder(module)}
+        assert not above, f"{module} reaches into {above}"
     for library, homes in ONLY_IN.items():
-        assert library not in outside or {module, module.partition(".")[0]} & homes, (
-            f"{library} only in {sorted(homes)}"
-        )
-
-
-@pytest.mark.parametrize("module", [m for m in MODULES if m not in ON_TOP])
-def test_a_folder_imports_only_what_lies_below_it(module: str) -> None:
-    ours, _ = imports(module)
-    mine = module.partition(".")[0] if "." in module or module in FOLDERS else ""
-    others = {name.partition(".")[0] if "." in name else "" for name in ours - FOLDERS.keys()}
-    assert others <= FOLDERS[mine] | {mine}, f"{module} reaches into {others}"
-
-
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_says_first_what_it_is_for(module: str) -> None:
-    words = ast.get_docstring(ast.parse(modules()[module].read_text("utf-8")))
+        assert library not in outside or {module, folder(module)} & homes, f"{library}: {homes}"
+    words = ast.get_docstring(ast.parse(TEXTS[module]))
     assert words and words.splitlines()[0].endswith("."), f"{module}.py needs a first sentence"
+
+
+@pytest.mark.xfail(strict=False, reason="a few files wait to be split or cut")
+def test_a_file_is_read_in_one_sitting() -> None:
+    lengths = {module: len(text.splitlines()) for module, text in TEXTS.items()}
+    print(f"poclib: {sum(lengths.values())} lines in {len(lengths)} files")
+    assert {module: n for module, n in lengths.items() if n > LONGEST} == {}
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
@@ -201,49 +187,36 @@ def test_every_library_that_is_imported_is_declared() -> None:
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {canonicalize_name(Requirement(word).name) for group in groups for word in group}
     homes = packages_distributions()
-    used = set().union(*(imports(module)[1] for module in MODULES)) - sys.stdlib_module_names
-    distributions = {name: homes.get(name, [name]) for name in used}
-    loose = [n for n, d in distributions.items() if not declared & set(map(canonicalize_name, d))]
-    assert loose == []
+    used = set().union(*(of_module(module)[1] for module in FILES)) - sys.stdlib_module_names
+    assert [n for n in used if not declared & set(map(canonicalize_name, homes.get(n, [n])))] == []
 
 
 # ---- What no committed file may hold ------------------------------------------------------
 
-HOSTS = re.compile(r"https?://[^\s\"')>]*(/simple\b|/packages/|\.whl\b|\.tar\.gz\b)|file:///")
+
+def machine_paths() -> str:
+    """Of this machine; folders that many machines have, such as /tmp, would prove nothing."""
+    here = {str(Path.home()), str(ROOT.parent), str(ROOT)} - {"/", "/tmp", tempfile.gettempdir()}
+    return rf"(?<![\w.~-])({'|'.join(map(re.escape, here))})(?=[/\"'\s:,)]|$)"
 
 
-def tracked() -> list[Path]:
-    """Files of the project: what git has or would add; without git, what is not ignored by name."""
+INDEX_HOSTS = r"https?://[^\s\"')>]*(/simple\b|/packages/|\.whl\b|\.tar\.gz\b)|file:///"
+
+
+@pytest.mark.parametrize("pattern", [machine_paths(), INDEX_HOSTS], ids=["path", "index"])
+def test_no_file_names_a_path_of_this_machine_or_a_package_index(pattern: str) -> None:
+    """In what git has or would add."""
     ask = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(ask, cwd=ROOT, capture_output=True, check=True, timeout=60).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this copy of the project is not a git repository")
-    paths = [ROOT / name for name in listed.decode().split("\0") if name]
-    return [path for path in paths if path.is_file()]
-
-
-def texts() -> list[tuple[str, str]]:
-    """Name and text of every file that is text."""
-    found = []
-    for path in tracked():
-        data = path.read_bytes()
-        if b"\0" not in data and path != Path(__file__):
-            found.append((str(path.relative_to(ROOT)), data.decode(errors="replace")))
-    return found
-
-
-def test_no_file_names_a_path_of_this_machine() -> None:
-    """Folders that many machines have, such as /tmp, would prove nothing."""
-    here = {str(Path.home()), str(ROOT.parent), str(ROOT)} - {"/", "/tmp", tempfile.gettempdir()}
-    telling = "|".join(map(re.escape, here))
-    path = re.compile(rf"(?<![\w.~-])({telling})(?=[/\"'\s:,)]|$)", re.M)
-    found = [f"{name}: {hit[0]}" for name, text in texts() for hit in path.finditer(text)]
-    assert found == []
-
-
-def test_no_file_names_a_package_index_or_a_download() -> None:
-    found = [f"{name}: {hit[0]}" for name, text in texts() for hit in HOSTS.finditer(text)]
+    found: list[str] = []
+    for path in (ROOT / name for name in listed.decode().split("\0") if name):
+        data = path.read_bytes() if path.is_file() and path != Path(__file__) else b"\0"
+        if b"\0" not in data:  # a text
+            hits = re.finditer(pattern, data.decode(errors="replace"), re.M)
+            found += [f"{path.relative_to(ROOT)}: {hit[0]}" for hit in hits]
     assert found == []
 
 
@@ -255,8 +228,7 @@ def test_a_committed_notebook_has_been_executed(notebook: Path) -> None:
     assert code, "a notebook without code"
     counts = [cell["execution_count"] for cell in code]
     assert counts == list(range(1, len(code) + 1)), "run it from top to bottom and save it"
-    failed = [o for cell in code for o in cell["outputs"] if o["output_type"] == "error"]
-    assert failed == []
+    assert not [o for cell in code for o in cell["outputs"] if o["output_type"] == "error"]
 
 
 def test_the_readme_says_what_the_committed_reports_give() -> None:
