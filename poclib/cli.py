@@ -204,8 +204,7 @@ def ruler_command() -> None:
     """
     from .measure import ruler
 
-    check = ruler.run()
-    ruler.save(check, report.root())
+    check = ruler.obtain(True, report.root())
     click.echo(f"{documents.ruler_table(check)}\n{documents.ruler_finding(check)}")
 
 

@@ -25,8 +25,7 @@ def test_a_blocked_loop_is_late() -> None:
         time.sleep(0.1)
 
     async def work() -> None:
-        loop = asyncio.get_running_loop()
-        with watch.watching(loop):
+        with watch.watching(asyncio.get_running_loop()):
             await asyncio.to_thread(watch._answered.wait)  # a loop that is free answers
             block()
             await asyncio.sleep(0)
@@ -37,27 +36,21 @@ def test_a_blocked_loop_is_late() -> None:
     assert watch.moments, "the machine is looked at, at the latest at the end"
 
 
-def test_shares_come_from_counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    counted = iter(
-        [
-            {"all": 100.0, "busy": 50.0, "steal": 1.0, "own": 10.0},
-            {"all": 110.0, "busy": 57.0, "steal": 3.0, "own": 14.0},
-        ]
-    )
-    monkeypatch.setattr(Monitor, "_counters", lambda self: next(counted))
-    watch = Monitor(clock)
-    watch.look()
-    seen = watch.moments[0]
-    # By hand: of 10 s of all cores 7 were busy, 4 of them ours, and 2 were stolen.
-    assert (seen.own, seen.others, seen.steal) == (0.4, 0.3, 0.2)
-
-
-def test_a_clock_that_is_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Monitor(clock)
-    real = time.time
+def test_shares_come_from_counters_and_a_clock_that_is_set_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = [
+        {"all": 110.0, "busy": 57.0, "steal": 3.0, "own": 14.0},
+        {"all": 100.0, "busy": 50.0, "steal": 1.0, "own": 10.0},
+    ]
+    monkeypatch.setattr(Monitor, "_counters", lambda self: counted.pop())
+    watch, real = Monitor(clock), time.time
     monkeypatch.setattr(machine.time, "time", lambda: real() + 3)
     watch.look()
-    assert watch.moments[0].wall_ahead_ms == pytest.approx(3000, abs=100)
+    (seen,) = watch.moments
+    # By hand: of 10 s of all cores 7 were busy, 4 of them ours, and 2 were stolen.
+    assert (seen.own, seen.others, seen.steal) == (0.4, 0.3, 0.2)
+    assert seen.wall_ahead_ms == pytest.approx(3000, abs=100)
 
 
 def test_what_is_kept_is_bounded_and_keeps_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,23 +63,11 @@ def test_what_is_kept_is_bounded_and_keeps_the_worst(monkeypatch: pytest.MonkeyP
     assert max(watch.lags.lag_ms) > 500
 
 
-def test_our_own_work_is_counted_as_ours() -> None:
-    watch = Monitor(clock)
-    before = watch._counters()["own"]
-    while (after := watch._counters()["own"]) == before:
-        pass  # spends what it waits for
-    assert after > before
-
-
 def test_what_is_there_is_kept_from_the_garbage_collector_and_let_go_again() -> None:
-    before = gc.get_freeze_count()
+    assert gc.get_freeze_count() == 0
     with machine.undisturbed():
-        held = gc.get_freeze_count()
-        assert held > 1000
-        with machine.undisturbed():  # a check within a run
-            assert gc.get_freeze_count() >= held
-        assert gc.get_freeze_count() >= held
-    assert gc.get_freeze_count() == before == 0
+        assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() == 0
 
 
 WORKER = """
@@ -97,13 +78,16 @@ print(time.process_time(), flush=True)
 """
 
 
-def test_an_engine_s_processor_time_is_what_it_says_itself() -> None:
+def test_an_engine_s_processor_time_is_what_it_says_itself_and_ours_too() -> None:
+    watch = Monitor(clock)
     start = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-c", WORKER], **start) as worker:  # type: ignore[call-overload]
         with EngineSampler({"engine": [worker.pid], "a person's server": []}) as sampler:
             spent_s = float(worker.stdout.readline())
+            own_s = watch._counters()["own"] - watch._before["own"]
         worker.stdin.close()
     (used,) = sampler.used
     # What it spent before the first look is not counted: at most its start.
     assert 0 < used.cpu_ms <= 1000 * spent_s + 20 and used.wall_ms >= used.cpu_ms - 20
     assert (used.provider, used.processes, used.threads) == ("engine", 1, 2)
+    assert own_s >= spent_s - 0.02  # the system counts in hundredths

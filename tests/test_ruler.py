@@ -11,40 +11,40 @@ from poclib.measure.ruler import Case
 from poclib.records import Arm, Probe, Request, Ruler
 
 
-def answered(start: float, error: float) -> Request:
+def answered(start: float, error: float, **marks: float) -> Request:
     """The server took 25 + 35 ms by its own clock; we saw its first token `error` later."""
     first = start + 25 + error
+    ends = {"start_ms": start, "first_token_ms": first, "end_ms": start + 60 + error}
     return Request.model_validate(
         {
             "prompt": 0,
             "provider": "known",
             "wall_ms": 60 + error,
-            "marks": {"start_ms": start, "first_token_ms": first, "end_ms": start + 60 + error},
+            "marks": ends | marks,
             "server": {"prompt_ms": 25, "generation_ms": 35, "total_ms": 60},
             "token_ms": [first, first + 35.7],
         }
     )
 
 
-def test_an_error_is_what_was_measured_minus_what_is_true() -> None:
-    rows = [answered(0, 1), answered(70, 2), answered(140, 6)]
-    arm = Arm(arm="strategy", strategy="shared-queue", requests=rows)
+def biases(*rows: Request) -> dict[str, float]:
+    arm = Arm(arm="strategy", strategy="shared-queue", requests=list(rows))
     probe = Probe(provider="known", at_ms=0, round_trip_ms=1, wire_ms=0.25)
-    found = {row.quantity: row for row in ruler.compared(Case(3), arm, [probe])}
-    assert found["ttft_ms"].bias_ms == pytest.approx(2) and found["ttft_ms"].p95_ms is None
-    assert found["over_ms"].bias_ms == pytest.approx(2)
-    assert found["inter_token_ms"].bias_ms == pytest.approx(0.7)
-    assert found["network_ms"].bias_ms == 0.25
+    found = ruler.compared(Case(len(rows)), arm, [probe])
+    assert all(row.p95_ms is None for row in found)  # of so few
+    return {row.quantity: pytest.approx(row.bias_ms) for row in found}
+
+
+def test_an_error_is_what_was_measured_minus_what_is_true() -> None:
+    of_one = {"over_ms": 2, "inter_token_ms": 0.7, "network_ms": 0.25, "stub": 0}
     # From 0 to 206, of which 3 x 60 are true.
-    assert found["makespan_ms"].bias_ms == pytest.approx(26 / 3)
-    assert found["stub"].bias_ms == 0
-
-
-def test_a_failed_request_of_its_own_ends_the_check() -> None:
-    failed = Request(prompt=0, provider="known", outcome="failed", error="gone")
-    arm = Arm(arm="strategy", strategy="shared-queue", requests=[failed])
+    three = biases(answered(0, 1), answered(70, 2), answered(140, 6))
+    assert three == {"ttft_ms": 2, "makespan_ms": 26 / 3} | of_one
+    # A connect is told apart and not counted twice.
+    late = biases(answered(0, 5, connect_start_ms=0.5, connected_ms=3.5))
+    assert late == {"connect_ms": 3, "ttft_ms": 2, "makespan_ms": 5} | of_one
     with pytest.raises(EngineError, match="gone"):
-        ruler.compared(Case(1), arm, [])
+        biases(Request(prompt=0, provider="known", outcome="failed", error="gone"))
 
 
 @pytest.mark.parametrize(
@@ -65,30 +65,16 @@ def test_the_whole_instrument_sees_the_known_server(case: Case) -> None:
     assert ("makespan_ms" in rows) == (case.in_flight == 1)
 
 
-def test_a_check_is_kept_and_read_back(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match="poc ruler"):
-        ruler.load(tmp_path)
-    found = ruler.run([Case(2, delay_ms=1, tokens=1)])
-    ruler.save(found, tmp_path)
-    assert ruler.load(tmp_path) == found == ruler.obtain(False, tmp_path)
-
-
-def test_a_notebook_may_have_it_checked_anew(
+def test_a_notebook_has_it_checked_anew_or_reads_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Inside a running loop too, as a notebook's kernel has one."""
     monkeypatch.setattr(ruler.run, "__defaults__", ((Case(2, delay_ms=1, tokens=1),),))
 
-    async def notebook() -> Ruler:
-        return ruler.obtain(True, tmp_path)
+    async def notebook(measure: bool) -> Ruler:
+        return ruler.obtain(measure, tmp_path)
 
-    found = asyncio.run(notebook())
-    assert ruler.load(tmp_path) == found and {row.n for row in found.rows} >= {2}
-
-
-def test_a_connect_is_told_apart_and_not_counted_twice() -> None:
-    late = answered(0, 5)
-    marks = late.marks.model_copy(update={"connect_start_ms": 0.5, "connected_ms": 3.5})
-    arm = Arm(arm="strategy", strategy="x", requests=[late.model_copy(update={"marks": marks})])
-    found = {row.quantity: row.bias_ms for row in ruler.compared(Case(1), arm, [])}
-    assert (found["connect_ms"], found["ttft_ms"], found["over_ms"]) == pytest.approx((3, 2, 2))
+    with pytest.raises(ReportError, match="poc ruler"):
+        asyncio.run(notebook(False))
+    found = asyncio.run(notebook(True))
+    assert asyncio.run(notebook(False)) == found and {row.n for row in found.rows} >= {2}

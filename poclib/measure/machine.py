@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
@@ -33,7 +32,7 @@ def environment() -> dict[str, object]:
         "cores": os.cpu_count(),
         "own_cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_1min": _load_1min(),
+        "load_1min": round(os.getloadavg()[0], 2),
     }
 
 
@@ -42,11 +41,8 @@ def undisturbed() -> Iterator[None]:
     """Keep the garbage collector away from what is there already, while the block runs.
 
     A full collection walks over every object: in a notebook's process it stops everything for
-    over 100 ms, in the middle of a request.
+    over 100 ms, in the middle of a request. One block within another ends both.
     """
-    if gc.get_freeze_count():
-        yield  # an outer block does
-        return
     gc.freeze()
     try:
         yield
@@ -58,8 +54,7 @@ class Monitor:
     """What was seen so far: lags of the event loop, `moments` of the machine.
 
     A thread asks the loop 20 times a second to note the time: how late it does so is how late an
-    answer would have been noticed. Beside that it reads what else the machine did, and whether
-    its clock was set. `clock` gives milliseconds since the report's anchor, from any thread.
+    answer would have been noticed. `clock` gives milliseconds since the report's anchor.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -77,12 +72,12 @@ class Monitor:
         return Lags(at_ms=[at for at, _ in self._lags], lag_ms=[lag for _, lag in self._lags])
 
     @contextlib.contextmanager
-    def watching(self, loop: asyncio.AbstractEventLoop) -> Iterator[Monitor]:
+    def watching(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """Watch `loop` and the machine for as long as the block runs."""
         thread = threading.Thread(target=self._watch, args=(loop,), daemon=True)
         thread.start()
         try:
-            yield self
+            yield
         finally:
             self._stop.set()
             thread.join()
@@ -102,7 +97,7 @@ class Monitor:
             others=share(spent["busy"] - spent["own"]),
             own=share(spent["own"]),
             steal=share(spent["steal"]),
-            load_1min=_load_1min(),
+            load_1min=round(os.getloadavg()[0], 2),
             throttled=_throttled(),
             wall_ahead_ms=1000 * (time.time() - time.perf_counter() - self._wall_ahead_s),
         )
@@ -161,53 +156,39 @@ class EngineSampler:
         }
 
     def __enter__(self) -> EngineSampler:
-        self._begun_s = time.monotonic()
-        self._before = {name: _used(processes) for name, processes in self._engines.items()}
+        self._before = [_used(name, engine) for name, engine in self._engines.items()]
         return self
 
     def __exit__(self, *_: object) -> None:
-        wall_ms = 1000 * (time.monotonic() - self._begun_s)
-        for name, processes in self._engines.items():
-            now, before = _used(processes), self._before[name]
-            row = EngineUse(
-                provider=name,
-                wall_ms=wall_ms,
-                cpu_ms=1000 * max(0.0, now.cpu_s - before.cpu_s),
-                processes=len(processes),
-                threads=len(now.switches),
-                cores=len(now.cores) or None,
-                involuntary_switches=now.switched - before.switched if now.switches else None,
-            )
-            self.used.append(row)
+        for before in self._before:
+            now = _used(before.provider, self._engines[before.provider])
+            spent = {
+                key: max(0, new - (getattr(before, key) or 0))
+                for key in ("wall_ms", "cpu_ms", "involuntary_switches")
+                if (new := getattr(now, key)) is not None
+            }
+            self.used.append(now.model_copy(update=spent))
 
 
-class _Used(NamedTuple):
-    """What the processes of one provider have used so far; switches by thread."""
-
-    cpu_s: float
-    switches: dict[int, int]
-    cores: set[int]
-
-    @property
-    def switched(self) -> int:
-        return sum(self.switches.values())
-
-
-def _used(processes: Sequence[psutil.Process]) -> _Used:
-    cpu_s, switches, cores = 0.0, dict[int, int](), set[int]()
+def _used(provider: str, processes: Sequence[psutil.Process]) -> EngineUse:
+    """What these processes have used until now, by a clock that began some time ago."""
+    cpu_s, switches, cores = 0.0, list[int](), set[int]()
     for process in processes:
         with suppress(psutil.Error, AttributeError):  # not every system tells all of it
             cpu_s += sum(process.cpu_times()[:2])
             # Linux counts switches by thread; what it gives for a process is its first one.
             for thread in process.threads():
-                counted = psutil.Process(thread.id).num_ctx_switches()
-                switches[thread.id] = counted.involuntary
+                switches.append(psutil.Process(thread.id).num_ctx_switches().involuntary)
             cores |= set(process.cpu_affinity())
-    return _Used(cpu_s, switches, cores)
-
-
-def _load_1min() -> float | None:
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+    return EngineUse(
+        provider=provider,
+        wall_ms=1000 * time.monotonic(),
+        cpu_ms=1000 * cpu_s,
+        processes=len(processes),
+        threads=len(switches),
+        cores=len(cores) or None,
+        involuntary_switches=sum(switches) if switches else None,
+    )
 
 
 def _throttled() -> int | None:

@@ -1,7 +1,7 @@
 """Checks the instrument on itself: known delays in, what a report would say of them out.
 
-Real providers, transport and dispatch are held against `stub`, a server of known behaviour in a
-process of its own. An error is what was measured minus what the stub's own clock says it did.
+Real providers, transport and dispatch are held against `stub`, a server of known behaviour. An
+error is what was measured minus what the stub's own clock says it did.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
-
-from pydantic import ValidationError
 
 from ..errors import EngineError, ReportError
 from ..parameters import Parameters, ProviderSettings
@@ -32,6 +31,7 @@ from .machine import undisturbed
 from .strategies import STRATEGIES
 
 FILE = Path("data", "ruler.json")
+STUB = Path(__file__).with_name("stub.py")
 PROBES = 20
 
 
@@ -67,34 +67,27 @@ QUICK = (Case(40, delay_ms=5, tokens=3, gap_ms=2),)
 @contextlib.contextmanager
 def known_server(round_trip_ms: float) -> Iterator[str]:
     """The address of a stub that runs for as long as the block does. Raises `EngineError`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "poclib.measure.stub", str(round_trip_ms)],
-        stdin=subprocess.PIPE,
+    with subprocess.Popen(
+        [sys.executable, "-I", str(STUB), str(round_trip_ms)],
+        stdin=subprocess.PIPE,  # it serves until its input ends: never longer than we live
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        port = process.stdout.readline().strip().decode()
-        if not port:
-            raise EngineError("the ruler's server did not start; is the package whole?")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.stdin.close()  # it serves until its input ends
-        process.stdout.close()
+        text=True,
+    ) as process:
         try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
+            port = process.stdout.readline().strip() if process.stdout else ""
+            if not port:
+                raise EngineError("the ruler's server did not start; is the package whole?")
+            yield f"http://127.0.0.1:{port}"
+        finally:
             process.kill()
-            process.wait()
 
 
-async def check(cases: Sequence[Case] = CASES) -> Ruler:
+async def check(cases: Sequence[Case]) -> Ruler:
     """Bias and spread of each quantity in each case."""
     rows: list[RulerRow] = []
     for case in cases:
-        with known_server(case.round_trip_ms) as url, undisturbed():
+        with known_server(case.round_trip_ms) as url:
             arm, probes = await _measured(case, url)
         rows += compared(case, arm, probes)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -109,18 +102,21 @@ async def _measured(case: Case, url: str) -> tuple[Arm, list[Probe]]:
     )
     sender = KINDS[kind](settings, Parameters(providers=[settings]), url)
     anchor_s = time.perf_counter()
+    text = f"{case.delay_ms:g} {case.tokens} {case.gap_ms:g}"
 
     def clock() -> float:
         return (time.perf_counter() - anchor_s) * 1000
 
     async def asked(count: int) -> Arm:
-        text = f"{case.delay_ms:g} {case.tokens} {case.gap_ms:g}"
-        prompts = [Prompt(index, text) for index in range(count)]
-        limits, expected_ms = {"known": case.in_flight}, {"known": 100.0}
-        rules = Rules(retries=0, request_timeout_s=30)
-        queue = STRATEGIES["shared-queue"]
         return await run_arm(
-            "strategy", queue, prompts, [sender], limits, expected_ms, clock, rules
+            "strategy",
+            STRATEGIES["shared-queue"],
+            [Prompt(index, text) for index in range(count)],
+            [sender],
+            {"known": case.in_flight},
+            {"known": 100.0},
+            clock,
+            Rules(retries=0, request_timeout_s=30),
         )
 
     try:
@@ -138,16 +134,15 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
     the stub, so the link's counts once, and all of its `connect_ms` is error. Raises `EngineError`
     where a request failed.
     """
-    errors: dict[str, list[float]] = {}
+    errors: dict[str, list[float]] = defaultdict(list)
     for row in arm.requests:
         if row.outcome != "ok" or row.over_ms is None:
             raise EngineError(f"the ruler's own request failed: {row.error or row.outcome}.")
-        own_ms = (row.server.prompt_ms or 0) - case.delay_ms
-        for quantity, error in {**_errors(row, case.round_trip_ms), "stub": own_ms}.items():
-            errors.setdefault(quantity, []).append(error)
-    wires = [probe.wire_ms for probe in probes if probe.wire_ms is not None]
-    if wires:
-        errors["network_ms"] = [wire_ms - case.round_trip_ms for wire_ms in wires]
+        for quantity, error_ms in _errors(case, row).items():
+            errors[quantity].append(error_ms)
+    for probe in probes:
+        if probe.wire_ms is not None:
+            errors["network_ms"].append(probe.wire_ms - case.round_trip_ms)
     if case.in_flight == 1:
         starts = [row.marks.start_ms or 0 for row in arm.requests]
         ends = [row.marks.end_ms or 0 for row in arm.requests]
@@ -162,27 +157,26 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
             keep_alive=case.keep_alive,
             n=len(values),
             bias_ms=median(values),
-            p95_ms=_p95([abs(error) for error in values]),
+            p95_ms=_p95([abs(error_ms) for error_ms in values]),
         )
         for quantity, values in errors.items()
     ]
 
 
-def _errors(row: Request, round_trip_ms: float) -> dict[str, float]:
+def _errors(case: Case, row: Request) -> dict[str, float]:
     """A connect is a part of its own in a report: its error is told apart, not twice."""
-    marks, server, tokens = row.marks, row.server, row.token_ms or []
-    ttft = (marks.first_token_ms or 0) - (marks.start_ms or 0)
-    connect = 0.0
+    marks, prompt_ms, tokens_ms = row.marks, row.server.prompt_ms or 0, row.token_ms or []
+    ttft_ms = (marks.first_token_ms or 0) - (marks.start_ms or 0)
+    connect_ms = 0.0
     errors: dict[str, float] = {}
     if marks.connected_ms is not None and marks.connect_start_ms is not None:
-        connect = errors["connect_ms"] = marks.connected_ms - marks.connect_start_ms
-    errors |= {
-        "ttft_ms": ttft - connect - (server.prompt_ms or 0) - round_trip_ms,
-        "over_ms": (row.over_ms or 0) - connect - round_trip_ms,
-    }
-    if len(tokens) > 1:
-        spans = tokens[-1] - tokens[0] - (server.generation_ms or 0)
-        errors["inter_token_ms"] = spans / (len(tokens) - 1)
+        connect_ms = errors["connect_ms"] = marks.connected_ms - marks.connect_start_ms
+    errors["ttft_ms"] = ttft_ms - connect_ms - prompt_ms - case.round_trip_ms
+    errors["over_ms"] = (row.over_ms or 0) - connect_ms - case.round_trip_ms
+    if len(tokens_ms) > 1:
+        late_ms = tokens_ms[-1] - tokens_ms[0] - (row.server.generation_ms or 0)
+        errors["inter_token_ms"] = late_ms / (len(tokens_ms) - 1)
+    errors["stub"] = prompt_ms - case.delay_ms
     return errors
 
 
@@ -191,31 +185,21 @@ def _p95(values: Sequence[float]) -> float | None:
     return sorted(values)[int(0.95 * len(values))] if len(values) >= 72 else None
 
 
-def save(check: Ruler, root: Path) -> Path:
-    """Keep the last check as data/ruler.json. Raises `ReportError` where that fails."""
-    path = root / FILE
-    with explained(FILE.as_posix(), "written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(check.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    return path
-
-
-def load(root: Path) -> Ruler:
-    """The last check that was saved. Raises `ReportError` where there is none."""
-    try:
-        return Ruler.model_validate_json((root / FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
-        raise ReportError(f"{FILE} is absent or damaged; make it with `poc ruler`.") from None
+def run(cases: Sequence[Case] = CASES) -> Ruler:
+    """`check` on a loop of its own, also where this thread has one, as in a notebook."""
+    with ThreadPoolExecutor(1) as thread, undisturbed():
+        return thread.submit(lambda: asyncio.run(check(cases))).result()
 
 
 def obtain(measure: bool, root: Path) -> Ruler:
-    """A notebook's check: made now and saved if `measure`, else the one that was saved last."""
+    """The check in data/ruler.json, if `measure` made anew. Raises `ReportError`."""
+    path = root / FILE
     if measure:
-        save(run(), root)
-    return load(root)
-
-
-def run(cases: Sequence[Case] = CASES) -> Ruler:
-    """`check` on a loop of its own, also where this thread has one, as in a notebook."""
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(lambda: asyncio.run(check(cases))).result()
+        found = run()
+        with explained(FILE.as_posix(), "written"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(found.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    try:
+        return Ruler.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ReportError(f"{FILE} is absent or damaged; make it with `poc ruler`.") from None
