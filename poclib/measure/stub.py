@@ -5,7 +5,7 @@ before the first token and between tokens. It spins towards each deadline, and r
 llama.cpp's `timings` not what was asked but what it did, by its own monotonic clock. A selector of
 its own, since asyncio's loop would add 0.1 to 0.2 ms between a byte's arrival and its notice.
 
-    python -m poclib.measure.stub ROUND_TRIP_MS    prints its port, serves until its input ends
+    python stub.py ROUND_TRIP_MS    prints its port, serves until its input ends
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 
 # From so long before a deadline on, the loop spins: a selector sleeps in whole milliseconds.
 _SPIN_S = 0.002
-_LISTED = (
-    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 27\r\n\r\n"
-    b'{"object":"list","data":[]}'
+_EMPTY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
+    b"connection: %b\r\n\r\n"
 )
 
 
@@ -35,14 +36,8 @@ def _chunk(last: bool, more: dict[str, object]) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def _head(keep: bool) -> bytes:
-    lines = ["HTTP/1.1 200 OK", "content-type: text/event-stream", "transfer-encoding: chunked"]
-    return "\r\n".join([*lines, *([] if keep else ["connection: close"]), "\r\n"]).encode()
-
-
 # All but the last token are ready beforehand: making them would delay what is said to be sent.
 _TOKEN = _chunk(False, {})
-_HEADS = {keep: _head(keep) for keep in (True, False)}
 
 
 @dataclass
@@ -65,7 +60,6 @@ class Stub:
         self._half_s = round_trip_ms / 2000
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._due: list[tuple[float, int, _Connection]] = []
         self._numbers = itertools.count()
@@ -88,14 +82,13 @@ class Stub:
 
     def _accept(self) -> None:
         client, _ = self._listener.accept()
-        client.setblocking(False)
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._selector.register(client, selectors.EVENT_READ, _Connection(client))
 
     def _read(self, connection: _Connection) -> None:
         try:
             data = connection.socket.recv(65536)
-        except (BlockingIOError, ConnectionError):
+        except ConnectionError:
             data = b""
         if not data:
             self._close(connection)
@@ -122,11 +115,10 @@ class Stub:
         heapq.heappush(self._due, due)
 
     def _send(self, connection: _Connection) -> None:
-        """Send the next token and plan the one after it; or the list that a GET asked for."""
+        """Send the next token and plan the one after it; or the little that a GET asked for."""
         try:
-            connection.socket.sendall(self._token(connection) if connection.due_s else _LISTED)
-        except OSError:
-            self._close(connection)
+            connection.socket.sendall(self._token(connection) if connection.due_s else _EMPTY)
+        except OSError:  # it was closed, which is read, too
             return
         if connection.sent < len(connection.due_s):
             self._plan(connection, connection.due_s[connection.sent])
@@ -138,22 +130,24 @@ class Stub:
         now_s = time.perf_counter() - self._half_s  # when it left the server
         start = b""
         if not connection.sent:
-            connection.first_s, start = now_s, _HEADS[connection.keep]
+            connection.first_s = now_s
+            start = _HEAD % (b"keep-alive" if connection.keep else b"close")
         connection.sent += 1
         if connection.sent < len(connection.due_s):
             return start + _TOKEN
-        timings = {
-            "prompt_ms": 1000 * (connection.first_s - connection.arrived_s),
-            "predicted_ms": 1000 * (now_s - connection.first_s),
+        done = {
+            "stop_type": "limit",
+            "timings": {
+                "prompt_ms": 1000 * (connection.first_s - connection.arrived_s),
+                "predicted_ms": 1000 * (now_s - connection.first_s),
+            },
+            "tokens_predicted": connection.sent,
+            "tokens_evaluated": 3,
+            "usage": {"prompt_tokens": 3, "completion_tokens": connection.sent},
         }
-        usage = {"prompt_tokens": 3, "completion_tokens": connection.sent}
-        counts = {"tokens_predicted": connection.sent, "tokens_evaluated": 3, "usage": usage}
-        end = _chunk(True, {"stop_type": "limit", "timings": timings, **counts})
-        return start + end + b"0\r\n\r\n"
+        return start + _chunk(True, done) + b"0\r\n\r\n"
 
     def _close(self, connection: _Connection) -> None:
-        self._due = [due for due in self._due if due[2] is not connection]
-        heapq.heapify(self._due)
         self._selector.unregister(connection.socket)
         connection.socket.close()
 
