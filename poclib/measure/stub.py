@@ -17,7 +17,8 @@ import selectors
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import suppress
 
 # From so long before a deadline on, the loop spins: a selector sleeps in whole milliseconds.
 _SPIN_S = 0.002
@@ -40,19 +41,6 @@ def _chunk(last: bool, more: dict[str, object]) -> bytes:
 _TOKEN = _chunk(False, {})
 
 
-@dataclass
-class _Connection:
-    """One connection, and the answer it is giving."""
-
-    socket: socket.socket
-    received: bytes = b""
-    keep: bool = True
-    due_s: list[float] = field(default_factory=list)  # when its tokens leave the server
-    sent: int = 0
-    arrived_s: float = 0.0
-    first_s: float = 0.0
-
-
 class Stub:
     """Listens on a free port of 127.0.0.1. `round_trip_ms` is added to every exchange."""
 
@@ -61,7 +49,8 @@ class Stub:
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._due: list[tuple[float, int, _Connection]] = []
+        # Answers under way, by when each goes on; of equal times the older first.
+        self._due: list[tuple[float, int, Iterator[float]]] = []
         self._numbers = itertools.count()
         self.port: int = self._listener.getsockname()[1]
 
@@ -71,85 +60,75 @@ class Stub:
         while True:
             wait_s = self._due[0][0] - time.perf_counter() - _SPIN_S if self._due else None
             for key, _ in self._selector.select(None if wait_s is None else max(0.0, wait_s)):
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.fileobj is sys.stdin:
+                if key.fileobj is sys.stdin:
                     return
+                if key.fileobj is self._listener:
+                    client, _ = self._listener.accept()
+                    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self._selector.register(client, selectors.EVENT_READ, (client, bytearray()))
                 else:
-                    self._read(key.data)
+                    self._read(*key.data)
             while self._due and self._due[0][0] <= time.perf_counter():
-                self._send(heapq.heappop(self._due)[2])
+                self._go_on(heapq.heappop(self._due)[2])
 
-    def _accept(self) -> None:
-        client, _ = self._listener.accept()
-        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._selector.register(client, selectors.EVENT_READ, _Connection(client))
-
-    def _read(self, connection: _Connection) -> None:
-        try:
-            data = connection.socket.recv(65536)
-        except ConnectionError:
-            data = b""
+    def _read(self, client: socket.socket, received: bytearray) -> None:
+        data = b""
+        with suppress(ConnectionError):
+            data = client.recv(65536)
         if not data:
-            self._close(connection)
+            self._close(client)
             return
-        connection.received += data
-        head, end, rest = connection.received.partition(b"\r\n\r\n")
+        received += data
+        head, end, body = bytes(received).partition(b"\r\n\r\n")
         lines = head.lower().split(b"\r\n")
         length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
-        if not end or len(rest) < length:
+        if end and len(body) >= length:
+            received.clear()
+            self._go_on(self._answer(client, lines, body))
+
+    def _go_on(self, answer: Iterator[float]) -> None:
+        with suppress(OSError):  # its client has gone, which is read, too
+            if (due_s := next(answer, None)) is not None:
+                heapq.heappush(self._due, (due_s, next(self._numbers), answer))
+
+    def _answer(self, client: socket.socket, lines: list[bytes], body: bytes) -> Iterator[float]:
+        """Send what was asked for, token by token; yields when to go on.
+
+        The request's way here and the answer's way back cost half a round trip each.
+        """
+        arrived_s = first_s = time.perf_counter() + self._half_s
+        if lines[0].startswith(b"get"):
+            yield arrived_s + self._half_s
+            client.sendall(_EMPTY)
             return
-        connection.received, connection.sent = b"", 0
-        connection.keep = b"connection: close" not in lines
-        # The request's way here and the answer's way back cost half a round trip each.
-        connection.arrived_s = time.perf_counter() + self._half_s
-        connection.due_s = []
-        if not head.startswith(b"GET"):
-            delay_ms, tokens, gap_ms = map(float, json.loads(rest)["prompt"].split()[-3:])
-            first_s = connection.arrived_s + delay_ms / 1000
-            connection.due_s = [first_s + n * gap_ms / 1000 for n in range(int(tokens))]
-        self._plan(connection, connection.due_s[0] if connection.due_s else connection.arrived_s)
+        delay_ms, count, gap_ms = map(float, json.loads(body)["prompt"].split()[-3:])
+        closes = b"connection: close" in lines
+        for sent in range(int(count)):
+            yield arrived_s + (delay_ms + sent * gap_ms) / 1000 + self._half_s
+            left_s = time.perf_counter() - self._half_s
+            start = b""
+            if not sent:
+                first_s, start = left_s, _HEAD % (b"close" if closes else b"keep-alive")
+            if sent < count - 1:
+                client.sendall(start + _TOKEN)
+                continue
+            done = {
+                "stop_type": "limit",
+                "timings": {
+                    "prompt_ms": 1000 * (first_s - arrived_s),
+                    "predicted_ms": 1000 * (left_s - first_s),
+                },
+                "tokens_predicted": sent + 1,
+                "tokens_evaluated": 3,
+                "usage": {"prompt_tokens": 3, "completion_tokens": sent + 1},
+            }
+            client.sendall(start + _chunk(True, done) + b"0\r\n\r\n")
+        if closes:
+            self._close(client)
 
-    def _plan(self, connection: _Connection, leaves_s: float) -> None:
-        due = leaves_s + self._half_s, next(self._numbers), connection
-        heapq.heappush(self._due, due)
-
-    def _send(self, connection: _Connection) -> None:
-        """Send the next token and plan the one after it; or the little that a GET asked for."""
-        try:
-            connection.socket.sendall(self._token(connection) if connection.due_s else _EMPTY)
-        except OSError:  # it was closed, which is read, too
-            return
-        if connection.sent < len(connection.due_s):
-            self._plan(connection, connection.due_s[connection.sent])
-        elif not connection.keep:
-            self._close(connection)
-
-    def _token(self, connection: _Connection) -> bytes:
-        """The next token, behind the head where it is the first; the last says what was done."""
-        now_s = time.perf_counter() - self._half_s  # when it left the server
-        start = b""
-        if not connection.sent:
-            connection.first_s = now_s
-            start = _HEAD % (b"keep-alive" if connection.keep else b"close")
-        connection.sent += 1
-        if connection.sent < len(connection.due_s):
-            return start + _TOKEN
-        done = {
-            "stop_type": "limit",
-            "timings": {
-                "prompt_ms": 1000 * (connection.first_s - connection.arrived_s),
-                "predicted_ms": 1000 * (now_s - connection.first_s),
-            },
-            "tokens_predicted": connection.sent,
-            "tokens_evaluated": 3,
-            "usage": {"prompt_tokens": 3, "completion_tokens": connection.sent},
-        }
-        return start + _chunk(True, done) + b"0\r\n\r\n"
-
-    def _close(self, connection: _Connection) -> None:
-        self._selector.unregister(connection.socket)
-        connection.socket.close()
+    def _close(self, client: socket.socket) -> None:
+        self._selector.unregister(client)
+        client.close()
 
 
 if __name__ == "__main__":
