@@ -51,12 +51,12 @@ def test_a_refusal_or_a_queue_of_the_server_s_own_ends_the_rise_and_is_not_held(
     assert next_in_flight(two, 3) == 3 and next_in_flight([*two, at(3, 100, 1, 1)], 3) is None
 
 
-def test_of_two_with_like_throughput_the_lower_and_spread_counts() -> None:
-    def told(rate: float, spread: float) -> int:
-        eight = replace(at(8, rate, 1, 1), spread=spread)
-        return conclude([at(1, 30, 300, 300), at(4, 100, 400, 400), eight]).capacity
-
-    assert (told(113, 0), told(130, 0), told(130, 0.15), told(190, 0.15)) == (4, 8, 4, 8)
+@pytest.mark.parametrize(
+    ("rate", "spread", "held"), [(113, 0, 4), (130, 0, 8), (130, 0.15, 4), (190, 0.15, 8)]
+)
+def test_of_two_with_like_throughput_the_lower(rate: float, spread: float, held: int) -> None:
+    eight = replace(at(8, rate, 1, 1), spread=spread)
+    assert conclude([at(1, 30, 300, 300), at(4, 100, 400, 400), eight]).capacity == held
 
 
 def row(start_ms: float, end_ms: float, **fields: object) -> Request:

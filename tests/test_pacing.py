@@ -122,9 +122,14 @@ def test_a_run_ends_when_its_interval_is_narrow_or_nothing_is_left(
     assert count == pacing.LEAST or reach[0] > 1  # it took no more than it had to
 
 
-def test_a_limit_that_leaves_no_room_for_two_rounds_is_a_failure(tmp_path: Path) -> None:
+def test_too_little_time_for_two_rounds_is_a_failure_and_none_are_no_rounds(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(RunFailed, match="run_limit_s"):
         measured(tmp_path, [1.0], run_limit_s=1.5)
+    for given in ("many", 0, 1.5, None):
+        with pytest.raises(ParameterError, match="rounds: needs a number from 1, or auto"):
+            parameters(rounds=given)
 
 
 def test_an_automatic_run_that_was_stopped_goes_on_to_the_same_end(
@@ -161,9 +166,3 @@ def test_how_far_a_run_is_and_whether_its_rounds_are_enough_gets_told(tmp_path: 
     stages = list(dict.fromkeys(stage for stage, _, _ in told if stage.startswith("round")))
     assert stages[0] == "round 1 of 3 (2 would tell the ratio foretold from 1), baseline"
     assert stages[2:4] == ["round 2 of 3, strategy", "round 2 of 3, baseline"]
-
-
-@pytest.mark.parametrize("given", ["many", 0, 1.5, None])
-def test_rounds_are_a_number_or_auto(given: Any) -> None:
-    with pytest.raises(ParameterError, match="rounds: needs a number from 1, or auto"):
-        parameters(rounds=given)

@@ -8,22 +8,19 @@ import pytest
 from poclib.errors import EngineError, ReportError
 from poclib.measure import ruler
 from poclib.measure.ruler import Case
-from poclib.records import Arm, Probe, Request, Ruler
+from poclib.records import Arm, Probe, Request, RequestMarks, Ruler, ServerTimings
 
 
 def answered(start: float, error: float, **marks: float) -> Request:
     """The server took 25 + 35 ms by its own clock; we saw its first token `error` later."""
-    first = start + 25 + error
-    ends = {"start_ms": start, "first_token_ms": first, "end_ms": start + 60 + error}
-    return Request.model_validate(
-        {
-            "prompt": 0,
-            "provider": "known",
-            "wall_ms": 60 + error,
-            "marks": ends | marks,
-            "server": {"prompt_ms": 25, "generation_ms": 35, "total_ms": 60},
-            "token_ms": [first, first + 35.7],
-        }
+    first, end = start + 25 + error, start + 60 + error
+    return Request(
+        prompt=0,
+        provider="known",
+        wall_ms=60 + error,
+        marks=RequestMarks(start_ms=start, first_token_ms=first, end_ms=end, **marks),
+        server=ServerTimings(prompt_ms=25, generation_ms=35, total_ms=60),
+        token_ms=[first, first + 35.7],
     )
 
 
@@ -47,14 +44,11 @@ def test_an_error_is_what_was_measured_minus_what_is_true() -> None:
         biases(Request(prompt=0, provider="known", outcome="failed", error="gone"))
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(3, delay_ms=2, tokens=3, gap_ms=1),
-        Case(6, in_flight=3, delay_ms=2, tokens=2, gap_ms=1, keep_alive=False),
-        Case(2, delay_ms=2, tokens=2, round_trip_ms=10),
-    ],
-)
+ANEW = Case(6, in_flight=3, delay_ms=2, tokens=2, gap_ms=1, keep_alive=False)
+FAR = Case(2, delay_ms=2, tokens=2, round_trip_ms=10)
+
+
+@pytest.mark.parametrize("case", [Case(3, delay_ms=2, tokens=3, gap_ms=1), ANEW, FAR])
 def test_the_whole_instrument_sees_the_known_server(case: Case) -> None:
     """Whatever the machine's speed, nothing is seen before it happened."""
     rows = {row.quantity: row for row in ruler.run([case]).rows}
