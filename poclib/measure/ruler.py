@@ -132,12 +132,12 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
 
     The truth of a request is in its server timings. A connection opened anew pays no round trip at
     the stub, so the link's counts once, and all of its `connect_ms` is error. Raises `EngineError`
-    where a request failed.
+    where a request failed or has no times.
     """
     errors: dict[str, list[float]] = defaultdict(list)
     for row in arm.requests:
-        if row.outcome != "ok" or row.over_ms is None:
-            raise EngineError(f"the ruler's own request failed: {row.error or row.outcome}.")
+        if row.outcome != "ok" or None in (row.over_ms, row.marks.first_token_ms):
+            raise EngineError(f"the ruler's own request failed: {row.error or 'it has no times'}.")
         for quantity, error_ms in _errors(case, row).items():
             errors[quantity].append(error_ms)
     for probe in probes:
