@@ -23,7 +23,6 @@ from .errors import ParameterError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Days = Annotated[float, Field(gt=0, le=30 * 86_400)]
 Amount = Annotated[int, Field(ge=1, le=4096)]
 EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
 
@@ -136,8 +135,7 @@ class Parameters(Asked):
     first_token_timeout_s: Seconds = 120.0
     between_tokens_timeout_s: Seconds = 30.0
     request_timeout_s: Seconds = 120.0
-    run_limit_s: Days = 1800.0
-    arm_limit_s: Days | None = None
+    run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     strike: Strike | None = None
     # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
     allow_public: bool | list[Name] = False
@@ -344,43 +342,3 @@ def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[st
     elif path[0] in ProviderSettings.model_fields:
         places = [*providers.values()]
     return places, path, [*providers]
-
-
-def with_capacities(text: str, capacities: Mapping[str, int]) -> str:
-    """`text` with `capacity` set for each provider named; every other character stays.
-
-    Where a provider has none yet it is added behind its name. Raises `ParameterError` where a
-    provider is not in the text.
-    """
-    edits: list[tuple[int, int, str]] = []
-    missing = dict(capacities)
-    for node in _providers(text):
-        pairs = {key.value: (key, value) for key, value in node.value}
-        name = pairs["name"][1] if "name" in pairs else None
-        if name is None or name.value not in missing:
-            continue
-        wanted = missing.pop(name.value)
-        if "capacity" in pairs:
-            value = pairs["capacity"][1]
-            edits.append((value.start_mark.index, value.end_mark.index, str(wanted)))
-        elif node.flow_style:
-            edits.append((name.end_mark.index, name.end_mark.index, f", capacity: {wanted}"))
-        else:
-            end = text.find("\n", name.end_mark.index)
-            end = len(text) if end < 0 else end
-            indent = " " * pairs["name"][0].start_mark.column
-            edits.append((end, end, f"\n{indent}capacity: {wanted}"))
-    if missing:
-        raise ParameterError(f"providers: {', '.join(missing)} cannot be found in the file's text.")
-    for start, end, new in sorted(edits, reverse=True):
-        text = text[:start] + new + text[end:]
-    return text
-
-
-def _providers(text: str) -> list[yaml.MappingNode]:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if isinstance(root, yaml.MappingNode):
-        for key, value in root.value:
-            if key.value == "providers" and isinstance(value, yaml.SequenceNode):
-                return [one for one in value.value if isinstance(one, yaml.MappingNode)]
-    return []

@@ -218,7 +218,6 @@ class Arm(Record):
     limits: dict[Name, int] | None = None
     struck_ms: dict[Name, Milliseconds] = {}  # when providers were cut off on purpose
     makespan_ms: Milliseconds | None = None
-    cut_ms: Milliseconds | None = None
     requests: list[Request] = []
     engines: list[EngineUse] = []
     limit_changes: list[LimitChange] = []

@@ -214,7 +214,15 @@ def _take(line: dict[str, Any], fields: dict[str, Any], arms: list[_Begun]) -> N
 
 
 def _parsed(raw: bytes) -> Any:
-    return json.loads(raw.decode("utf-8"), parse_constant=_whole, parse_int=_whole)
+    text = raw.decode("utf-8")
+    return json.loads(text, parse_constant=_whole, parse_int=_whole, object_hook=_current)
+
+
+def _current(fields: dict[str, Any]) -> dict[str, Any]:
+    """Without the keys of older reports that nothing reads any more."""
+    fields.pop("arm_limit_s", None)
+    fields.pop("cut_ms", None)
+    return fields
 
 
 def _whole(digits: str) -> int:

@@ -100,6 +100,14 @@ def test_addresses_keys_and_prompts_never_reach_the_disk(home: Path, prompts: ob
     assert back is not None and back.prompts == 2 and back.providers[0].kind == "ollama"
 
 
+def test_keys_of_older_reports_that_nothing_reads_any_more_are_dropped(home: Path) -> None:
+    given = {"providers": [{"name": "local"}], "arm_limit_s": 60.0}
+    arm = {"arm": "strategy", "strategy": "s", "cut_ms": 12.0}
+    old = changed(parameters=given, rounds=[{"index": 0, "arms": [arm]}])
+    (home / "old.json").write_text(old)
+    assert reports.load("old").rounds[0].arms[0].strategy == "s"
+
+
 def changed(**keys: object) -> str:
     return json.dumps({**made().model_dump(mode="json"), **keys})
 
