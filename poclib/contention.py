@@ -74,11 +74,12 @@ def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
     spans = [
         (m.start_ms, m.end_ms) for m in marks if m.start_ms is not None and m.end_ms is not None
     ]
-    lasted_ms = max((end for _, end in spans), default=0) - min((s for s, _ in spans), default=0)
+    steps = sorted([*((start, 1) for start, _ in spans), *((end, -1) for _, end in spans)])
+    lasted_ms = steps[-1][0] - steps[0][0] if steps else 0.0
     steady = _steady(rows, in_flight) if in_flight else None
     rate, spread = steady or (over(1000 * tokens(rows), lasted_ms), 0.0)
     return Level(
-        in_flight=_most_at_once(spans) if in_flight is None else in_flight,
+        in_flight=in_flight or max(accumulate(change for _, change in steps), default=0),
         answered=len(good),
         refused=sum(row.status in REFUSALS for row in rows),
         tokens_per_s=rate,
@@ -154,9 +155,7 @@ def best_of(levels: Sequence[Level]) -> list[Level]:
 
     What disturbs a machine only ever makes it slower, so that one is nearer to the truth.
     """
-    best: dict[int, Level] = {}
-    for level in sorted(levels, key=lambda level: level.tokens_per_s or 0.0):
-        best[level.in_flight] = level
+    best = {level.in_flight: level for level in sorted(levels, key=_rate)}
     return [best[in_flight] for in_flight in sorted(best)]
 
 
@@ -221,11 +220,6 @@ def _beats(higher: Level, lower: Level) -> bool:
 
 def _rate(level: Level) -> float:
     return level.tokens_per_s or 0.0
-
-
-def _most_at_once(spans: Sequence[tuple[float, float]]) -> int:
-    steps = sorted([*((start, 1) for start, _ in spans), *((end, -1) for _, end in spans)])
-    return max(accumulate(change for _, change in steps), default=0)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

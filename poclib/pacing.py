@@ -67,11 +67,9 @@ class Span:
 
 def makespan_ms(arm: Arm, expected: AbstractSet[int]) -> float | None:
     """From the first dispatch to the last answer; None unless every prompt was answered."""
-    if not arm.requests:
-        return arm.makespan_ms  # published without rows
     span = Span(arm.requests)
-    if not expected <= span.answered or not span.answered:
-        return None
+    if arm.requests and not (span.answered and expected <= span.answered):
+        return None  # without rows it was published so
     return span.makespan_ms(len(expected)) if arm.makespan_ms is None else arm.makespan_ms
 
 
@@ -81,9 +79,9 @@ def arm_tokens(arm: Arm) -> int | None:
 
 
 def unlike_lengths(counts: Sequence[tuple[int | None, int | None]], band: float) -> bool:
-    """Whether the two arms' tokens differ by more than the band in some round.
+    """Whether the two arms' tokens, all of them known, differ by more than the band in some round.
 
-    Then the times per token decide in every round, provided that all tokens are known.
+    Then the times per token decide in every round.
     """
     known = [(a, b) for a, b in counts if a and b]
     return len(known) == len(counts) and any(max(a, b) > (1 + band) * min(a, b) for a, b in known)
@@ -114,13 +112,12 @@ def narrow(ratios: Sequence[float], band: float) -> bool:
 
 @dataclass(frozen=True)
 class Power:
-    """Rounds that tell an expected ratio from the gate, and from 1, in four experiments of five.
+    """Rounds that tell a ratio from the gate, and from `one`, in four experiments of five.
 
     None: more than anybody would wait for, or a ratio within the band, which no number of rounds
     tells from 1. `noise` is the spread of the logarithm of one round's ratio.
     """
 
-    ratio: float
     gate: int | None
     one: int | None
     noise: float
@@ -128,9 +125,9 @@ class Power:
 
 def power(ratio: float, noise: float, gate: float, band: float) -> Power:
     """The rounds that an expected `ratio` needs; see `Power`."""
-    apart = max(math.log((1 - band) / ratio), math.log(ratio / (1 + band)))
-    to_gate = rounds_for(abs(math.log(gate / ratio)), noise, _POWER)
-    return Power(ratio, to_gate, rounds_for(apart, noise, _POWER), noise)
+    to_gate = abs(math.log(gate / ratio))
+    to_one = max(math.log((1 - band) / ratio), math.log(ratio / (1 + band)))
+    return Power(rounds_for(to_gate, noise, _POWER), rounds_for(to_one, noise, _POWER), noise)
 
 
 def rounds_for(distance: float, noise: float, beyond: float = 0.0) -> int | None:
@@ -139,8 +136,6 @@ def rounds_for(distance: float, noise: float, beyond: float = 0.0) -> int | None
     `distance` and `noise` are of logarithms; `beyond` is the standard errors of a median to
     spare. None where that takes more than `MOST`.
     """
-    if distance <= 0:
-        return None
     for n in range(2, MOST + 1):
         if (stats.reach(n) + beyond * math.sqrt(math.pi / 2 / n)) * noise <= distance:
             return n
@@ -155,7 +150,7 @@ def noise(calibrated: Mapping[str, Sequence[Request]], prompts: int) -> float | 
     """
     logs = [[math.log(row.wall_ms) for row in rows if row.wall_ms] for rows in calibrated.values()]
     spreads = [stdev(walls) for walls in logs if len(walls) >= 3]
-    return math.sqrt(2 / prompts) * max(spreads) if spreads and prompts else None
+    return math.sqrt(2 / prompts) * max(spreads) if spreads else None
 
 
 def foretold(ratios: Sequence[float], noise: float | None, band: float) -> int | None:
