@@ -70,11 +70,11 @@ def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
     and draining, of short arms most of all, would favour the higher level.
     """
     good = [row for row in rows if row.outcome == "ok"]
-    marks = [row.marks for row in rows]
-    spans = [
-        (m.start_ms, m.end_ms) for m in marks if m.start_ms is not None and m.end_ms is not None
-    ]
-    steps = sorted([*((start, 1) for start, _ in spans), *((end, -1) for _, end in spans)])
+    steps: list[tuple[float, int]] = []
+    for marks in (row.marks for row in rows):
+        if marks.start_ms is not None and marks.end_ms is not None:
+            steps += [(marks.start_ms, 1), (marks.end_ms, -1)]
+    steps.sort()
     lasted_ms = steps[-1][0] - steps[0][0] if steps else 0.0
     steady = _steady(rows, in_flight) if in_flight else None
     rate, spread = steady or (over(1000 * tokens(rows), lasted_ms), 0.0)
@@ -115,7 +115,7 @@ def _steady(rows: Sequence[Request], in_flight: int) -> tuple[float, float] | No
         return None
     came: list[tuple[float, float]] = []  # moments, and how many tokens came then
     for row in rows:
-        moments = row.token_ms or [end for end in [row.marks.end_ms] if end is not None]
+        moments = row.token_ms or [row.marks.end_ms or -inf]
         came += [(moment, tokens([row]) / len(moments)) for moment in moments]
 
     def rate(begin_ms: float, end_ms: float) -> float:
@@ -190,8 +190,7 @@ def next_in_flight(levels: Sequence[Level], most: int) -> int | None:
 
 def lost(last: Level, before: Sequence[Level]) -> bool:
     """Whether a level gives clearly less than fewer in flight gave; not where it was refused."""
-    best = max(map(_rate, before), default=0.0)
-    return not last.refused and bool(before) and _rate(last) <= LOSS * best
+    return not last.refused and _rate(last) <= LOSS * max(map(_rate, before), default=-inf)
 
 
 def conclude(levels: Sequence[Level]) -> Found:
@@ -204,12 +203,9 @@ def conclude(levels: Sequence[Level]) -> Found:
     order: tuple[Behaviour, ...] = ("refuses", "batches", "thrashes", "shares", "queues")
     named: Behaviour = next((kind for kind in order if kind in seen), "undisturbed")
     held = [level for level in levels if not (level.refused or level.full)] or [levels[0]]
-    enough = (
-        level
-        for index, level in enumerate(held)
-        if not any(_beats(higher, level) for higher in held[index + 1 :])
-    )
-    return Found(named, next(enough).in_flight, tuple(levels))
+    while any(_beats(higher, held[0]) for higher in held[1:]):
+        del held[0]
+    return Found(named, held[0].in_flight, tuple(levels))
 
 
 def _beats(higher: Level, lower: Level) -> bool:

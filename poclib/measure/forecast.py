@@ -24,14 +24,14 @@ def ratios(
     """
     if not prompts or not alone_ms:
         return {}
-    baseline_ms = prompts * min(alone_ms.values())
     limits = {"one": dict.fromkeys(alone_ms, 1), "capacity": dict(capacity)}
-    return {
+    simulated_ms = {
         name: simulated_makespan_ms(strategy, prompts, alone_ms, limits[strategy.limit])
-        / baseline_ms
         for name, strategy in STRATEGIES.items()
         if strategy.limit in limits
     }
+    baseline_ms = prompts * min(alone_ms.values())
+    return {name: makespan_ms / baseline_ms for name, makespan_ms in simulated_ms.items()}
 
 
 def each(reports: Sequence[Report]) -> dict[str, float]:
