@@ -226,8 +226,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
-# Of a text whose aliases are written out: a few lines can stand for more than any memory holds.
-_MOST_CHARACTERS, _DEEPEST = 2**21, 40
 
 
 def values(text: str, where: str) -> Any:
@@ -236,8 +234,8 @@ def values(text: str, where: str) -> Any:
     Raises `ParameterError` that says `where`, and the line where the YAML is wrong.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-        return None if root is None else _Data().of(root)
+        root = yaml.compose(text, Loader=_Loader)
+        return None if root is None else _value(root)
     except (yaml.YAMLError, ArithmeticError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -245,38 +243,36 @@ def values(text: str, where: str) -> Any:
         raise ParameterError(f"{where}{line}: not valid YAML: {problem}.") from None
 
 
-class _Data:
-    """Turns YAML nodes into values, and counts what their aliases stand for."""
+class _Loader(yaml.BaseLoader):
+    """Reads no alias: a few lines of them can stand for more than any memory holds."""
 
-    characters = 0
-
-    def of(self, node: Any, depth: int = 0) -> Any:
-        self.characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 10
-        if self.characters > _MOST_CHARACTERS or depth > _DEEPEST:
-            raise _wrong(node, "too large, or nested too deeply, with its aliases written out")
-        if node.tag not in _TAGS:
-            raise _wrong(node, "a tag (!) is not read; remove it")
-        if isinstance(node, yaml.ScalarNode):
-            return node.value if node.style else _word(node.value)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.of(item, depth + 1) for item in node.value]
-        merged: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
-                raise _wrong(key, "a key must be a word that can be printed")
-            if key.value in own:
-                raise _wrong(key, f"{key.value:.60} stands there twice; remove one of the two")
-            inner = self.of(value, depth + 1)
-            if key.value == "<<" and isinstance(inner, dict):
-                merged = inner
-            else:
-                own[key.value] = inner
-        return merged | own
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise _wrong(
+                self.peek_event(), "an alias (*) is not read; write out what it stands for"
+            )
+        return super().compose_node(parent, index)
 
 
-def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+def _value(node: Any) -> Any:
+    if node.tag not in _TAGS:
+        raise _wrong(node, "a tag (!) is not read; remove it")
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style else _word(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    pairs: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
+            raise _wrong(key, "a key must be a word that can be printed")
+        if key.value in pairs:
+            raise _wrong(key, f"{key.value:.60} stands there twice; remove one of the two")
+        pairs[key.value] = _value(value)
+    return pairs
+
+
+def _wrong(place: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 def _word(text: str) -> Any:
@@ -304,7 +300,8 @@ def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set "
 
     Raises `ParameterError`, with `before` in front of the key, where it is no key.
     """
-    places, path, names = _places(parameters, key)
+    names = [*_named(parameters)]
+    places, path = _places(parameters, key)
     if not places:
         known = [*ProviderSettings.model_fields, *Parameters.model_fields, *names, "engines"]
         near = difflib.get_close_matches(path[0], known, n=1)
@@ -320,25 +317,27 @@ def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set "
 
 def get(parameters: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted `key`; None where there is none, or providers have different ones."""
-    places, path, _ = _places(parameters, key)
+    places, path = _places(parameters, key)
     for step in path:
         places = [place.get(step) if isinstance(place, Mapping) else None for place in places]
     return places[0] if places and all(place == places[0] for place in places) else None
 
 
-def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str], list[str]]:
-    """The run or the providers that a dotted key is of, its steps there, all providers' names."""
+def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str]]:
+    """The run or the providers that a dotted key is of, and its steps there."""
+    providers = _named(parameters)
+    # A name may hold a dot: the longest one that fits.
+    owner = max((name for name in providers if key.startswith(f"{name}.")), key=len, default=None)
+    if owner is not None:
+        return [providers[owner]], key.removeprefix(f"{owner}.").split(".")
+    path = key.split(".")
+    if path[0] in Parameters.model_fields or path[0] in parameters:
+        return [parameters], path
+    return [*providers.values()] if path[0] in ProviderSettings.model_fields else [], path
+
+
+def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The providers by name, as far as they were written as they should be."""
     given = parameters.get("providers")
     listed = [p for p in given if isinstance(p, dict)] if isinstance(given, list) else []
-    providers = {p["name"]: p for p in listed if isinstance(p.get("name"), str)}
-    owners = [name for name in providers if key.startswith(f"{name}.")]
-    if owners:  # a name may hold a dot: the longest one that fits
-        owner = max(owners, key=len)
-        return [providers[owner]], key.removeprefix(f"{owner}.").split("."), [*providers]
-    path = key.split(".")
-    places: list[Any] = []
-    if path[0] in Parameters.model_fields or path[0] in parameters:
-        places = [parameters]
-    elif path[0] in ProviderSettings.model_fields:
-        places = [*providers.values()]
-    return places, path, [*providers]
+    return {p["name"]: p for p in listed if isinstance(p.get("name"), str)}
