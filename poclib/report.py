@@ -38,6 +38,8 @@ MAX_BYTES = 256 * 2**20
 NO_ROUND = -1  # of an arm of preparation
 STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
 SUFFIXES = (".jsonl", ".json")  # the newer format first
+# Keys of older reports that nothing reads any more; they are dropped.
+LEGACY = {"arm_limit_s", "cut_ms", "load_1min", "own_cores", "voluntary_switches", "wall_ahead_ms"}
 FOLDER = Path("data", "reports")
 RESULT = "RESULT.md"  # what a run found, in words: in its folder and on the site
 # What a line of an unforeseen shape raises; pydantic's own error is a ValueError.
@@ -219,10 +221,7 @@ def _parsed(raw: bytes) -> Any:
 
 
 def _current(fields: dict[str, Any]) -> dict[str, Any]:
-    """Without the keys of older reports that nothing reads any more."""
-    fields.pop("arm_limit_s", None)
-    fields.pop("cut_ms", None)
-    return fields
+    return {key: value for key, value in fields.items() if key not in LEGACY}
 
 
 def _whole(digits: str) -> int:

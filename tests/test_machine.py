@@ -52,14 +52,6 @@ def test_shares_come_from_counters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (seen.own, seen.others, seen.steal) == (0.4, 0.3, 0.2)
 
 
-def test_a_clock_that_is_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Monitor(clock)
-    real = time.time
-    monkeypatch.setattr(machine.time, "time", lambda: real() + 3)
-    watch.look()
-    assert watch.moments[0].wall_ahead_ms == pytest.approx(3000, abs=100)
-
-
 def test_what_is_kept_is_bounded_and_keeps_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "MOST_LAGS", 10)
     now = iter(float(t) for t in range(1000))

@@ -102,10 +102,13 @@ def test_addresses_keys_and_prompts_never_reach_the_disk(home: Path, prompts: ob
 
 def test_keys_of_older_reports_that_nothing_reads_any_more_are_dropped(home: Path) -> None:
     given = {"providers": [{"name": "local"}], "arm_limit_s": 60.0}
+    use = {"provider": "local", "wall_ms": 1, "cpu_ms": 1, "processes": 1, "threads": 1}
     arm = {"arm": "strategy", "strategy": "s", "cut_ms": 12.0}
-    old = changed(parameters=given, rounds=[{"index": 0, "arms": [arm]}])
-    (home / "old.json").write_text(old)
-    assert reports.load("old").rounds[0].arms[0].strategy == "s"
+    arm["engines"] = [use | {"voluntary_switches": 7}]
+    moment = {"at_ms": 1, "load_1min": 0.5, "wall_ahead_ms": 0.1}
+    old = {"parameters": given, "moments": [moment], "rounds": [{"index": 0, "arms": [arm]}]}
+    (home / "old.json").write_text(changed(**old))
+    assert reports.load("old").rounds[0].arms[0].engines[0].threads == 1
 
 
 def changed(**keys: object) -> str:

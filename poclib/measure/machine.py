@@ -31,9 +31,7 @@ def environment() -> dict[str, object]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "own_cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_1min": _load_1min(),
     }
 
 
@@ -58,8 +56,8 @@ class Monitor:
     """What was seen so far: lags of the event loop, `moments` of the machine.
 
     A thread asks the loop 20 times a second to note the time: how late it does so is how late an
-    answer would have been noticed. Beside that it reads what else the machine did, and whether
-    its clock was set. `clock` gives milliseconds since the report's anchor, from any thread.
+    answer would have been noticed. Beside that it reads what else the machine did. `clock` gives
+    milliseconds since the report's anchor, from any thread.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -68,7 +66,6 @@ class Monitor:
         self._lags: list[tuple[float, float]] = []
         self._ask_every_s, self._look_every_s = ASK_EVERY_S, LOOK_EVERY_S
         self._stop, self._answered = threading.Event(), threading.Event()
-        self._wall_ahead_s = time.time() - time.perf_counter()
         self._process = psutil.Process()
         self._before = self._counters()
 
@@ -102,9 +99,7 @@ class Monitor:
             others=share(spent["busy"] - spent["own"]),
             own=share(spent["own"]),
             steal=share(spent["steal"]),
-            load_1min=_load_1min(),
             throttled=_throttled(),
-            wall_ahead_ms=1000 * (time.time() - time.perf_counter() - self._wall_ahead_s),
         )
         self.moments.append(moment)
         if len(self.moments) > MOST_MOMENTS:
@@ -204,10 +199,6 @@ def _used(processes: Sequence[psutil.Process]) -> _Used:
                 switches[thread.id] = counted.involuntary
             cores |= set(process.cpu_affinity())
     return _Used(cpu_s, switches, cores)
-
-
-def _load_1min() -> float | None:
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _throttled() -> int | None:
