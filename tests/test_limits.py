@@ -60,22 +60,6 @@ def served(answers: Answer | dict[str, Answer]) -> Iterator[str]:
         thread.join(20)
 
 
-def parameters(**urls: str) -> Parameters:
-    common: dict[str, Any] = {"kind": "openai", "model": "smollm2-135m"}
-    return Parameters.read(
-        {
-            "experiment": "limited",
-            "strategy": "shared-queue",
-            "providers": [{"name": name, "url": url, **common} for name, url in urls.items()],
-            "prompts": 5000,
-            "rounds": 1,
-            "run_limit_s": LIMIT_S,
-            "connect_timeout_s": 60.0,
-            "retries": 10,
-        }
-    )
-
-
 @pytest.fixture(autouse=True)
 def without_the_check_of_the_instrument(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine it alone would take most of the limit."""
@@ -88,7 +72,11 @@ def without_the_check_of_the_instrument(monkeypatch: pytest.MonkeyPatch) -> None
 
 def ends_in_time(folder: Path, words: str, **urls: str) -> None:
     """Measures at these urls, which has to end with an error of such words."""
-    wanted = parameters(**urls)
+    common: dict[str, Any] = {"kind": "openai", "model": "smollm2-135m"}
+    given = {"experiment": "limited", "strategy": "shared-queue", "prompts": 5000, "rounds": 1}
+    given |= {"run_limit_s": LIMIT_S, "connect_timeout_s": 60.0, "retries": 10}
+    given |= {"providers": [{"name": name, "url": url, **common} for name, url in urls.items()]}
+    wanted = Parameters.read(given)
     begun_s = time.monotonic()
     with pytest.raises(PocError, match=words):
         experiment.measure(wanted, folder=folder)
