@@ -169,10 +169,9 @@ class Parameters(Asked):
         """Validate `values`. Raises `ParameterError` that names `where` and the key."""
         try:
             parameters = cls.model_validate(values)
+            parameters.model_dump_json()
         except ValidationError as error:
             raise ParameterError(f"{where}: {explain(error, cls)}") from None
-        try:
-            parameters.model_dump_json()
         except ValueError:
             raise ParameterError(
                 f"{where}: a text in it could not be saved and read back, such as half of a "
@@ -248,9 +247,8 @@ class _Loader(yaml.BaseLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise _wrong(
-                self.peek_event(), "an alias (*) is not read; write out what it stands for"
-            )
+            alias = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _wrong(alias, "an alias (*) is not read; write out what it stands for")
         return super().compose_node(parent, index)
 
 

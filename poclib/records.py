@@ -128,10 +128,6 @@ class Exchange:
         """Note the time of `event`, a field of `RequestMarks` without its `_ms`."""
         self.marks[f"{event}_ms"] = self.clock()
 
-    def mark_arrival(self, event: str) -> None:
-        """Note as the time of `event` when the bytes that tell it were here."""
-        self.marks[f"{event}_ms"] = self.arrival_ms()
-
     def arrival_ms(self) -> float:
         """When what has just been read arrived: before the event loop came round to it.
 

@@ -131,7 +131,7 @@ def listing(here: list[str]) -> str:
 def _head(raw: bytes, shown: str) -> dict[str, Any]:
     """The object that says of itself that it is a report, of a version that is known here."""
     try:
-        data = _parsed(raw)
+        data: dict[str, Any] = _parsed(raw)
         if data["format"] != FORMAT:
             raise ValueError(FORMAT)
     except _SURPRISES:
