@@ -23,7 +23,6 @@ from .errors import ParameterError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-Days = Annotated[float, Field(gt=0, le=30 * 86_400)]
 Amount = Annotated[int, Field(ge=1, le=4096)]
 EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
 
@@ -136,8 +135,7 @@ class Parameters(Asked):
     first_token_timeout_s: Seconds = 120.0
     between_tokens_timeout_s: Seconds = 30.0
     request_timeout_s: Seconds = 120.0
-    run_limit_s: Days = 1800.0
-    arm_limit_s: Days | None = None
+    run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     strike: Strike | None = None
     # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
     allow_public: bool | list[Name] = False
@@ -171,10 +169,9 @@ class Parameters(Asked):
         """Validate `values`. Raises `ParameterError` that names `where` and the key."""
         try:
             parameters = cls.model_validate(values)
+            parameters.model_dump_json()
         except ValidationError as error:
             raise ParameterError(f"{where}: {explain(error, cls)}") from None
-        try:
-            parameters.model_dump_json()
         except ValueError:
             raise ParameterError(
                 f"{where}: a text in it could not be saved and read back, such as half of a "
@@ -228,8 +225,6 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
-# Of a text whose aliases are written out: a few lines can stand for more than any memory holds.
-_MOST_CHARACTERS, _DEEPEST = 2**21, 40
 
 
 def values(text: str, where: str) -> Any:
@@ -238,8 +233,8 @@ def values(text: str, where: str) -> Any:
     Raises `ParameterError` that says `where`, and the line where the YAML is wrong.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.BaseLoader)
-        return None if root is None else _Data().of(root)
+        root = yaml.compose(text, Loader=_Loader)
+        return None if root is None else _value(root)
     except (yaml.YAMLError, ArithmeticError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -247,38 +242,35 @@ def values(text: str, where: str) -> Any:
         raise ParameterError(f"{where}{line}: not valid YAML: {problem}.") from None
 
 
-class _Data:
-    """Turns YAML nodes into values, and counts what their aliases stand for."""
+class _Loader(yaml.BaseLoader):
+    """Reads no alias: a few lines of them can stand for more than any memory holds."""
 
-    characters = 0
-
-    def of(self, node: Any, depth: int = 0) -> Any:
-        self.characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 10
-        if self.characters > _MOST_CHARACTERS or depth > _DEEPEST:
-            raise _wrong(node, "too large, or nested too deeply, with its aliases written out")
-        if node.tag not in _TAGS:
-            raise _wrong(node, "a tag (!) is not read; remove it")
-        if isinstance(node, yaml.ScalarNode):
-            return node.value if node.style else _word(node.value)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.of(item, depth + 1) for item in node.value]
-        merged: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
-                raise _wrong(key, "a key must be a word that can be printed")
-            if key.value in own:
-                raise _wrong(key, f"{key.value:.60} stands there twice; remove one of the two")
-            inner = self.of(value, depth + 1)
-            if key.value == "<<" and isinstance(inner, dict):
-                merged = inner
-            else:
-                own[key.value] = inner
-        return merged | own
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()  # type: ignore[no-untyped-call]
+            raise _wrong(alias, "an alias (*) is not read; write out what it stands for")
+        return super().compose_node(parent, index)
 
 
-def _wrong(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+def _value(node: Any) -> Any:
+    if node.tag not in _TAGS:
+        raise _wrong(node, "a tag (!) is not read; remove it")
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style else _word(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    pairs: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode) or not key.value.isprintable():
+            raise _wrong(key, "a key must be a word that can be printed")
+        if key.value in pairs:
+            raise _wrong(key, f"{key.value:.60} stands there twice; remove one of the two")
+        pairs[key.value] = _value(value)
+    return pairs
+
+
+def _wrong(place: Any, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 def _word(text: str) -> Any:
@@ -306,7 +298,8 @@ def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set "
 
     Raises `ParameterError`, with `before` in front of the key, where it is no key.
     """
-    places, path, names = _places(parameters, key)
+    names = [*_named(parameters)]
+    places, path = _places(parameters, key)
     if not places:
         known = [*ProviderSettings.model_fields, *Parameters.model_fields, *names, "engines"]
         near = difflib.get_close_matches(path[0], known, n=1)
@@ -322,65 +315,27 @@ def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set "
 
 def get(parameters: Mapping[str, Any], key: str) -> Any:
     """The value of a dotted `key`; None where there is none, or providers have different ones."""
-    places, path, _ = _places(parameters, key)
+    places, path = _places(parameters, key)
     for step in path:
         places = [place.get(step) if isinstance(place, Mapping) else None for place in places]
     return places[0] if places and all(place == places[0] for place in places) else None
 
 
-def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str], list[str]]:
-    """The run or the providers that a dotted key is of, its steps there, all providers' names."""
+def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[str]]:
+    """The run or the providers that a dotted key is of, and its steps there."""
+    providers = _named(parameters)
+    # A name may hold a dot: the longest one that fits.
+    owner = max((name for name in providers if key.startswith(f"{name}.")), key=len, default=None)
+    if owner is not None:
+        return [providers[owner]], key.removeprefix(f"{owner}.").split(".")
+    path = key.split(".")
+    if path[0] in Parameters.model_fields or path[0] in parameters:
+        return [parameters], path
+    return [*providers.values()] if path[0] in ProviderSettings.model_fields else [], path
+
+
+def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The providers by name, as far as they were written as they should be."""
     given = parameters.get("providers")
     listed = [p for p in given if isinstance(p, dict)] if isinstance(given, list) else []
-    providers = {p["name"]: p for p in listed if isinstance(p.get("name"), str)}
-    owners = [name for name in providers if key.startswith(f"{name}.")]
-    if owners:  # a name may hold a dot: the longest one that fits
-        owner = max(owners, key=len)
-        return [providers[owner]], key.removeprefix(f"{owner}.").split("."), [*providers]
-    path = key.split(".")
-    places: list[Any] = []
-    if path[0] in Parameters.model_fields or path[0] in parameters:
-        places = [parameters]
-    elif path[0] in ProviderSettings.model_fields:
-        places = [*providers.values()]
-    return places, path, [*providers]
-
-
-def with_capacities(text: str, capacities: Mapping[str, int]) -> str:
-    """`text` with `capacity` set for each provider named; every other character stays.
-
-    Where a provider has none yet it is added behind its name. Raises `ParameterError` where a
-    provider is not in the text.
-    """
-    edits: list[tuple[int, int, str]] = []
-    missing = dict(capacities)
-    for node in _providers(text):
-        pairs = {key.value: (key, value) for key, value in node.value}
-        name = pairs["name"][1] if "name" in pairs else None
-        if name is None or name.value not in missing:
-            continue
-        wanted = missing.pop(name.value)
-        if "capacity" in pairs:
-            value = pairs["capacity"][1]
-            edits.append((value.start_mark.index, value.end_mark.index, str(wanted)))
-        elif node.flow_style:
-            edits.append((name.end_mark.index, name.end_mark.index, f", capacity: {wanted}"))
-        else:
-            end = text.find("\n", name.end_mark.index)
-            end = len(text) if end < 0 else end
-            indent = " " * pairs["name"][0].start_mark.column
-            edits.append((end, end, f"\n{indent}capacity: {wanted}"))
-    if missing:
-        raise ParameterError(f"providers: {', '.join(missing)} cannot be found in the file's text.")
-    for start, end, new in sorted(edits, reverse=True):
-        text = text[:start] + new + text[end:]
-    return text
-
-
-def _providers(text: str) -> list[yaml.MappingNode]:
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
-    if isinstance(root, yaml.MappingNode):
-        for key, value in root.value:
-            if key.value == "providers" and isinstance(value, yaml.SequenceNode):
-                return [one for one in value.value if isinstance(one, yaml.MappingNode)]
-    return []
+    return {p["name"]: p for p in listed if isinstance(p.get("name"), str)}

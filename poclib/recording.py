@@ -13,7 +13,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +31,24 @@ def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
     The system lets go of the lock when its process ends, however that is. Raises `FolderHeld`
     where another run holds it.
     """
+    path = folder / lock
     with explained(folder.name, "written"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / lock).open("a+")
+        file = path.open("a")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
             raise FolderHeld(
-                f"another run (process {file.read(20).strip() or 'unknown'}) is writing to the "
-                f"folder {folder.name}, and two at once would measure each other; wait until it "
-                "has ended, or end it."
+                f"another run (process {path.read_text() or 'unknown'}) is writing to the folder "
+                f"{folder.name}, and two at once would measure each other; wait until it has "
+                "ended, or end it."
             ) from None
         except OSError:
             pass  # this file system knows no locks
         with contextlib.suppress(OSError):  # only for the sentence above
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            path.write_text(str(os.getpid()))
         yield
-
-
-def held(folder: Path) -> bool:
-    """Whether a run holds `folder` now."""
-    try:
-        with only_one(folder):
-            return False
-    except ReportError as error:
-        return isinstance(error, FolderHeld)
 
 
 class ReportFile:
@@ -81,30 +69,26 @@ class ReportFile:
         with explained(self.path.name, "written"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("r+b" if again else "wb", buffering=0)
-            if again:  # whatever a stop tore off in the middle of its last line goes
-                self.bytes = self.path.read_bytes().rfind(b"\n") + 1
-                self._cut()
-        try:
+            # Whatever a stop tore off in the middle of its last line goes.
+            self.bytes = self.path.read_bytes().rfind(b"\n") + 1
+            self._cut()
+        with self._file:
             yield self
-        finally:
-            self._file.close()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Add one line, which other readers of the file see at once, and whole."""
         if self.path is None:
             return
         assert self._file is not None, "the file is open while a run goes on"
-        rest = memoryview(as_bytes(line))
-        size = len(rest)
+        rest = data = memoryview(as_bytes(line))
         with explained(self.path.name, "written"):
             try:
                 while rest:
                     rest = rest[self._file.write(rest) or 0 :]
             except OSError:
-                with contextlib.suppress(OSError):
-                    self._cut()  # not half a line
+                self._cut()  # not half a line
                 raise
-        self.bytes += size
+        self.bytes += len(data)
 
     def sync(self) -> None:
         """Have the disk itself keep it, against a loss of power; slow, so between arms only."""
@@ -119,13 +103,13 @@ class ReportFile:
 
 
 def as_bytes(line: Mapping[str, Any]) -> bytes:
-    """One line of a report's file: times to the microsecond, no infinity."""
+    """One line of a report's file."""
     text = json.dumps(_rounded(line), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _rounded(value: Any, key: str = "") -> Any:
-    """The same structure; floats under a *_ms key rounded to the microsecond, no infinity."""
+    """The same structure, with times (`*_ms`) to the microsecond and None for no finite number."""
     if isinstance(value, dict):
         return {k: _rounded(v, k) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -135,19 +119,16 @@ def _rounded(value: Any, key: str = "") -> Any:
     return round(value, 3) if isinstance(value, float) and key.endswith("_ms") else value
 
 
-# The fields of a report that have lines of their own.
-_FACTS = {"providers", "preparation", "probes", "rounds", "cut", "resumed_ms"}
-
-
 def header(report: Report) -> dict[str, Any]:
     """A report's first line: what was asked for, without addresses, keys and names of files.
 
     Prompts' texts are in it only where the parameters ask for that.
     """
-    fields = report.model_dump(mode="json", exclude=STATE | _FACTS)
+    own_lines = {"providers", "preparation", "probes", "rounds", "cut", "resumed_ms"}
+    fields = report.model_dump(mode="json", exclude=STATE | own_lines)
     if given := report.parameters:
-        texts = isinstance(given.prompts, list)
-        if isinstance(given.prompts, str) or (texts and not given.store_text):
+        kept = int | list if given.store_text else int
+        if not isinstance(given.prompts, kept):
             fields["parameters"]["prompts"] = max(1, len(report.prompt_sha256))
     return fields | {"version": REPORT_VERSION}
 
@@ -205,8 +186,7 @@ def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
     saved = [save(report, folder) for report in reports]
     others = {path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")} - {*saved}
     for path in others:
-        (folder / "older").mkdir(exist_ok=True)
-        path.replace(folder / "older" / path.name)
+        _retire(path, path.name)
     return saved
 
 
@@ -230,14 +210,16 @@ def _put(data: bytes, target: Path) -> Path:
 
 def _set_aside(existing: Path, successor: bytes) -> None:
     """Move the report of another run to older/; an earlier state of the same run may go."""
-    try:
+    created = f"{existing.stat().st_mtime_ns}"
+    with contextlib.suppress(ReportError):
         created = load(existing).created
-    except ReportError:
-        changed_s = existing.stat().st_mtime
-        created = datetime.fromtimestamp(changed_s, UTC).isoformat(timespec="seconds")
     same = created == json.loads(successor.partition(b"\n")[0])["created"]
     if existing.suffix == ".json" or not same:
         moment = re.sub(r"[^0-9A-Za-z.+-]", "-", created)[:64]
-        older = existing.parent / "older"
-        older.mkdir(exist_ok=True)
-        existing.replace(older / f"{existing.stem}-{moment}{existing.suffix}")
+        _retire(existing, f"{existing.stem}-{moment}{existing.suffix}")
+
+
+def _retire(path: Path, name: str) -> None:
+    older = path.parent / "older"
+    older.mkdir(exist_ok=True)
+    path.replace(older / name)

@@ -128,10 +128,6 @@ class Exchange:
         """Note the time of `event`, a field of `RequestMarks` without its `_ms`."""
         self.marks[f"{event}_ms"] = self.clock()
 
-    def mark_arrival(self, event: str) -> None:
-        """Note as the time of `event` when the bytes that tell it were here."""
-        self.marks[f"{event}_ms"] = self.arrival_ms()
-
     def arrival_ms(self) -> float:
         """When what has just been read arrived: before the event loop came round to it.
 
@@ -180,7 +176,7 @@ class Request(Record):
 class EngineUse(Record):
     """What one embedded engine used during one arm; `threads` is the most at a time.
 
-    Switches of all threads: voluntary where one waited, involuntary where it lost its core.
+    `involuntary_switches` says how often a thread of it lost its core.
     """
 
     provider: Name
@@ -189,7 +185,6 @@ class EngineUse(Record):
     processes: int
     threads: int
     cores: int | None = None
-    voluntary_switches: int | None = None
     involuntary_switches: int | None = None
 
 
@@ -218,7 +213,6 @@ class Arm(Record):
     limits: dict[Name, int] | None = None
     struck_ms: dict[Name, Milliseconds] = {}  # when providers were cut off on purpose
     makespan_ms: Milliseconds | None = None
-    cut_ms: Milliseconds | None = None
     requests: list[Request] = []
     engines: list[EngineUse] = []
     limit_changes: list[LimitChange] = []
@@ -253,17 +247,15 @@ class Lags(Record):
 class Moment(Record):
     """The coordinator's machine at a moment: shares (0 to 1) of all cores since the one before.
 
-    `own` is this process and its engines, `steal` what the host of a virtual machine took.
-    `throttled` counts slowings for heat, `wall_ahead_ms` is the wall clock against the monotonic.
+    `own` is this process and its engines, `steal` what the host of a virtual machine took;
+    `throttled` counts slowings for heat.
     """
 
     at_ms: Milliseconds
     own: float | None = None
     others: float | None = None
     steal: float | None = None
-    load_1min: float | None = None
     throttled: int | None = None
-    wall_ahead_ms: float | None = None
 
 
 class RulerRow(Record):

@@ -20,7 +20,6 @@ import contextlib
 import difflib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -38,6 +37,8 @@ MAX_BYTES = 256 * 2**20
 NO_ROUND = -1  # of an arm of preparation
 STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
 SUFFIXES = (".jsonl", ".json")  # the newer format first
+# Keys of older reports that nothing reads any more; they are dropped.
+LEGACY = {"arm_limit_s", "cut_ms", "load_1min", "own_cores", "voluntary_switches", "wall_ahead_ms"}
 FOLDER = Path("data", "reports")
 RESULT = "RESULT.md"  # what a run found, in words: in its folder and on the site
 # What a line of an unforeseen shape raises; pydantic's own error is a ValueError.
@@ -107,14 +108,13 @@ def load_file(path: Path) -> Report:
 def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
     """The file of the report of that name, or at that path. Raises `ReportError`: there is none."""
     wanted, folder = str(name_or_path), folder or root() / FOLDER
-    stem = re.sub(r"\.jsonl?$", "", wanted)
-    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}", stem) and (saved := path_of(stem, folder)):
-        return saved
-    for path in (Path(wanted), root() / wanted):
+    stem, here = wanted.removesuffix(".jsonl").removesuffix(".json"), names(folder)
+    saved = path_of(stem, folder) if stem in here else None
+    for path in filter(None, (saved, Path(wanted), root() / wanted)):
         with contextlib.suppress(OSError, ValueError):  # too long a name, a null character
             if path.is_file():
                 return path
-    here, asked = names(folder), Path(stem).name
+    asked = Path(stem).name
     near = difflib.get_close_matches(asked, here) or [n for n in here if asked and asked in n]
     hint = f"did you mean {' or '.join(near[:3])}?" if near else listing(here)
     raise ReportError(f"There is no report {wanted[:200]!r} in {shown_path(folder)}; {hint}")
@@ -130,14 +130,15 @@ def listing(here: list[str]) -> str:
 
 def _head(raw: bytes, shown: str) -> dict[str, Any]:
     """The object that says of itself that it is a report, of a version that is known here."""
-    data = None
-    with contextlib.suppress(*_SURPRISES):
-        data = _parsed(raw)
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
+    try:
+        data: dict[str, Any] = _parsed(raw)
+        if data["format"] != FORMAT:
+            raise ValueError(FORMAT)
+    except _SURPRISES:
         raise ReportError(
             f'{shown} is not a report, or is truncated: it is no JSON with "format": "{FORMAT}"; '
             "restore it, or name a file that poc run wrote."
-        )
+        ) from None
     version = data.get("version")
     if type(version) is not int or version < 1:
         raise ReportError(f"{shown}: version is not a positive whole number; it is no report.")
@@ -181,7 +182,7 @@ def _fields(file: Iterable[bytes], shown: str) -> dict[str, Any]:
     for (_, index, kind), group in groupby(arms, key=lambda begun: begun.place):
         both = list(group)
         found = [begun.arm for begun in both]
-        whole = kind == "whole" or (kind is None and len(both) == 2 and all(b.ended for b in both))
+        whole = kind == "whole" or (kind is None and [b.ended for b in both] == [True, True])
         if index == NO_ROUND:
             fields["preparation"] += found
         else:
@@ -214,7 +215,12 @@ def _take(line: dict[str, Any], fields: dict[str, Any], arms: list[_Begun]) -> N
 
 
 def _parsed(raw: bytes) -> Any:
-    return json.loads(raw.decode("utf-8"), parse_constant=_whole, parse_int=_whole)
+    text = raw.decode("utf-8")
+    return json.loads(text, parse_constant=_whole, parse_int=_whole, object_hook=_current)
+
+
+def _current(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in LEGACY}
 
 
 def _whole(digits: str) -> int:

@@ -19,9 +19,9 @@ from .errors import ParameterError
 from .parameters import Parameters
 from .records import Prompt
 
-# Sizes in a report's file: of a row without its tokens, and of each token's time and text.
-ROW_BYTES, TOKEN_BYTES = 1100, 14
 MAX_BYTES = 64 * 2**20  # of a file of prompts
+# Of a request without its tokens in a report's file, and of each token's time and text.
+ROW_BYTES, TOKEN_BYTES = 1100, 14
 MARK_LETTERS = 6
 MARKS = len(ascii_lowercase) ** MARK_LETTERS
 
@@ -125,15 +125,10 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def row_bytes(parameters: Parameters) -> int:
-    """About what one request takes in a report's file."""
-    tokens = parameters.max_tokens if parameters.stream or parameters.store_text else 0
-    return ROW_BYTES + TOKEN_BYTES * tokens
-
-
 def check_size(parameters: Parameters, requests: int) -> None:
     """Raise `ParameterError` where the report would be larger than one that is read."""
-    size = requests * row_bytes(parameters)
+    tokens = parameters.max_tokens if parameters.stream or parameters.store_text else 0
+    size = requests * (ROW_BYTES + TOKEN_BYTES * tokens)
     if size > report.MAX_BYTES:
         raise ParameterError(
             f"{requests:,} requests make a report of about {size / 2**20:,.0f} MiB, and one of "

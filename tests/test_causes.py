@@ -44,7 +44,7 @@ def reading(strategy: list[tuple[float, float]], server_ms: float, **facts: Any)
 def use(cpu_ms: float) -> EngineUse:
     return EngineUse(
         provider="p", wall_ms=20000, cpu_ms=cpu_ms, processes=4, threads=48, cores=2,
-        voluntary_switches=7, involuntary_switches=4000,
+        involuntary_switches=4000,
     )  # fmt: skip
 
 

@@ -100,8 +100,8 @@ showing.notebooks: errors report
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
-showing.words: .format .warnings contention pacing reading.phases reading.reading reading.tables
-    records stats
+showing.words: .format .warnings contention reading.phases reading.reading reading.tables records
+    stats
 """
 
 

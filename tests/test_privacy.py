@@ -62,16 +62,11 @@ class Gossip(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def ports() -> Iterator[list[int]]:
-    with (
-        ThreadingHTTPServer(("127.0.0.1", 0), Gossip) as first,
-        ThreadingHTTPServer(("127.0.0.1", 0), Gossip) as second,
-    ):
-        for server in (first, second):
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield [first.server_port, second.server_port]
-        first.shutdown()
-        second.shutdown()
+def port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gossip) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
 
 
 def printed_and_listed(command: list[str], environment: dict[str, str]) -> tuple[str, str]:
@@ -90,16 +85,14 @@ def printed_and_listed(command: list[str], environment: dict[str, str]) -> tuple
     return printed, "\n".join(listed)
 
 
-def test_a_planted_secret_is_nowhere_after_a_whole_run(tmp_path: Path, ports: list[int]) -> None:
+def test_a_planted_secret_is_nowhere_after_a_whole_run(tmp_path: Path, port: int) -> None:
     root, home = report.root(), tmp_path / "home"
     (home / "data" / "reports").mkdir(parents=True)
     (home / "notebooks").mkdir()
     shutil.copy(publish.strategy_notebook(), home / "notebooks")
-    providers = [
-        {"name": f"p{n}", "kind": "openai", "model": "m", "api_key_env": VARIABLE}
-        | {"url": f"http://127.0.0.1:{port}"}
-        for n, port in enumerate(ports)
-    ]
+    common = {"kind": "openai", "model": "m", "api_key_env": VARIABLE}
+    common |= {"url": f"http://127.0.0.1:{port}"}
+    providers = [{"name": name} | common for name in ("first", "second")]
     given = {"experiment": "planted", "providers": providers, "prompts": [QUESTION] * 4}
     given |= {"rounds": 3, "stream": False, "store_text": False, "max_tokens": 4, "retries": 4}
     (tmp_path / "planted.yaml").write_text(json.dumps(given))  # which is YAML too
@@ -118,7 +111,7 @@ def test_a_planted_secret_is_nowhere_after_a_whole_run(tmp_path: Path, ports: li
     for where, text in {"print": printed, "process list": listed, **texts}.items():
         secrets = [KEY, VARIABLE, "planted question"]
         if "planted" in where or where.startswith("pr"):  # not in samples and tools' own files
-            secrets += ["planted answer", *map(str, ports)]
+            secrets += ["planted answer", str(port)]
         assert [secret for secret in secrets if secret in text] == [], where
         if where.endswith(".html"):
             assert "<script" not in text and "onerror" not in re.sub("&[a-z]+;", "", text)

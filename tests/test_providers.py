@@ -283,12 +283,17 @@ def test_key_goes_out_as_bearer_and_comes_back_in_no_message(echo: Answer) -> No
     [
         *(("7", 7.0), ("1.5", 1.5), ("0", 0.0), (" 3600", 3600.0), ("9" * 400, None)),
         *(("soon", None), ("²", None), ("", None), ("-1", None), ("nan", None), ("1e9", None)),
-        ("Thu, 26 Nov 2026 10:00:30 GMT", None),  # by another clock
+        *((f"Thu, 26 Nov 2026 {time}", 30.0) for time in ("10:00:30 GMT", "12:00:30 +0200")),
+        ("Thursday, 26-Nov-26 10:01:00 GMT", 60.0),
+        ("Thu, 26 Nov 2026 09:00:00 GMT", 0.0),  # past
+        ("Thu, 99 Nov 2026 09:00:00 GMT", None),
     ],
 )
 def test_retry_after(header: str, seconds: float | None) -> None:
+    """A date is told by the server's own clock, whatever ours says."""
+    headers = {"retry-after": header, "date": "Thu, 26 Nov 2026 10:00:00 GMT"}
     with pytest.raises(Rejected) as caught:
-        send("ollama/chat_stream", body({"error": "busy"}, 503, {"retry-after": header}))
+        send("ollama/chat_stream", body({"error": "busy"}, 503, headers))
     assert caught.value.retry_after_s == seconds
 
 

@@ -30,9 +30,7 @@ def environment() -> dict[str, object]:
         "machine": platform.machine(),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "own_cores": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_1min": round(os.getloadavg()[0], 2),
     }
 
 
@@ -63,7 +61,6 @@ class Monitor:
         self._lags: list[tuple[float, float]] = []
         self._ask_every_s, self._look_every_s = ASK_EVERY_S, LOOK_EVERY_S
         self._stop, self._answered = threading.Event(), threading.Event()
-        self._wall_ahead_s = time.time() - time.perf_counter()
         self._process = psutil.Process()
         self._before = self._counters()
 
@@ -97,9 +94,7 @@ class Monitor:
             others=share(spent["busy"] - spent["own"]),
             own=share(spent["own"]),
             steal=share(spent["steal"]),
-            load_1min=round(os.getloadavg()[0], 2),
             throttled=_throttled(),
-            wall_ahead_ms=1000 * (time.time() - time.perf_counter() - self._wall_ahead_s),
         )
         self.moments.append(moment)
         if len(self.moments) > MOST_MOMENTS:

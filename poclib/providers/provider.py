@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
@@ -235,9 +236,8 @@ class Provider:
         if status in (400, 404) and "model" in words and lacks_it:
             what = f"{words}; `poc doctor` lists what it has."
             return failed(ModelMissing, self.name, what, status=status)
-        wait = response.headers.get("retry-after", "").strip()
-        wait_s = float(wait) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", wait) else None
         what = f"HTTP {status}{HINTS.get(status, '')}: {words}"
+        wait_s = _wait_s(response.headers)
         return failed(Rejected, self.name, what, status=status, retry_after_s=wait_s)
 
     def _words(self, body: Any) -> str:
@@ -352,6 +352,18 @@ def total(*parts: float | None) -> float | None:
 def short(text: str) -> str:
     """Foreign text on one line, printable, cut at 200 characters. Raises `TypeError` if none."""
     return " ".join("".join(c if c.isprintable() else " " for c in text[:2000]).split())[:200]
+
+
+def _wait_s(headers: Mapping[str, str]) -> float | None:
+    """What `Retry-After` asks for: seconds, or a date by the server's own clock."""
+    value = headers.get("retry-after", "").strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        return float(value)
+    try:
+        then, now = parsedate_to_datetime(value), parsedate_to_datetime(headers["date"])
+        return max(0.0, (then - now).total_seconds())
+    except (LookupError, TypeError, ValueError, OverflowError):  # no date, or none with a zone
+        return None
 
 
 def _loaded(text: bytes) -> Any:

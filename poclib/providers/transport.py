@@ -277,7 +277,7 @@ class TimedClient:
                     turn.callback(timer.cancel)
                     _current.set((exchange, turn.close))
                     response = await self._transport.handle_async_request(request)
-                exchange.mark_arrival("first_byte")
+                exchange.marks["first_byte_ms"] = exchange.arrival_ms()
                 async with contextlib.aclosing(response):
                     yield Response(response, self.provider, exchange)
         except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
