@@ -45,7 +45,7 @@ def found(*pool: fake.Provider) -> tuple[dict[str, Found], Report]:
     run = experiment.Run(Parameters.read(asked), [(p, {}) for p in pool])
     problems, capacities = fake.run(lambda clock: run.examine(capacity=True))
     assert problems == {}
-    return capacities, run.as_report().model_copy(update={"strategy": "capacity"})
+    return capacities, run.report.model_copy(update={"strategy": "capacity"})
 
 
 def when_sent(*changes: tuple[int, float]) -> Callable[[Prompt], float]:
