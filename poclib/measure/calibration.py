@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from .. import __version__, pacing, workload
 from ..contention import Found, Level, best_of, conclude, level, lost, next_in_flight
-from ..errors import PocError, ProviderError, RunFailed, UnlikeProviders
+from ..errors import ProviderError, RunFailed, UnlikeProviders
 from ..parameters import Parameters
 from ..progress import Progress, quiet
 from ..recording import ReportFile
@@ -67,10 +67,11 @@ class Calibration:
     def __post_init__(self) -> None:
         p = self.parameters
         self.senders = {provider.name: provider for provider, _ in self.providers}
+        self._known = {provider.name: facts for provider, facts in self.providers}
         self.texts = workload.texts(p.prompts)
         now = datetime.now(UTC)
         self.report = self.kept or begun(p, self.texts, now)
-        self.problems: dict[str, str] = {}  # of the providers that do not say who they are
+        self.problems: dict[str, str] = {}  # of providers that do not say who they are
         self.expected_ms = dict.fromkeys(self.senders, 0.0)
         self._file = ReportFile()
         # Of each session its own: what one before has sent may be in a server's cache.
@@ -83,8 +84,7 @@ class Calibration:
         self._done, self._expected = len(ends_ms), 0
         # Where a stopped run goes on, its clock goes on too, past the time it stood still.
         still_s = (now - datetime.fromisoformat(self.report.created)).total_seconds()
-        past_ms = [still_s * 1000, *ends_ms, *(probe.at_ms for probe in self.report.probes)]
-        self._begun_ms = max(past_ms) if self.kept else 0.0
+        self._begun_ms = max(still_s * 1000, 0.0, *ends_ms) if self.kept else 0.0
         self._anchor_s = time.perf_counter()
         self._limit_s = max(0.0, p.run_limit_s - self.spent_s)
         self.rules = Rules(
@@ -112,31 +112,13 @@ class Calibration:
 
     def clock(self) -> float:
         """Milliseconds since the anchor, on the loop's own clock where it is a fake one."""
-        fake = fake_clock()
+        fake = getattr(asyncio.get_running_loop(), "clock_ms", None)
         return self._begun_ms + fake() if fake else self.real_ms()
 
     async def aclose(self) -> None:
         """Close all connections."""
         for sender in self.senders.values():
             await sender.aclose()
-
-    async def examine(self, capacity: bool) -> tuple[dict[str, str], dict[str, Found]]:
-        """The problem of each provider that cannot be used; with `capacity`, capacities found.
-
-        Where no provider has a problem, all are calibrated. Connections are closed at the end.
-        """
-        try:
-            await self.describe()
-            await self.prepare()
-            return {}, await self.capacities() if capacity else {}
-        except PocError:
-            if not self.problems:
-                raise
-            return self.problems, {}
-        finally:
-            await self.aclose()
-
-    # ── who is there ────────────────────────────────────────────────────────────────────────
 
     async def describe(self) -> None:
         """Ask every provider who it is. Raises `ProviderError`, or `UnlikeProviders`."""
@@ -145,9 +127,9 @@ class Calibration:
         facts = [answer for answer in answers.values() if isinstance(answer, ProviderFacts)]
         # Texts need marks where some server's cache cannot be switched off by a request.
         self.know(providers=facts, marked=not all(each.cache_defeated for each in facts))
-        failed = {name: e for name, e in answers.items() if isinstance(e, BaseException)}
-        self.problems = {name: str(error) for name, error in failed.items()}
-        for error in failed.values():
+        failed = [(name, e) for name, e in answers.items() if isinstance(e, BaseException)]
+        self.problems = {name: str(error) for name, error in failed}
+        for _, error in failed:
             raise error
         if not self.parameters.allow_unlike_models:
             check_alike(facts)
@@ -172,17 +154,14 @@ class Calibration:
         self, names: Collection[str], limit_s: float | None = None
     ) -> dict[str, ProviderFacts | BaseException]:
         """Who each provider says it is, or why it does not say it; all are asked at once."""
-        known = {provider.name: facts for provider, facts in self.providers}
 
         async def asked(name: str) -> ProviderFacts:
             answer = await asyncio.wait_for(self.senders[name].describe(), limit_s)
-            fields = {key: value for key, value in known[name].items() if key != "running"}
+            fields = {key: value for key, value in self._known[name].items() if key != "running"}
             return answer.model_copy(update=fields)
 
         answers = await asyncio.gather(*map(asked, names), return_exceptions=True)
         return dict(zip(names, answers, strict=True))
-
-    # ── how fast it is ──────────────────────────────────────────────────────────────────────
 
     async def prepare(self) -> None:
         """Warm every provider up, then time each alone: `expected_ms` is the time of one request.
@@ -192,10 +171,11 @@ class Calibration:
         """
         p, stops = self.parameters, len(self.report.resumed_ms)
         answered = {}
-        for arm, count, which in (
+        steps: list[tuple[ArmName, int, str]] = [
             ("warm-up", p.warm_up_prompts, f" s{stops}" if stops else ""),
             ("calibration", p.calibration_prompts, ""),
-        ):
+        ]
+        for arm, count, which in steps:
             for name in self.senders:
                 rows = await self.alone(arm, name, count, which)
                 answered[name] = [row for row in rows if row.outcome == "ok" and row.wall_ms]
@@ -244,8 +224,8 @@ class Calibration:
 
     async def _level(self, name: str, in_flight: int, which: str = "") -> Level:
         count, turn = max(LEAST_REQUESTS, LOADS * in_flight), f"{name} {in_flight}{which}"
-        limits, limit_ms = {name: in_flight}, PATIENCE * count * self.expected_ms[name] + 2000
-        begun = Arm(arm="capacity", turn=turn, strategy="shared-queue", limits=limits)
+        limit_ms = PATIENCE * count * self.expected_ms[name] + 2000
+        begun = Arm(arm="capacity", turn=turn, strategy="shared-queue", limits={name: in_flight})
         prompts = self.prompts("capacity", turn, count)
         return level(await self._prepared(begun, name, prompts, limit_ms), in_flight)
 
@@ -263,8 +243,6 @@ class Calibration:
         await self.carry_out(begun, [name], prompts, rules, f"{begun.arm} of {begun.turn}")
         return self.report.preparation[-1].requests
 
-    # ── an arm ──────────────────────────────────────────────────────────────────────────────
-
     async def carry_out(
         self,
         begun: Arm,
@@ -275,19 +253,19 @@ class Calibration:
         index: int = NO_ROUND,
         live: dict[str, AdaptiveLimit] | None = None,
     ) -> pacing.Span:
-        """Carry an arm out and keep in the file what happens; whole where nothing is raised.
+        """Carry an arm out, kept in the file as it goes on and, of the preparation, in the report.
 
-        In the preparation it is kept in the report, too. Raises `RunFailed` where time is over
-        or, in a round, where its answers are none to count with.
+        Raises `RunFailed` where time is over or, in a round, its answers are none to count with.
         """
         span, error = pacing.Span(), "no prompt was answered."
         strike = self.parameters.strike if begun.arm == "strategy" else None
         struck_ms: dict[str, float] = {}
-        engines = {provider.name: facts.get("running") for provider, facts in self.providers}
+        engines: dict[str, Any] = {
+            name: facts.get("running") for name, facts in self._known.items()
+        }
 
         def strike_in_time() -> None:
-            share = len(span.answered) / len(prompts)
-            if strike and not struck_ms and strike.after <= share < 1:
+            if strike and not struck_ms and strike.after <= len(span.answered) / len(prompts) < 1:
                 engines[strike.provider].drop_link()
                 struck_ms[strike.provider] = self.clock()
 
@@ -339,10 +317,9 @@ class Calibration:
                     f"{stage}: {changed[0]}, so answers of this arm may be of two kinds; the "
                     "rounds before it are kept. Run again."
                 )
-        end = {"turn": begun.turn, "engines": sampler.used, "struck_ms": struck_ms}
-        whole = ran.model_copy(update=end)
-        known_at_end = {"engines", "struck_ms", "limit_changes"}
-        self._file.write({"end": whole.model_dump(mode="json", include=known_at_end)})
+        end = {"engines": sampler.used, "struck_ms": struck_ms, "limit_changes": ran.limit_changes}
+        whole = begun.model_copy(update={**end, "requests": ran.requests})
+        self._file.write({"end": whole.model_dump(mode="json", include=set(end))})
         self._file.sync()
         if index == NO_ROUND:
             self.report.preparation.append(whole)
@@ -392,11 +369,6 @@ def begun(parameters: Parameters, texts: Sequence[str], now: datetime) -> Report
         band=parameters.band,
         complete=False,
     )
-
-
-def fake_clock() -> Clock | None:
-    """The running loop's own clock where it is a fake one, in milliseconds."""
-    return getattr(asyncio.get_running_loop(), "clock_ms", None)
 
 
 def check_alike(facts: Sequence[ProviderFacts]) -> None:

@@ -107,7 +107,7 @@ def _left(parameters: Parameters, path: Path, folder: Path | None) -> Report | N
 
     Raises `ReportError` where the file is damaged, `ParameterError` where it was another run.
     """
-    wanted = asked(parameters, [sha256(text) for text in texts(parameters.prompts)])
+    wanted = asked(parameters)
     if path.exists() and b"\n" in path.read_bytes():  # else it was stopped in its first line
         left = report.load(path)
         if other := _differences(left, wanted):
@@ -125,13 +125,15 @@ def _left(parameters: Parameters, path: Path, folder: Path | None) -> Report | N
     return None
 
 
-def asked(parameters: Parameters, digests: Sequence[str]) -> dict[str, Any]:
-    """What decides whether two runs are one: the parameters and the prompts' digests.
+def asked(parameters: Parameters, digests: Sequence[str] | None = None) -> dict[str, Any]:
+    """What decides whether two runs are one: the parameters, and `digests` of the prompts.
 
     A run that was ended by its time limit may go on with a longer one.
     """
-    counted = parameters.model_copy(update={"prompts": len(digests)})
-    return {**counted.model_dump(mode="json", exclude={"run_limit_s"}), "prompts": list(digests)}
+    if digests is None:
+        digests = [sha256(text) for text in texts(parameters.prompts)]
+    fields = parameters.model_dump(mode="json", exclude={"run_limit_s", "prompts"})
+    return fields | {"prompts": list(digests)}
 
 
 def _differences(saved: Report, wanted: Mapping[str, Any]) -> list[str]:
@@ -250,11 +252,6 @@ def again(saved: Report, given: Mapping[str, Any], changes: Mapping[str, Any]) -
     name, was = report.name(saved), saved.parameters
     if was is None or saved.strategy not in STRATEGIES:
         raise ReportError(f"{name} holds no parameters of a run, so it cannot be rerun.")
-    if was.strike is None and any(arm.struck_ms for round_ in saved.rounds for arm in round_.arms):
-        raise ReportError(
-            f"{name}: engines were killed in it by an older poclib, so it cannot be rerun; "
-            "`strike` in the parameters does the same in a new run."
-        )
     known = {p.get("name"): p for p in given.get("providers") or () if isinstance(p, dict)}
     values = was.model_dump() | {
         "experiment": f"{PREFIX}{saved.experiment.removeprefix(PREFIX)}"[:64],
@@ -265,14 +262,8 @@ def again(saved: Report, given: Mapping[str, Any], changes: Mapping[str, Any]) -
         provider.update({key: known.get(provider["name"], {}).get(key) for key in PRIVATE})
     for key, value in changes.items():
         put(values, key, value)
-    missing = [p["name"] for p in values["providers"] if p["kind"] != "embedded" and not p["url"]]
-    if missing:
-        raise ParameterError(
-            f"{name} holds no addresses: give those of {', '.join(missing)} with --params FILE, "
-            "which has providers of these names, or each with "
-            f"--set {missing[0]}.url=http://192.168.1.20:11434."
-        )
-    parameters = Parameters.read(values, name)
+    where = f"rerun of {name} (addresses: --params FILE, or --set NAME.url=…)"
+    parameters = Parameters.read(values, where)
     # Where texts were not stored, the built-in ones stand in if their digests fit.
     now = [sha256(text) for text in texts(parameters.prompts)]
     if "prompts" not in changes and now != saved.prompt_sha256:

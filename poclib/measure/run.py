@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from .. import pacing, recording, report, workload
+from ..contention import Found
 from ..errors import PocError, RunFailed
 from ..providers import Provider
 from ..recording import ReportFile
 from ..records import Arm, ArmName
 from . import forecast, ruler
 from .adaptive import AdaptiveLimit
-from .calibration import Calibration, fake_clock
+from .calibration import Calibration
 from .machine import Monitor, undisturbed
 from .strategies import STRATEGIES
 
@@ -60,6 +61,22 @@ class Run(Calibration):
         once = len(self.senders) * (p.warm_up_prompts + p.calibration_prompts)
         return once + rounds * (2 * len(self.texts) + len(self.senders))
 
+    async def examine(self, capacity: bool) -> tuple[dict[str, str], dict[str, Found]]:
+        """The problem of each provider that cannot be used; with `capacity`, capacities found.
+
+        Where no provider has a problem, all are calibrated. Connections are closed at the end.
+        """
+        try:
+            await self.describe()
+            await self.prepare()
+            return {}, await self.capacities() if capacity else {}
+        except PocError:
+            if not self.problems:
+                raise
+            return self.problems, {}
+        finally:
+            await self.aclose()
+
     async def whole(self, file: ReportFile) -> None:
         """All steps, each fact in `file`. Ends by its time limit whatever the providers do."""
         self._file = file
@@ -75,11 +92,10 @@ class Run(Calibration):
             async with asyncio.timeout(self._limit_s + LIMIT_SLACK_S) as limit:
                 with contextlib.ExitStack() as stack:
                     stack.enter_context(undisturbed())
-                    if fake_clock() is None:  # a fake clock has no machine to watch
+                    if all(isinstance(sender, Provider) for sender in self.senders.values()):
                         stack.enter_context(monitor.watching(asyncio.get_running_loop()))
-                        if all(isinstance(sender, Provider) for sender in self.senders.values()):
-                            with contextlib.suppress(PocError):  # a run is worth having without it
-                                self.know(ruler=await ruler.check(ruler.QUICK))
+                        with contextlib.suppress(PocError):  # a run is worth having without it
+                            self.know(ruler=await ruler.check(ruler.QUICK))
                     await self._steps()
             self.know(complete=True)
         except TimeoutError:
