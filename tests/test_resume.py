@@ -210,17 +210,6 @@ def test_a_second_run_on_a_folder_refuses_until_the_first_is_gone_however(tmp_pa
 # ── the file ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "runs" / "x.jsonl"
-    log = ReportFile(path)
-    with log.open():
-        for count in (1, 2):
-            log.write({"prompt": count, "text": "ünïcode\nline"})
-            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            assert lines[-1] == {"prompt": count, "text": "ünïcode\nline"} and len(lines) == count
-            assert log.bytes == path.stat().st_size
-
-
 def test_what_cannot_be_written_is_told_in_a_sentence_and_other_trouble_is_not(
     tmp_path: Path,
 ) -> None:
@@ -282,7 +271,6 @@ HEAD = (
     ("text", "sentence"),
     [
         (b"", "is empty"),
-        (b'{"format": "poclib-report", "version": 99}\n', "version 99.*update poclib"),
         (HEAD + b'{"end": {}}\n{}\n', "line 2 is damaged"),
         (HEAD + b"{}\n" + HEAD, "line 2 is damaged"),
         (HEAD + b'{"probe": {"provider": "../x", "at_ms": 1, "round_trip_ms": 1}}\n', "line 2 is"),
