@@ -199,7 +199,8 @@ class Calibration:
             same = f"{arm}{which} {twins.index(name) if twins else 0}"
             prompts = self.prompts(arm, turn, count, same)[len(rows) :]
             begun = Arm(arm=arm, turn=turn, strategy="sequential", limits={name: 1})
-            rows += await self._prepared(begun, name, prompts)
+            await self.carry_out(begun, [name], prompts)
+            rows += self.report.preparation[-1].requests
         return rows
 
     async def capacities(self, most: int = MOST_IN_FLIGHT) -> dict[str, Found]:
@@ -227,36 +228,25 @@ class Calibration:
         limit_ms = PATIENCE * count * self.expected_ms[name] + 2000
         begun = Arm(arm="capacity", turn=turn, strategy="shared-queue", limits={name: in_flight})
         prompts = self.prompts("capacity", turn, count)
-        return level(await self._prepared(begun, name, prompts, limit_ms), in_flight)
-
-    async def _prepared(
-        self, begun: Arm, name: str, prompts: Sequence[Prompt], limit_ms: float = inf
-    ) -> list[Request]:
-        """The rows of an arm with one provider; nothing is sent again, so that refusals show."""
-        await self.probe([name])
-        rules = replace(
-            self.rules,
-            retries=0,
-            policy=Policy(breaker_failures=0),
-            deadline_ms=min(self.rules.deadline_ms, self.clock() + limit_ms),
-        )
-        await self.carry_out(begun, [name], prompts, rules, f"{begun.arm} of {begun.turn}")
-        return self.report.preparation[-1].requests
+        await self.carry_out(begun, [name], prompts, limit_ms=limit_ms)
+        return level(self.report.preparation[-1].requests, in_flight)
 
     async def carry_out(
         self,
         begun: Arm,
         names: Sequence[str],
         prompts: Sequence[Prompt],
-        rules: Rules,
-        stage: str,
         index: int = NO_ROUND,
+        stage: str = "",
         live: dict[str, AdaptiveLimit] | None = None,
+        limit_ms: float = inf,
     ) -> pacing.Span:
         """Carry an arm out, kept in the file as it goes on and, of the preparation, in the report.
 
+        Before it each provider is probed, so that its connection is warm.
         Raises `RunFailed` where time is over or, in a round, its answers are none to count with.
         """
+        stage = stage or f"{begun.arm} of {begun.turn}"
         span, error = pacing.Span(), "no prompt was answered."
         strike = self.parameters.strike if begun.arm == "strategy" else None
         struck_ms: dict[str, float] = {}
@@ -284,6 +274,12 @@ class Calibration:
             self.report.notes.append(f"{stage}: {sentence}")
             self.progress(self.report.notes[-1], self._done, self._expected)
 
+        await self._probe(names if index == NO_ROUND else self.senders)
+        rules = self.rules
+        if index == NO_ROUND:  # nothing is sent again, so that refusals show
+            deadline_ms = min(rules.deadline_ms, self.clock() + limit_ms)
+            policy = Policy(breaker_failures=0)
+            rules = replace(rules, retries=0, policy=policy, deadline_ms=deadline_ms)
         begin = {"strategy": begun.strategy, "limits": begun.limits}
         self._file.write({"arm": begun.arm, "round": index, "turn": begun.turn, "begin": begin})
         try:
@@ -325,8 +321,7 @@ class Calibration:
             self.report.preparation.append(whole)
         return span
 
-    async def probe(self, names: Collection[str]) -> None:
-        """Round trips on a warm connection; as a side effect each connection is warm."""
+    async def _probe(self, names: Collection[str]) -> None:
         for name in names:
             for _ in range(PROBES):
                 try:

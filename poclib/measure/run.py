@@ -153,11 +153,10 @@ class Run(Calibration):
         if arm == "baseline":
             name, names = "sequential", [name for name in names if name == self.report.fastest]
         limits, live = self._limits(name, names)
-        await self.probe(self.senders)
         begun = Arm(arm=arm, strategy=name, limits=limits)
         prompts = self.prompts(arm, str(index), len(self.texts))
         stage = f"round {index + 1} of {self._of_rounds(index)}, {arm}"
-        span = await self.carry_out(begun, names, prompts, self.rules, stage, index, live)
+        span = await self.carry_out(begun, names, prompts, index, stage, live)
         self._note(index, arm, span)
 
     def _of_rounds(self, index: int) -> str:
