@@ -85,14 +85,14 @@ def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
     with experiment.open_pool(wanted) as providers:
         run = experiment.Run(wanted, providers)
         problems, found = experiment.on_own_loop(lambda: run.examine(capacity))
-    click.echo(words.doctor_table(reading.of(run.as_report()), problems))
+    click.echo(words.doctor_table(reading.of(run.report), problems))
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds()))
     if found:
         from .showing import curves
 
-        saved = recording.save(run.as_report().model_copy(update={"strategy": "capacity"}))
+        saved = recording.save(run.report.model_copy(update={"strategy": "capacity"}))
         settings = " ".join(f"--set {name}.capacity={one.capacity}" for name, one in found.items())
         click.echo(curves.capacity_text(report.load(saved.stem)))
         click.echo(f"To use these capacities: {settings}\nThe levels are kept in {saved.name}.")

@@ -58,7 +58,7 @@ def measured(
         file = ReportFile(Path(folder) / "report.jsonl")
         with file.open():
             fake.run(lambda clock: run.whole(file))
-            file.write({"state": recording.state(run.as_report(complete=True))})
+            file.write({"state": recording.state(run.report)})
         assert not other.cut, "mended before the next arm"
         return read(file.path)
 

@@ -363,14 +363,17 @@ def test_examining_needs_no_file_and_one_failure_does_not_hide_the_others() -> N
 
     run, found = examined(*two())
     assert found == ({}, {}) and run.expected_ms == {"slow": 200, "fast": 100}
-    assert [(facts.core, facts.speed) for facts in run.facts] == [(1, 0.6), (None, None)]
-    assert {probe.provider for probe in run.probes} == {"slow", "fast"}
-    assert run.tokens_per_s() == {"slow": pytest.approx(20), "fast": pytest.approx(40)}
-    assert len(run.preparation) == 4
+    assert [(facts.core, facts.speed) for facts in run.report.providers] == [(1, 0.6), (None, None)]
+    assert {probe.provider for probe in run.report.probes} == {"slow", "fast"}
+    assert len(run.report.preparation) == 4
     unknown, fast = Unknown("unknown"), Closing("fast")
     run, found = examined(unknown, fast)
     assert found == ({"unknown": "provider unknown: no connection."}, {})
-    assert [facts.name for facts in run.facts] == ["fast"] and not fast.seen and fast.closed == 1
+    assert (
+        [facts.name for facts in run.report.providers] == ["fast"]
+        and not fast.seen
+        and fast.closed == 1
+    )
     with pytest.raises(PocError, match="different models"):
         examined(*two(digest="fake:2"))
 

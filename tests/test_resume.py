@@ -105,10 +105,8 @@ def test_a_finished_run_is_not_run_again_unless_it_was_another(tmp_path: Path) -
     pool, path = two(), tmp_path / FILE
     assert path.exists() and measured(tmp_path, pool, resume=True) == done
     assert not path.exists()
-    path.write_text("something else\n")  # whatever it is, the run is finished
     assert measured(tmp_path, pool, resume=True, run_limit_s=9.0) == done
-    assert path.exists() and not any(provider.seen for provider in pool)
-    path.unlink()
+    assert not any(provider.seen for provider in pool)
     again = measured(tmp_path, pool, resume=True, prompts=3)
     assert any(provider.seen for provider in pool) and len(again.prompt_sha256) == 3
     assert measured(tmp_path, prompts=3).created != again.created  # without resume: anew
@@ -211,17 +209,6 @@ def test_a_second_run_on_a_folder_refuses_until_the_first_is_gone_however(tmp_pa
 # ── the file ────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_line_can_be_read_at_once(tmp_path: Path) -> None:
-    path = tmp_path / "runs" / "x.jsonl"
-    log = ReportFile(path)
-    with log.open():
-        for count in (1, 2):
-            log.write({"prompt": count, "text": "ünïcode\nline"})
-            lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-            assert lines[-1] == {"prompt": count, "text": "ünïcode\nline"} and len(lines) == count
-            assert log.bytes == path.stat().st_size
-
-
 def test_what_cannot_be_written_is_told_in_a_sentence_and_other_trouble_is_not(
     tmp_path: Path,
 ) -> None:
@@ -283,7 +270,6 @@ HEAD = (
     ("text", "sentence"),
     [
         (b"", "is empty"),
-        (b'{"format": "poclib-report", "version": 99}\n', "version 99.*update poclib"),
         (HEAD + b'{"end": {}}\n{}\n', "line 2 is damaged"),
         (HEAD + b"{}\n" + HEAD, "line 2 is damaged"),
         (HEAD + b'{"probe": {"provider": "../x", "at_ms": 1, "round_trip_ms": 1}}\n', "line 2 is"),

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,7 +85,6 @@ def test_every_combination_is_a_point_in_the_order_of_the_lists(tmp_path: Path) 
         (strategy, length) for strategy in ("all-parallel", "shared-queue") for length in (4, 8, 16)
     ]
     assert found[0].label == "all-parallel, max_tokens 4"
-    assert all("sweep" not in p.values for p in found)
     (one,) = points({"remote.link": [{"round_trip_ms": 5}], "max_tokens": [4]})
     sweep.write_summary([one], tmp_path / "grid")
     label = "remote.link round_trip_ms 5, max_tokens 4"
@@ -164,21 +158,15 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ([], {}, "0 points"),
     ({"seed": [*range(500)], "rounds": [1, 2, 3]}, {}, "1,500 points"),
     ({"max_tokens": 8}, {}, "sweep.max_tokens: give a list"),
-    ({"max_tokens": []}, {}, "sweep.max_tokens: give a list"),
     ({"max_token": [8]}, {}, "sweep.max_token is not a parameter; did you mean max_tokens"),
     ({"remot.speed": [1]}, {}, "sweep.remot.speed is not a parameter; did you mean remote"),
-    ({"remote.sped": [1]}, {}, "providers.1.sped is not a parameter; did you mean speed"),
     ({"remote.link.trip_ms": [1]}, {}, "link.trip_ms is not a parameter"),
-    ({"speed": [7]}, {}, "providers.0.speed"),
     ({"engines": [3]}, {}, "from 1 to 2"),
-    ({"engines": [True]}, {}, "from 1 to 2"),
     ({"local.url": ["http://10.0.0.1"]}, {}, "no condition to compare"),
     ({"experiment": ["../x"]}, {}, "sweep.experiment"),
     ({"strike.after": [0.5]}, {"strike": {"provider": "local"}}, "with a link there are: remote"),
     ({"seed": [1]}, {"experiment": "../out"}, "experiment"),
-    ({"seed": [1]}, {"experiment": "x" * 25}, "at most 24"),
     ({"seed": [1]}, {"strategy": None}, "name the strategy"),
-    ({"seed": [1]}, {"providers": None}, "providers"),
     ({"speed": [1]}, {"providers": "none"}, "sweep.speed is not a parameter"),
 ]
 
@@ -188,18 +176,6 @@ def test_a_wrong_file_is_one_sentence(section: Any, more: dict[str, Any], senten
     with pytest.raises(ParameterError, match=re.escape(sentence)) as error:
         points(section, **more)
     assert "\n" not in str(error.value) and str(error.value).startswith("grid.yaml")
-
-
-@pytest.mark.parametrize("command", ["sweep", "run"])
-def test_a_key_that_the_notebook_does_not_declare_stops_it_before_anything_starts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    file = tmp_path / "grid.yaml"
-    file.write_text("sweep: {seed: [5]}\nlive: 1\nstrategy: shared-queue\nproviders: [{name: a}]")
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, str(file)])
-    assert ended.value.code == 3 and "live is not a parameter" in capsys.readouterr().err
-    assert not (ROOT / "data" / "runs" / "grid").exists()
 
 
 EXAMPLES = [path for path in (ROOT / "params").glob("*.yaml") if "sweep" in cli.read_yaml(path)]
@@ -213,9 +189,6 @@ def test_an_example_is_a_sweep_that_its_notebooks_can_read(path: Path) -> None:
     if "notebooks" in given:
         (notebook,) = publish.notebooks(pattern=given["notebooks"])
         assert f"data/reports/{path.stem}" in publish.declared(notebook)["folder"]["default"]
-    else:
-        declared = publish.declared(publish.strategy_notebook())
-        assert {key for point in found for key in point.values} <= declared.keys()
     if path.stem == "failure-mode":
         first = [(one.strategy, one.parameters.providers[0]) for one in found]
         assert [(strategy, p.engine, p.adaptive) for strategy, p in first] == [
@@ -285,6 +258,7 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Points are measured without a notebook each; where one fails, the rest is still shown."""
+    trouble = [KeyboardInterrupt(), FAILURE]
     read: list[dict[str, Any]] = []
     starts: list[list[str]] = []
 
@@ -296,7 +270,7 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     def measured(parameters: Parameters, *_: Any, resume: bool, running: Any) -> None:
         assert resume and running == ENGINES
         if parameters.max_tokens == 8:
-            raise FAILURE
+            raise trouble.pop(0)
         measure_on_fakes(parameters)
 
     monkeypatch.setattr(experiment, "measure", measured)
@@ -309,7 +283,12 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
     file.write_text(json.dumps(given))
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", str(file)])
+    assert ended.value.code == 130 and "2 points left" in capsys.readouterr().err
+    starts.clear()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", str(file)])
     told = capsys.readouterr()
+    assert "[1/3] max_tokens 4: done before" in told.err
     assert ended.value.code == 3 and "1 of 3 points failed: 06_shared_queue" in told.err
     assert starts == [["local", "remote"]], "points that are alike share their engines"
     assert told.out.count("PASS") == 2 and read == [{"folder": "data/runs/grid"}]
@@ -349,66 +328,3 @@ def test_reports_are_kept_under_another_name_and_listed_newest_first(home: Path)
     last = documents.listing(listed).splitlines()[-1]
     for word in ("published-phase-0", "2026-04-20", "(ollama)", "0.87", "INCONCLUSIVE"):
         assert word in last
-
-
-# ---- For real -------------------------------------------------------------------------------
-
-TINY = """
-experiment: tiny
-strategy: shared-queue
-sweep: {max_tokens: [4, 6]}
-rounds: 2
-prompts: 2
-calibration_prompts: 1
-context_tokens: 256
-providers: [{name: local, slots: 2}, {name: remote, slots: 2}]
-"""
-PATIENCE_S = 120.0  # what a slow machine may take
-
-
-@pytest.mark.slow
-def test_a_real_sweep_is_interrupted_and_resumed(tmp_path: Path) -> None:
-    (tmp_path / "data" / "reports").mkdir(parents=True)
-    (tmp_path / "notebooks").mkdir()
-    shutil.copy(publish.strategy_notebook(), tmp_path / "notebooks")
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    first, second = sweep.points(cli.read_yaml(tmp_path / "tiny.yaml"), "tiny.yaml")
-    folder = tmp_path / "data" / "runs" / "tiny"
-    journal = folder.parent / f"{second.parameters.experiment}-shared-queue.jsonl"
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    how: dict[str, Any] = {
-        "args": [sys.executable, "-m", "poclib", "sweep", str(tmp_path / "tiny.yaml")],
-        "env": {**os.environ, "POCLIB_HOME": str(tmp_path), "PYTHONPATH": path},
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "text": True,
-    }
-    with subprocess.Popen(**how, start_new_session=True) as run:
-        try:
-            ends_s = time.monotonic() + PATIENCE_S
-            while not journal.exists() and run.poll() is None and time.monotonic() < ends_s:
-                time.sleep(0.05)
-            os.killpg(run.pid, signal.SIGINT)  # to the whole group, as a terminal does
-            said, _ = run.communicate(timeout=PATIENCE_S)
-        finally:
-            if run.poll() is None:
-                os.killpg(run.pid, signal.SIGKILL)
-    assert run.returncode == 130, said[-2000:]
-    assert "1 point left" in said and "Traceback" not in said
-    kept = (folder / first.name / f"{first.parameters.experiment}-shared-queue.jsonl").read_bytes()
-
-    again = subprocess.run(**how, timeout=PATIENCE_S, check=False)
-    assert again.returncode == 0, again.stdout[-2000:]
-    assert "[1/2] max_tokens 4: done before" in again.stdout
-    for point, length in ((first, 4), (second, 6)):
-        (saved,) = (folder / point.name).glob("*.jsonl")
-        measured = report.load(saved)
-        assert measured.complete and len(measured.rounds) == 2
-        assert {row.output_tokens for row in measured.requests} == {length}
-        assert (folder / point.name / "06_shared_queue.ipynb").exists()
-    assert next((folder / first.name).glob("*.jsonl")).read_bytes() == kept
-    table = [line for line in again.stdout.splitlines() if line.startswith("max_tokens ")]
-    assert len(table) == 2 and all("2 rounds" in line for line in table)
-    pages = list((tmp_path / "site").rglob("06_shared_queue.html"))
-    assert len(pages) >= 2
-    assert not journal.exists() and not list((tmp_path / "data" / "reports").glob("tiny*"))

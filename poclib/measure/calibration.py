@@ -6,27 +6,27 @@ All that comes before the rounds, and how any arm is kept in the file while it g
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import datetime
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from math import inf
 from typing import Any, Protocol
 
-from .. import contention, pacing, workload
+from .. import __version__, pacing, workload
 from ..contention import Found, Level, best_of, conclude, level, lost, next_in_flight
-from ..errors import PocError, ProviderError, RunFailed, UnlikeProviders
+from ..errors import ProviderError, RunFailed, UnlikeProviders
 from ..parameters import Parameters
 from ..progress import Progress, quiet
 from ..recording import ReportFile
 from ..records import Arm, ArmName, Probe, Prompt, ProviderFacts, Report, Request
 from ..report import NO_ROUND
 from . import forecast
-from .attempt import Policy, Rules, Sender, attempt
+from .adaptive import AdaptiveLimit
+from .attempt import Policy, Rules, Sender
 from .dispatch import run_arm
-from .machine import EngineSampler
+from .machine import EngineSampler, environment
 from .strategies import STRATEGIES
 
 Clock = Callable[[], float]
@@ -49,61 +49,45 @@ class Measurable(Sender, Protocol):
     async def aclose(self) -> None: ...
 
 
+@dataclass(eq=False)
 class Calibration:
-    """The providers of an experiment, and what is known of them before the first round."""
+    """The providers of an experiment, and what is known of them before the first round.
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        providers: Sequence[tuple[Measurable, dict[str, Any]]],
-        progress: Progress = quiet,
-        kept: Report | None = None,
-        spent_s: float = 0.0,
-    ) -> None:
-        """`kept` is what a stopped run left, `spent_s` what of the time limit is gone already."""
-        self.parameters, self.kept = parameters, kept
-        self.senders = {provider.name: provider for provider, _ in providers}
-        self._known = {provider.name: dict(facts) for provider, facts in providers}
-        self._engines = {name: facts.pop("running", None) for name, facts in self._known.items()}
-        self.texts = workload.texts(parameters.prompts)
-        self.facts: list[ProviderFacts] = []
-        self.problems: dict[str, str] = {}  # of the providers that do not say who they are
-        self.expected_ms: dict[str, float] = {}
-        self.preparation = list(kept.preparation) if kept else []
-        self.probes = list(kept.probes) if kept else []
-        self.resumed_ms = list(kept.resumed_ms) if kept else []
+    `providers` are pairs as of `experiment.open_pool`, `kept` is what a stopped run left, and
+    `spent_s` what of the time limit is gone already. `report` has all facts by now, but for rounds
+    of this session: those are in the file only.
+    """
+
+    parameters: Parameters
+    providers: Sequence[tuple[Measurable, dict[str, Any]]]
+    progress: Progress = quiet
+    kept: Report | None = None
+    spent_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        p = self.parameters
+        self.senders = {provider.name: provider for provider, _ in self.providers}
+        self._known = {provider.name: facts for provider, facts in self.providers}
+        self.texts = workload.texts(p.prompts)
+        now = datetime.now(UTC)
+        self.report = self.kept or begun(p, self.texts, now)
+        self.problems: dict[str, str] = {}  # of providers that do not say who they are
+        self.expected_ms = dict.fromkeys(self.senders, 0.0)
         self._file = ReportFile()
         # Of each session its own: what one before has sent may be in a server's cache.
         self._salt = secrets.token_hex(2)
         self._next_mark = secrets.randbelow(workload.MARKS)
-        self._marks: dict[tuple[str, ...], int] = {}
-        rounds = (*kept.rounds, *kept.cut) if kept else ()
-        arms = [*self.preparation, *(arm for round_ in rounds for arm in round_.arms)]
+        self._marks: dict[str, int] = {}
+        rounds = (*self.report.rounds, *self.report.cut)
+        arms = [*self.report.preparation, *(arm for round_ in rounds for arm in round_.arms)]
         ends_ms = [row.marks.end_ms or 0.0 for arm in arms for row in arm.requests]
-        self._progress, self._done, self._expected = progress, len(ends_ms), 0
-        self._limit_s = max(0.0, parameters.run_limit_s - spent_s)
-        now = datetime.datetime.now(datetime.UTC)
-        self.created = kept.created if kept else now.isoformat(timespec="milliseconds")
+        self._done, self._expected = len(ends_ms), 0
         # Where a stopped run goes on, its clock goes on too, past the time it stood still.
-        still = now - datetime.datetime.fromisoformat(self.created)
-        probed_ms = [probe.at_ms for probe in self.probes]
-        past_ms = max([still.total_seconds() * 1000, *ends_ms, *probed_ms])
-        self._begun_ms = past_ms if kept else 0.0
+        still_s = (now - datetime.fromisoformat(self.report.created)).total_seconds()
+        self._begun_ms = max(still_s * 1000, 0.0, *ends_ms) if self.kept else 0.0
         self._anchor_s = time.perf_counter()
-
-    def real_ms(self) -> float:
-        """Milliseconds since the anchor, on the machine's own clock."""
-        return self._begun_ms + (time.perf_counter() - self._anchor_s) * 1000
-
-    def clock(self) -> float:
-        """Milliseconds since the anchor, on the loop's own clock where it is a fake one."""
-        fake = fake_clock()
-        return self._begun_ms + fake() if fake else self.real_ms()
-
-    @property
-    def rules(self) -> Rules:
-        p = self.parameters
-        return Rules(
+        self._limit_s = max(0.0, p.run_limit_s - self.spent_s)
+        self.rules = Rules(
             retries=p.retries,
             request_timeout_s=p.request_timeout_s,
             first_token_timeout_s=p.first_token_timeout_s if p.stream else inf,
@@ -118,42 +102,41 @@ class Calibration:
             ),
         )
 
+    def know(self, **facts: Any) -> None:
+        """Have fields of the report set."""
+        self.report = self.report.model_copy(update=facts)
+
+    def real_ms(self) -> float:
+        """Milliseconds since the anchor, on the machine's own clock."""
+        return self._begun_ms + (time.perf_counter() - self._anchor_s) * 1000
+
+    def clock(self) -> float:
+        """Milliseconds since the anchor, on the loop's own clock where it is a fake one."""
+        fake = getattr(asyncio.get_running_loop(), "clock_ms", None)
+        return self._begun_ms + fake() if fake else self.real_ms()
+
     async def aclose(self) -> None:
         """Close all connections."""
         for sender in self.senders.values():
             await sender.aclose()
 
-    async def examine(self, capacity: bool) -> tuple[dict[str, str], dict[str, Found]]:
-        """The problem of each provider that cannot be used; with `capacity`, capacities found.
-
-        Where no provider has a problem, all are calibrated. Connections are closed at the end.
-        """
-        try:
-            await self.describe()
-            await self.prepare()
-            return {}, await self.capacities() if capacity else {}
-        except PocError:
-            if not self.problems:
-                raise
-            return self.problems, {}
-        finally:
-            await self.aclose()
-
     async def describe(self) -> None:
         """Ask every provider who it is. Raises `ProviderError`, or `UnlikeProviders`."""
+        before = {facts.name: facts for facts in self.report.providers}
         answers = await self._ask(self.senders)
-        self.facts = [facts for facts in answers.values() if isinstance(facts, ProviderFacts)]
-        failed = {name: e for name, e in answers.items() if isinstance(e, BaseException)}
-        self.problems = {name: str(error) for name, error in failed.items()}
-        for error in failed.values():
+        facts = [answer for answer in answers.values() if isinstance(answer, ProviderFacts)]
+        # Texts need marks where some server's cache cannot be switched off by a request.
+        self.know(providers=facts, marked=not all(each.cache_defeated for each in facts))
+        failed = [(name, e) for name, e in answers.items() if isinstance(e, BaseException)]
+        self.problems = {name: str(error) for name, error in failed}
+        for _, error in failed:
             raise error
         if not self.parameters.allow_unlike_models:
-            check_alike(self.facts)
-        before = {facts.name: facts for facts in self.kept.providers} if self.kept else {}
-        for fact in self.facts:
-            if difference := differs(before.get(fact.name, fact), fact):
+            check_alike(facts)
+        for now in facts:
+            if difference := differs(before.get(now.name, now), now):
                 raise UnlikeProviders(
-                    f"provider {fact.name} is not what it was before the stop ({difference}), so "
+                    f"provider {now.name} is not what it was before the stop ({difference}), so "
                     "its times cannot be mixed; run without --resume to start over."
                 )
 
@@ -162,7 +145,7 @@ class Calibration:
         answers = await self._ask(names, self.parameters.connect_timeout_s)
         return [
             f"provider {was.name} was changed during the run ({difference})"
-            for was in self.facts
+            for was in self.report.providers
             if isinstance(now := answers.get(was.name), ProviderFacts)
             if (difference := differs(was, now))
         ]
@@ -171,13 +154,14 @@ class Calibration:
         self, names: Collection[str], limit_s: float | None = None
     ) -> dict[str, ProviderFacts | BaseException]:
         """Who each provider says it is, or why it does not say it; all are asked at once."""
-        calls = [asyncio.wait_for(self.senders[name].describe(), limit_s) for name in names]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        by_name = dict(zip(names, answers, strict=True))
-        for name, answer in by_name.items():
-            if isinstance(answer, ProviderFacts):
-                by_name[name] = answer.model_copy(update=self._known[name])
-        return by_name
+
+        async def asked(name: str) -> ProviderFacts:
+            answer = await asyncio.wait_for(self.senders[name].describe(), limit_s)
+            fields = {key: value for key, value in self._known[name].items() if key != "running"}
+            return answer.model_copy(update=fields)
+
+        answers = await asyncio.gather(*map(asked, names), return_exceptions=True)
+        return dict(zip(names, answers, strict=True))
 
     async def prepare(self) -> None:
         """Warm every provider up, then time each alone: `expected_ms` is the time of one request.
@@ -185,13 +169,12 @@ class Calibration:
         Where a stopped run goes on, its calibration is kept, and its engines are warmed anew.
         Raises `RunFailed` where a provider answers nothing.
         """
-        p = self.parameters
-        session = f" s{len(self.resumed_ms)}" if self.kept else ""
+        p, stops = self.parameters, len(self.report.resumed_ms)
+        answered = {}
         steps: list[tuple[ArmName, int, str]] = [
-            ("warm-up", p.warm_up_prompts, session),
+            ("warm-up", p.warm_up_prompts, f" s{stops}" if stops else ""),
             ("calibration", p.calibration_prompts, ""),
         ]
-        answered = {}
         for arm, count, which in steps:
             for name in self.senders:
                 rows = await self.alone(arm, name, count, which)
@@ -199,6 +182,7 @@ class Calibration:
                 if rows and not answered[name]:
                     raise RunFailed(rows[0].error or f"provider {name} does not answer.")
         self.expected_ms = forecast.expected_ms(answered)
+        self.know(fastest=min(self.expected_ms, key=self.expected_ms.__getitem__))
 
     async def alone(self, arm: ArmName, name: str, count: int, which: str) -> list[Request]:
         """`count` requests, one at a time, with the same texts to each provider.
@@ -206,26 +190,18 @@ class Calibration:
         Those that a stopped run has answered are kept.
         """
         turn = f"{name}{which}"
-        kept = [a.requests for a in self.preparation if (a.arm, a.turn) == (arm, turn)]
-        rows = [row for requests in kept for row in requests if row.outcome == "ok"]
+        before = [a.requests for a in self.report.preparation if (a.arm, a.turn) == (arm, turn)]
+        rows = [row for requests in before for row in requests if row.outcome == "ok"]
         if len(rows) < count:
             # Two names for one address share a cache: each has texts of its own.
             urls = {p.name: p.url for p in self.parameters.providers if p.url}
             twins = [other for other in urls if urls[other] == urls.get(name)]
-            same = (arm, which, str(twins.index(name) if twins else 0))
-            prompts = self._prompts(arm, turn, count, same)[len(rows) :]
+            same = f"{arm}{which} {twins.index(name) if twins else 0}"
+            prompts = self.prompts(arm, turn, count, same)[len(rows) :]
             begun = Arm(arm=arm, turn=turn, strategy="sequential", limits={name: 1})
-            async with self._kept(begun, [name]):
-                for prompt in prompts:
-                    self._count(await attempt(self.senders[name], prompt, self.clock, self.rules))
-            rows += self.preparation[-1].requests
+            await self.carry_out(begun, [name], prompts)
+            rows += self.report.preparation[-1].requests
         return rows
-
-    def tokens_per_s(self) -> dict[str, float]:
-        """Output tokens over wall time of each provider's calibration, where they are known."""
-        calibrated = forecast.calibrated(self.preparation)
-        rates = {name: contention.alone(rows).tokens_per_s for name, rows in calibrated.items()}
-        return {name: rate for name, rate in rates.items() if rate}
 
     async def capacities(self, most: int = MOST_IN_FLIGHT) -> dict[str, Found]:
         """What each provider, already prepared, does with 1, 2, 4, … requests at once.
@@ -248,77 +224,104 @@ class Calibration:
         return capacities
 
     async def _level(self, name: str, in_flight: int, which: str = "") -> Level:
-        """Requests to one provider, `in_flight` at once; none is sent again, to see refusals."""
         count, turn = max(LEAST_REQUESTS, LOADS * in_flight), f"{name} {in_flight}{which}"
-        limits, policy = {name: in_flight}, Policy(breaker_failures=count + 1)
-        begun = Arm(arm="capacity", turn=turn, strategy="shared-queue", limits=limits)
-        async with self._kept(begun, [name]):
-            until_ms = self.clock() + PATIENCE * count * self.expected_ms[name] + 2000
-            until_ms = min(until_ms, self.rules.deadline_ms)
-            await run_arm(
-                "capacity",
-                STRATEGIES["shared-queue"],
-                self._prompts("capacity", turn, count),
-                [self.senders[name]],
-                limits,
-                self.expected_ms,
-                self.clock,
-                replace(self.rules, retries=0, policy=policy, deadline_ms=until_ms),
-                self._count,
-                keep_rows=False,
-            )
-        return level(self.preparation[-1].requests, in_flight)
+        limit_ms = PATIENCE * count * self.expected_ms[name] + 2000
+        begun = Arm(arm="capacity", turn=turn, strategy="shared-queue", limits={name: in_flight})
+        prompts = self.prompts("capacity", turn, count)
+        await self.carry_out(begun, [name], prompts, limit_ms=limit_ms)
+        return level(self.report.preparation[-1].requests, in_flight)
 
-    @contextlib.asynccontextmanager
-    async def _kept(
-        self, begun: Arm, names: Collection[str], index: int = NO_ROUND, stage: str = ""
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Probe, then keep what happens to an arm in the file; whole where nothing is raised.
+    async def carry_out(
+        self,
+        begun: Arm,
+        names: Sequence[str],
+        prompts: Sequence[Prompt],
+        index: int = NO_ROUND,
+        stage: str = "",
+        live: dict[str, AdaptiveLimit] | None = None,
+        limit_ms: float = inf,
+    ) -> pacing.Span:
+        """Carry an arm out, kept in the file as it goes on and, of the preparation, in the report.
 
-        What is put into the dictionary, fields of `Arm`, is noted with its end. Raises `RunFailed`
-        where time is over or, in a round, where its answers are none to count with.
+        Before it each provider is probed, so that its connection is warm.
+        Raises `RunFailed` where time is over or, in a round, its answers are none to count with.
         """
+        stage = stage or f"{begun.arm} of {begun.turn}"
+        span, error = pacing.Span(), "no prompt was answered."
+        strike = self.parameters.strike if begun.arm == "strategy" else None
+        struck_ms: dict[str, float] = {}
+        engines: dict[str, Any] = {
+            name: facts.get("running") for name, facts in self._known.items()
+        }
+
+        def strike_in_time() -> None:
+            if strike and not struck_ms and strike.after <= len(span.answered) / len(prompts) < 1:
+                engines[strike.provider].drop_link()
+                struck_ms[strike.provider] = self.clock()
+
+        def done(request: Request) -> None:
+            """Have it on disk before the next one is sent."""
+            nonlocal error
+            self._file.write({"request": request.model_dump(exclude_none=True)})
+            span.add(request)
+            error = request.error or error
+            self._done += 1
+            self._expected = max(self._expected, self._done)
+            self.progress(stage, self._done, self._expected)
+            strike_in_time()
+
+        def tell(sentence: str) -> None:
+            self.report.notes.append(f"{stage}: {sentence}")
+            self.progress(self.report.notes[-1], self._done, self._expected)
+
         await self._probe(names if index == NO_ROUND else self.senders)
-        self._stage = stage or f"{begun.arm} of {begun.turn}"
-        self._span, self._error = pacing.Span(), ""
-        self._rows: list[Request] | None = [] if index == NO_ROUND else None
+        rules = self.rules
+        if index == NO_ROUND:  # nothing is sent again, so that refusals show
+            deadline_ms = min(rules.deadline_ms, self.clock() + limit_ms)
+            policy = Policy(breaker_failures=0)
+            rules = replace(rules, retries=0, policy=policy, deadline_ms=deadline_ms)
         begin = {"strategy": begun.strategy, "limits": begun.limits}
         self._file.write({"arm": begun.arm, "round": index, "turn": begun.turn, "begin": begin})
-        end: dict[str, Any] = {}
-        pids = {name: getattr(self._engines[name], "pids", ()) for name in names}
-        with EngineSampler(pids) as sampler:
-            yield end
+        try:
+            with EngineSampler({n: getattr(engines[n], "pids", ()) for n in names}) as sampler:
+                strike_in_time()
+                ran = await run_arm(
+                    begun.arm,
+                    STRATEGIES[begun.strategy],
+                    prompts,
+                    [self.senders[name] for name in names],
+                    begun.limits,
+                    self.expected_ms,
+                    self.clock,
+                    rules,
+                    done,
+                    keep_rows=index == NO_ROUND,
+                    live=live,
+                    tell=tell,
+                )
+        finally:
+            for name in struck_ms:
+                engines[name].restore_link()
         if self.clock() >= self.rules.deadline_ms:
             limit_s = self.parameters.run_limit_s
-            raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {self._stage}.")
-        if self._rows is None:
-            if not self._span.answered:
-                raise RunFailed(f"{stage}: {self._error or 'no prompt was answered.'}")
+            raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
+        if index != NO_ROUND:
+            if not span.answered:
+                raise RunFailed(f"{stage}: {error}")
             if changed := await self.changed(names):
                 raise RunFailed(
                     f"{stage}: {changed[0]}, so answers of this arm may be of two kinds; the "
                     "rounds before it are kept. Run again."
                 )
-        end["engines"] = [use.model_dump() for use in sampler.used]
-        self._file.write({"end": end})
+        end = {"engines": sampler.used, "struck_ms": struck_ms, "limit_changes": ran.limit_changes}
+        whole = begun.model_copy(update={**end, "requests": ran.requests})
+        self._file.write({"end": whole.model_dump(mode="json", include=set(end))})
         self._file.sync()
-        if self._rows is not None:
-            update = {"engines": sampler.used, "requests": self._rows}
-            self.preparation.append(begun.model_copy(update=update))
+        if index == NO_ROUND:
+            self.report.preparation.append(whole)
+        return span
 
-    def _count(self, request: Request) -> None:
-        """Have a request on disk before the next one is sent, and tell the progress."""
-        self._file.write({"request": request.model_dump(exclude_none=True)})
-        self._span.add(request)
-        self._error = request.error or self._error
-        if self._rows is not None:
-            self._rows.append(request)
-        self._done += 1
-        self._expected = max(self._expected, self._done)
-        self._progress(self._stage, self._done, self._expected)
-
-    async def _probe(self, names: Iterable[str]) -> None:
-        """Round trips on a warm connection; as a side effect each connection is warm."""
+    async def _probe(self, names: Collection[str]) -> None:
         for name in names:
             for _ in range(PROBES):
                 try:
@@ -327,32 +330,40 @@ class Calibration:
                 except (ProviderError, TimeoutError):
                     break  # whether it can answer prompts is for the requests to show
                 if trip is not None:
-                    self.probes.append(trip)
+                    self.report.probes.append(trip)
                     self._file.write({"probe": trip.model_dump()})
 
-    @property
-    def marked(self) -> bool:
-        """Whether texts need marks: some server's cache cannot be switched off by a request."""
-        return not all(facts.cache_defeated for facts in self.facts)
-
-    def _prompts(
-        self, arm: str, turn: str, count: int, same: tuple[str, ...] | None = None
-    ) -> list[Prompt]:
+    def prompts(self, arm: str, turn: str, count: int, same: str = "") -> list[Prompt]:
         """The texts of an arm, under a salt and, where needed, marks that no text before had.
 
         All who give an equal `same` get the same marks.
         """
-        key = same or (arm, turn)
+        key = same or f"{arm} {turn}"
         if key not in self._marks:
             self._marks[key] = self._next_mark
             self._next_mark = (self._next_mark + count) % workload.MARKS
-        first = self._marks[key] if self.marked else None
+        first = self._marks[key] if self.report.marked else None
         return workload.prompts(self.texts, count, f"{self._salt}:{arm}:{turn}", first)
 
 
-def fake_clock() -> Clock | None:
-    """The running loop's own clock where it is a fake one, in milliseconds."""
-    return getattr(asyncio.get_running_loop(), "clock_ms", None)
+def begun(parameters: Parameters, texts: Sequence[str], now: datetime) -> Report:
+    """What is known of a run before anything is sent."""
+    return Report(
+        experiment=parameters.experiment,
+        strategy=parameters.strategy,
+        created=now.isoformat(timespec="milliseconds"),
+        poclib=__version__,
+        # A number only: the texts are in `prompts` if wanted, a file's name nowhere.
+        parameters=parameters.model_copy(update={"prompts": len(texts)}),
+        environment=environment(),
+        providers=[],
+        prompt_sha256=[workload.sha256(text) for text in texts],
+        prompt_characters=[len(text) for text in texts],
+        prompts=list(texts) if parameters.store_text else None,
+        gate_max_ratio=parameters.gate_max_ratio,
+        band=parameters.band,
+        complete=False,
+    )
 
 
 def check_alike(facts: Sequence[ProviderFacts]) -> None:

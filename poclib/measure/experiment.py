@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import recording, report
 from ..engines.pool import RunningEngine, engine_pool
-from ..errors import EngineError, ParameterError, PocError, ReportError
+from ..errors import EngineError, ParameterError, ReportError
 from ..parameters import Parameters, ProviderSettings, put
 from ..progress import Progress, quiet
 from ..progress import bar as bar
@@ -63,7 +63,16 @@ def measure(
             # Engines take their time to start; a fake pool has none on its own clock.
             spent_s = time.monotonic() - begun_s if pool is None else 0.0
             run = Run(parameters, providers, progress, left, spent_s)
-            _to_its_end(run, path, folder)
+            if left is None and path.exists():  # of a run that was cut: keep what it measured
+                path.rename(path.with_suffix(f".{time.time_ns()}.jsonl"))
+            with ReportFile(path).open(again=left is not None) as file:
+                try:
+                    on_own_loop(lambda: run.whole(file))
+                finally:
+                    file.write({"state": recording.state(run.report)})
+                    file.sync()
+                    if run.report.complete or run.ratios:
+                        _keep(path, folder, run.report.complete)
     return report.load(path.stem, folder)
 
 
@@ -86,23 +95,7 @@ def obtain(parameters: Parameters, live: bool, progress: Progress = quiet) -> Re
     return measure(parameters, progress)
 
 
-def _to_its_end(run: Run, path: Path, folder: Path | None) -> None:
-    """Run with the file at `path`, and put it in the report's place, whatever ends the run."""
-    if run.kept is None and path.exists():  # left by a run that was cut: keep what it measured
-        path.rename(path.with_suffix(f".{time.time_ns()}.jsonl"))
-    complete = False
-    with ReportFile(path).open(again=run.kept is not None) as file:
-        try:
-            on_own_loop(lambda: run.whole(file))
-            complete = True
-        finally:
-            file.write({"state": recording.state(run.as_report(complete))})
-            file.sync()
-            if complete or run.ratios:
-                _keep(path, folder, complete)
-
-
-def _keep(path: Path, folder: Path | None, complete: bool = True) -> None:
+def _keep(path: Path, folder: Path | None, complete: bool) -> None:
     """Copy a run's file to the reports; one that is complete is needed no more."""
     recording.keep(path, (folder or report.root() / report.FOLDER) / path.name)
     if complete:
@@ -110,40 +103,37 @@ def _keep(path: Path, folder: Path | None, complete: bool = True) -> None:
 
 
 def _left(parameters: Parameters, path: Path, folder: Path | None) -> Report | None:
-    """What an unfinished run of these parameters has left in `path`, or else the finished report.
+    """What a run of these parameters has left in `path`, or else the finished report.
 
     Raises `ReportError` where the file is damaged, `ParameterError` where it was another run.
     """
-    wanted = asked(parameters, [sha256(text) for text in texts(parameters.prompts)])
-    done = None
-    with contextlib.suppress(ReportError):
-        saved = report.load(path.stem, folder)
-        done = saved if saved.complete and not _differences(saved, wanted) else None
-    try:
-        if not path.exists() or b"\n" not in path.read_bytes():
-            return done  # or it was stopped before its first line was whole
+    wanted = asked(parameters)
+    if path.exists() and b"\n" in path.read_bytes():  # else it was stopped in its first line
         left = report.load(path)
         if other := _differences(left, wanted):
             raise ParameterError(
                 f"{path.name} is of a run with other parameters ({', '.join(other)}); "
                 "run without --resume to start over (it is kept aside), or with those it had."
             )
-    except PocError:
-        if done is None:
-            raise
-        return done  # of whatever other run the file is
-    if left.complete:  # killed before it was put in its place, or before its file was removed
-        _keep(path, folder)
-    return left
+        if left.complete:  # killed before it was put in its place, or before its file was removed
+            _keep(path, folder, complete=True)
+        return left
+    with contextlib.suppress(ReportError):
+        saved = report.load(path.stem, folder)
+        if saved.complete and not _differences(saved, wanted):
+            return saved
+    return None
 
 
-def asked(parameters: Parameters, digests: Sequence[str]) -> dict[str, Any]:
-    """What decides whether two runs are one: the parameters and the prompts' digests.
+def asked(parameters: Parameters, digests: Sequence[str] | None = None) -> dict[str, Any]:
+    """What decides whether two runs are one: the parameters, and `digests` of the prompts.
 
     A run that was ended by its time limit may go on with a longer one.
     """
-    counted = parameters.model_copy(update={"prompts": len(digests)})
-    return {**counted.model_dump(mode="json", exclude={"run_limit_s"}), "prompts": list(digests)}
+    if digests is None:
+        digests = [sha256(text) for text in texts(parameters.prompts)]
+    fields = parameters.model_dump(mode="json", exclude={"run_limit_s", "prompts"})
+    return fields | {"prompts": list(digests)}
 
 
 def _differences(saved: Report, wanted: Mapping[str, Any]) -> list[str]:
@@ -229,10 +219,8 @@ def _opened(
 class SharedEngines(contextlib.ExitStack):
     """Embedded engines for several runs in turn, started anew only where others are asked for."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._asked: list[str] = []
-        self._running: dict[str, RunningEngine] = {}
+    _asked: list[str] | None = None
+    _running: Mapping[str, RunningEngine] = {}
 
     def of(self, parameters: Parameters) -> Mapping[str, RunningEngine]:
         """The engines by name; hand them to the run as `running`. Raises `EngineError`."""
@@ -244,13 +232,13 @@ class SharedEngines(contextlib.ExitStack):
             for engine in self._running.values():
                 engine.check()
         except EngineError:
-            self.close()
-        if wanted != self._asked or not self._running:
+            self._asked = None
+        if wanted != self._asked:
+            self._asked, self._running = None, {}
             self.close()
             if embedded:
                 started = self.enter_context(engine_pool(embedded, parameters.context_tokens))
-                self._running.update({engine.name: engine for engine in started})
-                self.callback(self._running.clear)
+                self._running = {engine.name: engine for engine in started}
             self._asked = wanted
         return self._running
 
@@ -264,11 +252,6 @@ def again(saved: Report, given: Mapping[str, Any], changes: Mapping[str, Any]) -
     name, was = report.name(saved), saved.parameters
     if was is None or saved.strategy not in STRATEGIES:
         raise ReportError(f"{name} holds no parameters of a run, so it cannot be rerun.")
-    if was.strike is None and any(arm.struck_ms for round_ in saved.rounds for arm in round_.arms):
-        raise ReportError(
-            f"{name}: engines were killed in it by an older poclib, so it cannot be rerun; "
-            "`strike` in the parameters does the same in a new run."
-        )
     known = {p.get("name"): p for p in given.get("providers") or () if isinstance(p, dict)}
     values = was.model_dump() | {
         "experiment": f"{PREFIX}{saved.experiment.removeprefix(PREFIX)}"[:64],
@@ -279,14 +262,8 @@ def again(saved: Report, given: Mapping[str, Any], changes: Mapping[str, Any]) -
         provider.update({key: known.get(provider["name"], {}).get(key) for key in PRIVATE})
     for key, value in changes.items():
         put(values, key, value)
-    missing = [p["name"] for p in values["providers"] if p["kind"] != "embedded" and not p["url"]]
-    if missing:
-        raise ParameterError(
-            f"{name} holds no addresses: give those of {', '.join(missing)} with --params FILE, "
-            "which has providers of these names, or each with "
-            f"--set {missing[0]}.url=http://192.168.1.20:11434."
-        )
-    parameters = Parameters.read(values, name)
+    where = f"rerun of {name} (addresses: --params FILE, or --set NAME.url=…)"
+    parameters = Parameters.read(values, where)
     # Where texts were not stored, the built-in ones stand in if their digests fit.
     now = [sha256(text) for text in texts(parameters.prompts)]
     if "prompts" not in changes and now != saved.prompt_sha256:

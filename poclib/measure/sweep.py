@@ -24,22 +24,20 @@ from ..records import Report
 from . import experiment
 
 MAX_POINTS = 1000
-MAX_NAME = 24
 FIXED = {"experiment", "notebooks", "resume"}  # of the sweep as a whole
 SUMMARY = "sweep.json"
 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination: all that its run is given, `shown` what is different about it.
+    """One combination: `label` says what is different about it, as "shared-queue, max_tokens 8".
 
     `sweep` is the name of the sweep and its folder, `file` that of the point's report.
     """
 
     sweep: str
     name: str
-    shown: dict[str, str]
-    values: dict[str, Any]
+    label: str
     parameters: Parameters
 
     @property
@@ -49,12 +47,6 @@ class Point:
     @property
     def file(self) -> str:
         return f"{self.parameters.experiment}-{self.strategy}.jsonl"
-
-    @property
-    def label(self) -> str:
-        """shared-queue, max_tokens 8."""
-        pairs = self.shown.items()
-        return ", ".join(text if key == "strategy" else f"{key} {text}" for key, text in pairs)
 
 
 @dataclass(frozen=True)
@@ -76,19 +68,16 @@ def points(given: Mapping[str, Any], where: str = "sweep") -> list[Point]:
     Two combinations that ask for the same are one point. Raises `ParameterError`, naming the
     key, before anything is measured.
     """
-    base = {key: value for key, value in given.items() if key != "notebooks"}
-    section = base.pop("sweep", None)
-    sections = section if isinstance(section, list) else [section]
-    grids = [_grid(lists, where) for lists in sections]
+    base = {key: value for key, value in given.items() if key not in ("notebooks", "sweep")}
+    base.setdefault("experiment", Path(where).stem)
+    section: Any = given.get("sweep")
+    grids: list[dict[str, list[Any]]] = section if isinstance(section, list) else [section]
+    for grid in grids:
+        _check(grid, where)
     count = sum(math.prod(map(len, grid.values())) for grid in grids)
     if not 0 < count <= MAX_POINTS:
         raise ParameterError(
             f"{where}: {count:,} points, and a sweep has 1 to {MAX_POINTS:,}; change its lists."
-        )
-    name = base.setdefault("experiment", Path(where).stem)
-    if not isinstance(name, str) or len(name) > MAX_NAME or name in (".", ".."):
-        raise ParameterError(
-            f"{where}: experiment: a sweep's name is a text of at most {MAX_NAME} characters."
         )
     by_digest: dict[str, Point] = {}
     for grid in grids:
@@ -98,14 +87,14 @@ def points(given: Mapping[str, Any], where: str = "sweep") -> list[Point]:
     return list(by_digest.values())
 
 
-def _grid(section: Any, where: str) -> dict[str, list[Any]]:
-    """One section `sweep`: a list of values for each key."""
-    if not isinstance(section, dict) or not section:
+def _check(grid: Any, where: str) -> None:
+    """Raise `ParameterError` unless a section `sweep` has a list of values for each of its keys."""
+    if not isinstance(grid, dict) or not grid:
         raise ParameterError(
             f"{where}: a sweep needs a section `sweep` with a list of values for each key that "
             "changes (see params/sweep-links.yaml)."
         )
-    for key, values in section.items():
+    for key, values in grid.items():
         problem = ""
         if not isinstance(key, str) or not isinstance(values, list) or not values:
             problem = "give a list of values, such as [8, 32]."
@@ -118,7 +107,6 @@ def _grid(section: Any, where: str) -> dict[str, list[Any]]:
             )
         if problem:
             raise ParameterError(f"{where}: sweep.{key}: {problem}")
-    return section
 
 
 def _point(base: Mapping[str, Any], changed: dict[str, Any], where: str) -> Point:
@@ -137,14 +125,14 @@ def _point(base: Mapping[str, Any], changed: dict[str, Any], where: str) -> Poin
     if values.get("strategy") is None:
         raise ParameterError(f"{where}: name the strategy, or several under sweep.strategy.")
     plain = Parameters.read(values, where)
-    digests = [workload.sha256(text) for text in workload.texts(plain.prompts)]
-    asked = json.dumps(experiment.asked(plain, digests), sort_keys=True)
+    asked = json.dumps(experiment.asked(plain), sort_keys=True)
     shown = {key: _shown(value) for key, value in changed.items()}
     slug = re.sub(r"([^A-Za-z0-9.]|\.(?!\d))+", "-", "-".join(shown.values()))
     slug = slug.strip("-.")[:28].rstrip("-.") or "point"
     name = f"{slug}-{workload.sha256(asked)[:8]}"
+    label = ", ".join(text if key == "strategy" else f"{key} {text}" for key, text in shown.items())
     values["experiment"] = f"{plain.experiment}-{name}"
-    return Point(plain.experiment, name, shown, values, Parameters.read(values, where))
+    return Point(plain.experiment, name, label, Parameters.read(values, where))
 
 
 def _shown(value: Any) -> str:
@@ -195,8 +183,8 @@ def _complete(path: Path) -> Report | None:
 
 def write_summary(points: Sequence[Point], folder: Path) -> None:
     """Leave beside the points what each stands for, so that pages can say it later."""
-    folder.mkdir(parents=True, exist_ok=True)
     labels = {point.name: point.label for point in points}
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).write_text(json.dumps(labels, indent=1) + "\n", "utf-8")
 
 
