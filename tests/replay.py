@@ -221,9 +221,8 @@ def facts_of(server: str, *names: str) -> dict[str, Answer]:
 
 
 OLLAMA = facts_of("ollama", "api/version", "api/tags", "api/show")
-LLAMA = facts_of("llama-server", "health", "props") | {
-    "/v1/models": recorded("llama-server/models")
-}
+LLAMA = facts_of("llama-server", "health", "props", "v1/models")
+VLLM = facts_of("vllm", "v1/models", "version", "health")
 
 
 def describe(kind: str, answers: dict[str, Answer], **changes: Any) -> ProviderFacts:
