@@ -249,7 +249,9 @@ def test_redacted() -> None:
     own = TimedClient("there", "http://10.0.0.7:8080/x", "k-77")
     words = "k-77 at http://10.0.0.7:8080/x, 10.0.0.7:8080, 10.0.0.7"
     assert own.redacted(words) == "… at http://…/x, …, …"
-    assert TimedClient("there", "http://model:80").redacted("no model:80") == "no …"
+    assert (
+        TimedClient("there", "http://model:80").redacted("no model at model:80") == "no model at …"
+    )
 
 
 @pytest.fixture(scope="module")
