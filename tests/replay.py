@@ -186,10 +186,8 @@ def clock() -> float:
 async def ask(sender: Provider, text: str = "Say hello.", salt: str = "s/baseline/0") -> Exchange:
     """The exchange of one prompt, then close. Raises what `send` raises."""
     exchange = Exchange(clock)
-    try:
+    async with contextlib.aclosing(sender):
         await sender.send(Prompt(0, text, salt), exchange)
-    finally:
-        await sender.aclose()
     return exchange
 
 
@@ -223,10 +221,7 @@ VLLM = facts_of("vllm", "v1/models", "version", "health")
 
 def describe(kind: str, answers: dict[str, Answer], **changes: Any) -> ProviderFacts:
     async def talk(server: Replay) -> ProviderFacts:
-        sender = provider(kind, server.url, **changes)
-        try:
+        async with contextlib.aclosing(provider(kind, server.url, **changes)) as sender:
             return await sender.describe()
-        finally:
-            await sender.aclose()
 
     return replay(answers, talk)

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,11 +39,8 @@ from poclib.records import Exchange
 async def fetch(url: str, **given: Any) -> bytes:
     """The body of one GET."""
     client = TimedClient("there", url, **given)
-    try:
-        async with client.request("GET", "/") as response:
-            return await response.body()
-    finally:
-        await client.aclose()
+    async with aclosing(client), client.request("GET", "/") as response:
+        return await response.body()
 
 
 async def failing(url: str, **given: Any) -> ProviderError:
@@ -158,10 +156,9 @@ def test_a_public_address_gets_no_socket_unless_its_provider_is_allowed_one(
         raise ConnectionRefusedError(111, "no socket in this test")
 
     async def describe() -> ProviderError:
-        sender = provider("llama-server", url, allow_public=allowed)
         with pytest.raises(ProviderError) as caught:
-            await sender.describe()
-        await sender.aclose()
+            async with aclosing(provider("llama-server", url, allow_public=allowed)) as sender:
+                await sender.describe()
         return caught.value
 
     monkeypatch.setattr(transport, "Stamped", refuse)
