@@ -100,19 +100,19 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "mood, told",
-    [
-        ("will not start", r"broken.*local.*code 1.*cannot load the model"),
-        ("lacks an instruction", r"broken.*local.*SIGILL"),
-        ("fails at once", r"broken.*local.*HTTP 500"),
-        ("is for another machine", r"broken.*local.*it cannot be started"),
-    ],
-)
+MOODS = {  # of a build, and what is told of it
+    "will not start": r"code 1.*cannot load the model",
+    "lacks an instruction": "SIGILL",
+    "fails at once": "HTTP 500",
+    "is for another machine": "it cannot be started",
+}
+
+
+@pytest.mark.parametrize("mood", MOODS)
 def test_a_build_that_does_not_answer_is_told_with_its_reason_and_the_next_is_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, mood: str, told: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, mood: str
 ) -> None:
-    path = Path(pretender(tmp_path / "broken", mood))
+    path, told = Path(pretender(tmp_path / "broken", mood)), f"broken.*local.*{MOODS[mood]}"
     if mood == "is for another machine":
         path.write_bytes(b"\0another machine's format")
     builds = [llama.Build("broken", path)]
@@ -181,21 +181,19 @@ def test_an_engine_that_dies_by_itself_is_named_and_the_rest_still_ends(model: P
     assert all_gone(left)
 
 
-@pytest.mark.parametrize(
-    "asked, told",
-    [
-        ({"core": 100_000}, "far asks for cores"),
-        ({"cores": 1000}, "far asks for cores"),
-        ({"model": "llama3"}, "far asks for model llama3.*tiny"),
-    ],
-)
 def test_what_this_machine_does_not_have_is_refused_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, model: Path, asked: dict[str, Any], told: str
+    monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
-    settings = ProviderSettings(name="far", **asked)
-    with pytest.raises(EngineError, match=told), engine_pool([settings], 64):
-        pass
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"core": 100_000}, "cores"),
+        ({"cores": 1000}, "cores"),
+        ({"model": "llama3"}, "model llama3.*tiny"),
+    ]
+    for asked, told in refused:
+        settings = [ProviderSettings(name="far", **asked)]
+        with pytest.raises(EngineError, match=f"far asks for {told}"), engine_pool(settings, 64):
+            pass
 
 
 class LateClock:
@@ -224,11 +222,11 @@ class LateClock:
 def test_a_slowed_process_runs_for_the_share_that_was_asked_and_only_in_its_turn(
     monkeypatch: pytest.MonkeyPatch, speed: float, turn: tuple[int, int] | None, share: float
 ) -> None:
-    clock = LateClock()
-    monkeypatch.setattr(keeper, "time", clock)
+    late = LateClock()
+    monkeypatch.setattr(keeper, "time", late)
     with pytest.raises(StopIteration):
-        keeper.slow([clock], speed, turn)  # type: ignore[list-item]
-    stopped_s, *pairs_s = clock.signals_s
+        keeper.slow([late], speed, turn)  # type: ignore[list-item]
+    stopped_s, *pairs_s = late.signals_s
     begins_s, ends_s = pairs_s[::2], pairs_s[1::2]
     ran_s = sum(ends_s) - sum(begins_s)
     assert ran_s / (ends_s[-1] - stopped_s) == pytest.approx(share, abs=0.01)
