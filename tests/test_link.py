@@ -111,8 +111,9 @@ def test_a_reset_is_passed_on_as_a_reset(server: Server, who: int) -> None:
 
 
 def test_a_target_that_is_not_there_resets_the_client(server: Server) -> None:
-    address = ("127.0.0.1", EmulatedLink([server.port]).ports[0])
+    link = EmulatedLink([server.port])
     server.listener.close()
+    address = ("127.0.0.1", link.ports[0])
     client = server.opened.enter_context(socket.create_connection(address, LIMIT_S))
     with pytest.raises(ConnectionResetError):
         client.recv(1)
