@@ -102,7 +102,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 MOODS = {  # of a build, and what is told of it
     "will not start": r"code 1.*cannot load the model",
-    "lacks an instruction": "SIGILL",
+    "lacks an instruction": "SIGILL.*uses an instruction",
     "fails at once": "HTTP 500",
     "is for another machine": "it cannot be started",
 }
