@@ -45,10 +45,13 @@ class Answer:
 class Asked:
     """One request as it arrived."""
 
-    method: str
     path: str
     headers: dict[str, str]
     body: Any
+
+
+def fields_of(lines: list[str]) -> dict[str, str]:
+    return {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
 
 
 def recorded(name: str, **changes: Any) -> Answer:
@@ -58,17 +61,10 @@ def recorded(name: str, **changes: Any) -> Answer:
     file = SAMPLES / f"{name}.headers"
     if file.exists():
         first, *lines = file.read_text("utf-8").split("\n\n")[0].splitlines()
-        status = int(first.split()[1])
-        headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
-        headers.pop("content-length", None)
-        headers.pop("transfer-encoding", None)
+        status, headers = int(first.split()[1]), fields_of(lines)
+        for key in ("content-length", "transfer-encoding"):
+            headers.pop(key, None)
     return Answer(**{"body": body, "status": status, "headers": headers, **changes})
-
-
-def rules(server: str) -> dict[str, Any]:
-    """What the real `server` (a folder of samples) takes, by path, as JSON schemas."""
-    found: dict[str, Any] = json.loads((SAMPLES / server / "rules.json").read_text("utf-8"))
-    return found
 
 
 class Replay:
@@ -85,7 +81,8 @@ class Replay:
         strict: str | None = None,
     ) -> None:
         self.answers = answers
-        self._rules = rules(strict) if strict else {}
+        file = SAMPLES / f"{strict}" / "rules.json"  # JSON schemas, by path
+        self._rules = json.loads(file.read_text("utf-8")) if strict else {}
         self._tls = tls
         self.asked: list[Asked] = []
         self.connections = 0
@@ -121,9 +118,9 @@ class Replay:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *lines = head.strip().split("\r\n")
         method, path, _ = first.split()
-        headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+        headers = fields_of(lines)
         sent = await reader.readexactly(int(headers.get("content-length", 0)))
-        self.asked.append(Asked(method, path, headers, json.loads(sent) if sent else None))
+        self.asked.append(Asked(path, headers, json.loads(sent) if sent else None))
         answer = self.answers
         if isinstance(answer, dict):
             answer = answer.get(path, Answer(b"404 page not found", 404))
@@ -156,14 +153,14 @@ class Replay:
         return "; ".join(f"{error.json_path}: {error.message}" for error in errors)
 
     async def _write(self, writer: asyncio.StreamWriter, answer: Answer) -> None:
-        length = {"transfer-encoding": "chunked"} if answer.ending != "close" else {}
-        headers = answer.headers | length
+        chunked = answer.ending != "close"
+        headers = answer.headers | ({"transfer-encoding": "chunked"} if chunked else {})
         head = [f"HTTP/1.1 {answer.status} Status", *(f"{k}: {v}" for k, v in headers.items())]
         writer.write("\r\n".join([*head, "", ""]).encode())
         size = answer.pieces or len(answer.body) or 1
         for start in range(0, len(answer.body), size):
             piece = answer.body[start : start + size]
-            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if length else piece)
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             await writer.drain()
             if answer.pieces:
                 await asyncio.sleep(0)  # let the other end read it before the next
@@ -189,23 +186,20 @@ def clock() -> float:
 async def ask(sender: Provider, text: str = "Say hello.", salt: str = "s/baseline/0") -> Exchange:
     """The exchange of one prompt, then close. Raises what `send` raises."""
     exchange = Exchange(clock)
-    try:
+    async with contextlib.aclosing(sender):
         await sender.send(Prompt(0, text, salt), exchange)
-    finally:
-        await sender.aclose()
     return exchange
 
 
 def replay(
     answers: Answer | dict[str, Answer],
     talk: Callable[[Replay], Awaitable[T]],
-    limit_s: float = 30,
     strict: str | None = None,
 ) -> T:
-    """What `talk` returns with a server that gives `answers`. `limit_s` only ends a hung test."""
+    """What `talk` returns with a server that gives `answers`."""
 
     async def run() -> T:
-        async with asyncio.timeout(limit_s), Replay(answers, strict=strict) as server:
+        async with asyncio.timeout(30), Replay(answers, strict=strict) as server:
             return await talk(server)
 
     return asyncio.run(run())
@@ -221,17 +215,13 @@ def facts_of(server: str, *names: str) -> dict[str, Answer]:
 
 
 OLLAMA = facts_of("ollama", "api/version", "api/tags", "api/show")
-LLAMA = facts_of("llama-server", "health", "props") | {
-    "/v1/models": recorded("llama-server/models")
-}
+LLAMA = facts_of("llama-server", "health", "props", "v1/models")
+VLLM = facts_of("vllm", "v1/models", "version", "health")
 
 
 def describe(kind: str, answers: dict[str, Answer], **changes: Any) -> ProviderFacts:
     async def talk(server: Replay) -> ProviderFacts:
-        sender = provider(kind, server.url, **changes)
-        try:
+        async with contextlib.aclosing(provider(kind, server.url, **changes)) as sender:
             return await sender.describe()
-        finally:
-            await sender.aclose()
 
     return replay(answers, talk)

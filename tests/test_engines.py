@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from replay import clock
 
 from poclib.engines import keeper, llama
 from poclib.engines.pool import Ports, RunningEngine, engine_pool
@@ -29,7 +30,6 @@ from poclib.parameters import Link, Parameters, ProviderSettings
 from poclib.providers import Embedded
 from poclib.records import Exchange, Prompt
 
-ROOT = Path(__file__).parents[1]
 LIMIT_S = 30.0
 LOCAL = ProviderSettings(name="local", slots=2)
 REMOTE = ProviderSettings(name="remote", speed=0.5, slots=3, link=Link(round_trip_ms=20))
@@ -83,7 +83,7 @@ def sender(engine: RunningEngine, settings: ProviderSettings, tokens: int) -> Em
 def processes(running: list[RunningEngine]) -> list[psutil.Process]:
     """The engines and their keepers."""
     engines = [psutil.Process(pid) for engine in running for pid in engine.pids]
-    return engines + [parent for one in engines if (parent := one.parent()) is not None]
+    return engines + [psutil.Process(engine.ppid()) for engine in engines]
 
 
 def all_gone(which: list[psutil.Process]) -> bool:
@@ -100,22 +100,19 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-# ---- without a real engine -------------------------------------------------------------------
+MOODS = {  # of a build, and what is told of it
+    "will not start": r"code 1.*cannot load the model",
+    "lacks an instruction": "SIGILL.*uses an instruction",
+    "fails at once": "HTTP 500",
+    "is for another machine": "it cannot be started",
+}
 
 
-@pytest.mark.parametrize(
-    "mood, told",
-    [
-        ("will not start", r"broken.*local.*code 1.*cannot load the model"),
-        ("lacks an instruction", r"broken.*local.*SIGILL"),
-        ("fails at once", r"broken.*local.*HTTP 500"),
-        ("is for another machine", r"broken.*local.*it cannot be started"),
-    ],
-)
+@pytest.mark.parametrize("mood", MOODS)
 def test_a_build_that_does_not_answer_is_told_with_its_reason_and_the_next_is_used(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, mood: str, told: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: Path, mood: str
 ) -> None:
-    path = Path(pretender(tmp_path / "broken", mood))
+    path, told = Path(pretender(tmp_path / "broken", mood)), f"broken.*local.*{MOODS[mood]}"
     if mood == "is for another machine":
         path.write_bytes(b"\0another machine's format")
     builds = [llama.Build("broken", path)]
@@ -143,6 +140,11 @@ def test_builds_come_in_order_and_a_named_one_is_the_only_one(
     monkeypatch.setattr(llama, "builds", list)
     with pytest.raises(EngineError, match=r"run \./run-poc\.sh"), engine_pool([LOCAL], 64):
         pass
+    # sha256 of b"weights", computed by coreutils' sha256sum
+    assert llama.model_digest(llama.find_model()).startswith("9a129038d9a00aed")
+    monkeypatch.setenv("POCLIB_MODEL", f"{model}-not")
+    with pytest.raises(EngineError, match=r"\$POCLIB_MODEL"):
+        llama.find_model()
 
 
 def test_each_engine_is_told_what_its_provider_asks_for_and_no_key_is_on_a_command_line(
@@ -179,26 +181,19 @@ def test_an_engine_that_dies_by_itself_is_named_and_the_rest_still_ends(model: P
     assert all_gone(left)
 
 
-@pytest.mark.parametrize(
-    "asked, told",
-    [
-        ({"core": 100_000}, "far asks for cores"),
-        ({"cores": 1000}, "far asks for cores"),
-        ({"model": "llama3"}, "far asks for model llama3.*tiny"),
-    ],
-)
 def test_what_this_machine_does_not_have_is_refused_before_anything_starts(
-    monkeypatch: pytest.MonkeyPatch, model: Path, asked: dict[str, Any], told: str
+    monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
     monkeypatch.setattr(subprocess, "Popen", None)
-    settings = ProviderSettings(name="far", **asked)
-    with pytest.raises(EngineError, match=told), engine_pool([settings], 64):
-        pass
-    # sha256 of b"weights", computed by coreutils' sha256sum
-    assert llama.model_digest(llama.find_model()).startswith("9a129038d9a00aed")
-    monkeypatch.setenv("POCLIB_MODEL", f"{model}-not")
-    with pytest.raises(EngineError, match=r"\$POCLIB_MODEL"):
-        llama.find_model()
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"core": 100_000}, "cores"),
+        ({"cores": 1000}, "cores"),
+        ({"model": "llama3"}, "model llama3.*tiny"),
+    ]
+    for asked, told in refused:
+        settings = [ProviderSettings(name="far", **asked)]
+        with pytest.raises(EngineError, match=f"far asks for {told}"), engine_pool(settings, 64):
+            pass
 
 
 class LateClock:
@@ -227,11 +222,11 @@ class LateClock:
 def test_a_slowed_process_runs_for_the_share_that_was_asked_and_only_in_its_turn(
     monkeypatch: pytest.MonkeyPatch, speed: float, turn: tuple[int, int] | None, share: float
 ) -> None:
-    clock = LateClock()
-    monkeypatch.setattr(keeper, "time", clock)
+    late = LateClock()
+    monkeypatch.setattr(keeper, "time", late)
     with pytest.raises(StopIteration):
-        keeper.slow([clock], speed, turn)  # type: ignore[list-item]
-    stopped_s, *pairs_s = clock.signals_s
+        keeper.slow([late], speed, turn)  # type: ignore[list-item]
+    stopped_s, *pairs_s = late.signals_s
     begins_s, ends_s = pairs_s[::2], pairs_s[1::2]
     ran_s = sum(ends_s) - sum(begins_s)
     assert ran_s / (ends_s[-1] - stopped_s) == pytest.approx(share, abs=0.01)
@@ -248,9 +243,6 @@ def test_each_request_has_a_process_of_its_own_as_long_as_there_are_enough() -> 
             with ports.take() as third, ports.take() as fourth:  # they wait, as in any server
                 assert {third, fourth} == {"a", "b"}
             raise ValueError
-
-
-# ---- with real engines -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["llama-server", "xllamacpp"])
@@ -281,7 +273,7 @@ def test_real_engines_are_as_asked_hear_loopback_only_and_heed_the_key_and_the_c
         assert engine.model in listed and str(llama.find_model().parent) not in listed
         assert engine.pinned and engine.cores[0] == available[index % len(available)]
         threads = [thread.id for thread in psutil.Process(engine.pids[0]).threads()]
-        assert threads and all(os.sched_getaffinity(each) == set(engine.cores) for each in threads)
+        assert {core for each in threads for core in os.sched_getaffinity(each)} == {*engine.cores}
     for process in processes(running):
         heard = [c for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN]
         assert {c.laddr.ip for c in heard} <= {"127.0.0.1"}
@@ -313,12 +305,6 @@ def test_the_slowed_engine_works_no_more_than_its_share_behind_a_link_that_is_cu
     assert time.monotonic() - begun_s >= 0.04  # connect and request: two round trips of 20 ms
 
 
-def counted(engine: RunningEngine, what: str) -> float:
-    """A number among the engine's own metrics."""
-    lines = ask(engine, "/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{what} "))
-
-
 @pytest.mark.slow
 def test_a_request_that_is_cancelled_is_given_up_by_its_engine_through_its_link_too(
     running: list[RunningEngine],
@@ -326,8 +312,13 @@ def test_a_request_that_is_cancelled_is_given_up_by_its_engine_through_its_link_
     engine, wanted = running[1], 200
     sending = sender(engine, REMOTE, wanted)
 
+    def counted(what: str) -> float:
+        """A number among the engine's own metrics."""
+        text = ask(engine, "/metrics").text
+        return float(re.findall(rf"^llamacpp:{what} (\S+)", text, re.MULTILINE)[0])
+
     async def cancelled() -> None:
-        exchange = Exchange(lambda: time.monotonic() * 1000)
+        exchange = Exchange(clock)
         task = asyncio.create_task(sending.send(Prompt(0, "Rivers"), exchange))
         async with asyncio.timeout(LIMIT_S):
             while not exchange.token_ms:  # noqa: ASYNC110 - the provider has no event for it
@@ -336,13 +327,13 @@ def test_a_request_that_is_cancelled_is_given_up_by_its_engine_through_its_link_
         await asyncio.gather(task, return_exceptions=True)
         await sending.aclose()
 
-    before = counted(engine, "tokens_predicted_total")
+    before = counted("tokens_predicted_total")
     asyncio.run(cancelled())
     until_s = time.monotonic() + LIMIT_S
-    while counted(engine, "requests_processing"):
+    while counted("requests_processing"):
         assert time.monotonic() < until_s
         time.sleep(0.02)
-    assert counted(engine, "tokens_predicted_total") - before < wanted
+    assert counted("tokens_predicted_total") - before < wanted
 
 
 @pytest.mark.slow
@@ -352,19 +343,20 @@ def test_a_bare_engine_is_several_that_all_work_and_end_together() -> None:
 
     async def statuses(engine: RunningEngine, settings: ProviderSettings, count: int) -> list[Any]:
         sending = sender(engine, settings, 4)
-        exchanges = [Exchange(lambda: time.monotonic() * 1000) for _ in range(count)]
-        tasks = [sending.send(Prompt(0, "Rivers"), exchange) for exchange in exchanges]
+        tasks = [sending.send(Prompt(0, "Rivers"), Exchange(clock)) for _ in range(count)]
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         await sending.aclose()
         return [getattr(outcome, "status", outcome) for outcome in outcomes]
 
+    def used_s(processes: list[psutil.Process]) -> list[float]:
+        return [sum(process.cpu_times()[:2]) for process in processes]
+
     with engine_pool([bare, queueing], context_tokens=64) as (several, single):
         assert (len(several.pids), len(single.pids), several.turns) == (3, 1, 2)
         left = [psutil.Process(pid) for pid in several.pids + single.pids]
-        before_s = [sum(process.cpu_times()[:2]) for process in left[:3]]
+        before_s = used_s(left[:3])
         assert asyncio.run(statuses(several, bare, 4)) == [None] * 4
-        used_s = [sum(process.cpu_times()[:2]) for process in left[:3]]
-        assert all(used > before for used, before in zip(used_s, before_s, strict=True))
+        assert all(map(float.__gt__, used_s(left[:3]), before_s))
         assert asyncio.run(statuses(single, queueing, 2)) == [None, 503]  # it is full
         left[1].kill()  # one of the three: the provider is no longer what it was
         assert all_gone(left[:3])
@@ -376,38 +368,3 @@ def test_a_bare_engine_is_several_that_all_work_and_end_together() -> None:
             with pytest.raises(EngineError, match="queueing"):
                 single.check()
     assert not any(each.is_running() for each in left)  # at once: they were reaped
-
-
-PARENT = """
-import json, psutil, sys
-from poclib.engines.pool import engine_pool
-from poclib.parameters import Link, ProviderSettings
-remote = ProviderSettings(name="remote", speed=0.5, link=Link(round_trip_ms=20))
-with engine_pool([ProviderSettings(name="local"), remote], 64) as both:
-    pids = [pid for engine in both for pid in engine.pids]
-    print(json.dumps(pids + [psutil.Process(pid).ppid() for pid in pids]), flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_process_is_left_when_the_parent_is_struck(blow: signal.Signals) -> None:
-    """The signal goes to the parent's whole group, as Ctrl-C in a terminal does."""
-    with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-        start_new_session=True,
-        # Whoever started these tests may have had it ignored, as a shell does behind its back.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as parent:
-        assert parent.stdout is not None
-        left = [psutil.Process(pid) for pid in json.loads(parent.stdout.readline())]
-        assert len(left) == 4
-        left[0].suspend()  # it cannot hear that it is to end
-        os.killpg(parent.pid, blow)
-        parent.wait(LIMIT_S)
-        assert all_gone(left)

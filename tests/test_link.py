@@ -20,9 +20,9 @@ Ends = tuple[socket.socket, socket.socket]
 class Server:
     """Takes connections one by one, so that a test can play the other end."""
 
-    def __init__(self) -> None:
-        self.opened = contextlib.ExitStack()
-        self.listener = self.opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+    def __init__(self, opened: contextlib.ExitStack) -> None:
+        self.opened = opened
+        self.listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.listener.settimeout(LIMIT_S)
         self.port: int = self.listener.getsockname()[1]
 
@@ -37,9 +37,8 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    with server.opened:
-        yield server
+    with contextlib.ExitStack() as opened:
+        yield Server(opened)
 
 
 def receive(connection: socket.socket, size: int) -> bytes:
@@ -63,9 +62,8 @@ def echo_ms(near: socket.socket, far: socket.socket) -> float:
 def test_no_round_trip_is_shorter_than_the_one_asked_for(
     server: Server, round_trip_ms: float
 ) -> None:
-    link = EmulatedLink([server.port], round_trip_ms=round_trip_ms)
     begun_s = time.monotonic()
-    ends = server.connected(link)
+    ends = server.connected(EmulatedLink([server.port], round_trip_ms=round_trip_ms))
     echo_ms(*ends)
     # The connect's own round trip, and the message's.
     assert (time.monotonic() - begun_s) * 1000 >= 2 * round_trip_ms
@@ -92,14 +90,14 @@ def test_bytes_arrive_whole_and_in_order_under_jitter_and_a_half_closed_end_stil
 
 
 def test_bandwidth_bounds_the_rate_over_all_connections(server: Server) -> None:
-    size, rate_mbit_s = 25_000, 8.0  # 25 ms each on a line of 8 Mbit/s; two share it
-    link = EmulatedLink([server.port], bandwidth_mbit_s=rate_mbit_s)
+    size = 25_000  # 25 ms each on a line of 8 Mbit/s; two share it
+    link = EmulatedLink([server.port], bandwidth_mbit_s=8.0)
     both = [server.connected(link), server.connected(link)]
     begun_s = time.monotonic()
     for near, _ in both:
         near.sendall(b"x" * size)
     assert [len(receive(far, size)) for _, far in both] == [size, size]
-    assert time.monotonic() - begun_s >= 2 * size * 8 / (rate_mbit_s * 1e6)
+    assert time.monotonic() - begun_s >= 0.05
 
 
 @pytest.mark.parametrize("who", [0, 1], ids=["client", "target"])
@@ -115,15 +113,14 @@ def test_a_reset_is_passed_on_as_a_reset(server: Server, who: int) -> None:
 def test_a_target_that_is_not_there_resets_the_client(server: Server) -> None:
     link = EmulatedLink([server.port])
     server.listener.close()
-    with (
-        socket.create_connection(("127.0.0.1", link.ports[0]), LIMIT_S) as client,
-        pytest.raises(ConnectionResetError),
-    ):
+    address = ("127.0.0.1", link.ports[0])
+    client = server.opened.enter_context(socket.create_connection(address, LIMIT_S))
+    with pytest.raises(ConnectionResetError):
         client.recv(1)
 
 
 def test_a_dropped_link_cuts_and_refuses_on_all_its_ports_and_comes_back(server: Server) -> None:
-    other = Server()
+    other = Server(server.opened)
     link = EmulatedLink([server.port, other.port], round_trip_ms=5)
     ends = [*server.connected(link), *other.connected(link, 1)]
     assert echo_ms(*ends[:2]) >= 5 and echo_ms(*ends[2:]) >= 5
@@ -137,15 +134,12 @@ def test_a_dropped_link_cuts_and_refuses_on_all_its_ports_and_comes_back(server:
             end.recv(1)
     link.restore()
     assert echo_ms(*server.connected(link)) >= 5
-    other.opened.close()
 
 
 def test_a_slow_reader_holds_the_sender_back(server: Server) -> None:
-    near, far = server.connected(EmulatedLink([server.port]))
+    near, _ = server.connected(EmulatedLink([server.port]))
     near.settimeout(0.3)
     sent = 0
-    with contextlib.suppress(TimeoutError):
+    with pytest.raises(TimeoutError):  # what is held back is bounded
         while sent < 256 * 1024 * 1024:
             sent += near.send(b"x" * 65536)
-    assert sent < 256 * 1024 * 1024  # what is held back is bounded
-    far.recv(1)

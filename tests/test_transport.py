@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import itertools
 import re
@@ -15,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,15 +39,8 @@ from poclib.records import Exchange
 async def fetch(url: str, **given: Any) -> bytes:
     """The body of one GET."""
     client = TimedClient("there", url, **given)
-    try:
-        async with client.request("GET", "/") as response:
-            return await response.body()
-    finally:
-        await client.aclose()
-
-
-def fetched(answer: Answer) -> bytes:
-    return replay(answer, lambda server: fetch(server.url))
+    async with aclosing(client), client.request("GET", "/") as response:
+        return await response.body()
 
 
 async def failing(url: str, **given: Any) -> ProviderError:
@@ -61,8 +54,10 @@ async def failing(url: str, **given: Any) -> ProviderError:
     return caught.value
 
 
-def failure(url: str, **given: Any) -> ProviderError:
-    return asyncio.run(failing(url, **given))
+def resolved(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
+    """A resolver of the test's own: every name leads to these addresses."""
+    known = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: known)
 
 
 def free_port() -> int:
@@ -81,84 +76,54 @@ ADDRESSES = {
 }
 
 
-@pytest.mark.parametrize("private", ADDRESSES)
-def test_is_private(private: bool) -> None:
-    addresses = ADDRESSES[private].split()
-    assert {a: is_private(a) for a in addresses} == dict.fromkeys(addresses, private)
+def test_is_private() -> None:
+    for private, addresses in ADDRESSES.items():
+        assert {address for address in addresses.split() if is_private(address) != private} == set()
 
 
-# --- no connection, or no answer -------------------------------------------------------------
-
-
-def test_nobody_listens() -> None:
-    error = failure(f"http://127.0.0.1:{free_port()}")
-    assert type(error) is Unreachable and error.temporary
-    assert str(error) == "provider there: no connection (connection refused); is it running?"
-
-
-BEFORE = {  # what the system does then, and what is told of it
-    "unknown": (socket.gaierror(socket.EAI_NONAME, "box.lan"), "host name in its url is not known"),
-    "unreachable": (OSError(errno.EHOSTUNREACH, "box.lan"), "(no route to host); is it running?"),
-    "no network": (OSError(errno.ENETUNREACH, "box.lan"), "(network is unreachable); is it run"),
-    "slow name": (None, "no connection within 0.05 s; is it on?"),
-    "slow host": (None, "no connection within 0.05 s; is it on?"),
-}
-
-
-@pytest.mark.parametrize("what", BEFORE)
-def test_what_fails_before_there_is_a_connection(
-    what: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("slow", ["name", "host"])
+def test_a_wait_for_a_connection_has_its_own_limit(
+    slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    over, begun_s, (error, words) = threading.Event(), time.monotonic(), BEFORE[what]
-    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.66.77.88", 11434))]
-
-    def look_up(*_: Any, **__: Any) -> Any:
-        if what == "unknown":
-            raise error or OSError
-        return over.wait(60) if what == "slow name" else found
+    over, begun_s = threading.Event(), time.monotonic()
 
     async def connect(*_: Any, **__: Any) -> Any:
-        if error:
-            raise error
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio.SelectorEventLoop, "sock_connect", connect)
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    caught = failure("http://box.lan:11434", connect_timeout_s=5.0 if error else 0.05)
+    resolved(monkeypatch, ("10.66.77.88", 11434))
+    if slow == "name":
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: over.wait(60))
+    caught = asyncio.run(failing("http://box.lan:11434", connect_timeout_s=0.05))
     assert time.monotonic() - begun_s < 30  # no thread is waited for when the loop ends
     over.set()
-    assert type(caught) is Unreachable and words in str(caught) and "10.66" not in str(caught)
+    assert type(caught) is Unreachable and "10.66" not in str(caught)
+    assert "no connection within 0.05 s; is it on?" in str(caught)
 
 
-UNENDING = b"x" * (2**20 + 1)
 LATE = "provider there: not finished within 0.2 s; raise request_timeout_s?"
-FAILURES: dict[str, tuple[Answer, type[ProviderError], str]] = {
-    "reset": (Answer(b"x" * 100, ending="reset"), Unreachable, "broke off"),
-    "cut": (Answer(b"x" * 100, ending="cut"), Unreachable, "broke off"),
-    "silent": (Answer(b"x", ending="silent"), TimedOut, LATE),
-    "hangs": (Answer(b"x", ending="hang"), TimedOut, LATE),
-    "drips": (Answer(ending="drip"), TimedOut, LATE),  # no pause is ever too long
-    "too long": (Answer(UNENDING), BadAnswer, "over 1 MiB"),
-    "too long, of no length": (Answer(UNENDING, ending="close"), BadAnswer, "over 1 MiB"),
-    "too long, without end": (Answer(UNENDING, ending="hang"), BadAnswer, "over 1 MiB"),
-    "no HTTP": (Answer(b"SSH-2.0-x\r\n\r\n", ending="raw"), BadAnswer, "does not speak HTTP"),
-    "no TLS": (Answer(b"SSH-2.0-x\r\n\r\n", ending="raw"), Unreachable, "no secure connection"),
-}
+LONG = Answer(b"x" * (2**20 + 1), ending="hang")
 
 
-@pytest.mark.parametrize("name", FAILURES)
-def test_what_fails_is_told_in_one_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (Answer(ending="silent"), TimedOut, LATE),
+        (Answer(ending="drip"), TimedOut, LATE),  # no pause is ever too long
+        (LONG, BadAnswer, "over 1 MiB"),
+        (Answer(b"SSH-2.0-x\r\n\r\n", ending="raw"), BadAnswer, "does not speak HTTP"),
+    ],
+)
+def test_what_fails_is_told_in_one_sentence(
+    answer: Answer, kind: type[ProviderError], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what FAULTS.md holds, whose table is a test too."""
     monkeypatch.setattr(transport, "MAX_BODY_BYTES", 2**20)
-    answer, kind, words = FAILURES[name]
-    scheme = "https" if name == "no TLS" else "http"
     limit = {"timeout_s": 0.2} if kind is TimedOut else {}
-    error = replay(answer, lambda s: failing(s.url.replace("http", scheme), **limit))
+    error = replay(answer, lambda server: failing(server.url, **limit))
     assert type(error) is kind and words in str(error)
-
-
-def test_a_body_may_be_as_long_as_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 2**20)
-    assert fetched(Answer(UNENDING[1:])) == UNENDING[1:]
+    longest = Answer(LONG.body[1:])  # as long as is allowed
+    assert len(replay(longest, lambda server: fetch(server.url))) == 2**20
 
 
 @pytest.mark.parametrize("ending", ["silent", "hang"])
@@ -171,49 +136,35 @@ def test_a_callers_own_limit_is_left_to_the_caller(ending: Any) -> None:
     replay(Answer(b"x", ending=ending), talk)
 
 
-# --- addresses -------------------------------------------------------------------------------
-
 PUBLIC = [
     *("http://203.0.113.5:11434", "http://[2001:db8::5]:11434", "https://203.0.113.5"),
     *("http://[::ffff:203.0.113.5]:11434", "http://box.example:11434"),
 ]
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every name is looked up to a public address; the list holds the sockets made."""
+@pytest.mark.parametrize("allowed", [[], ["there"]])
+@pytest.mark.parametrize("url", PUBLIC)
+def test_a_public_address_gets_no_socket_unless_its_provider_is_allowed_one(
+    url: str, allowed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     sockets: list[Any] = []
-    resolved = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("203.0.113.5", 80))]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved)
+    resolved(monkeypatch, ("203.0.113.5", 80))
 
-    def refuse(*arguments: Any, **_: Any) -> Any:
+    def refuse(*arguments: Any) -> Any:
         sockets.append(arguments)
         raise ConnectionRefusedError(111, "no socket in this test")
 
+    async def describe() -> ProviderError:
+        with pytest.raises(ProviderError) as caught:
+            async with aclosing(provider("llama-server", url, allow_public=allowed)) as sender:
+                await sender.describe()
+        return caught.value
+
     monkeypatch.setattr(transport, "Stamped", refuse)
-    return sockets
-
-
-@pytest.mark.parametrize("url", PUBLIC)
-def test_a_public_address_gets_no_socket_unless_it_is_allowed(url: str, made: list[Any]) -> None:
-    error = failure(url)
-    assert type(error) is Forbidden and not error.temporary and made == []
-    assert "allow_public: [there]" in str(error) and "203.0" not in str(error)
-    assert type(failure(url, allow_public=True)) is Unreachable and len(made) == 1
-
-
-@pytest.mark.parametrize(("allowed", "kind"), [([], Forbidden), (["there"], Unreachable)])
-def test_an_address_is_allowed_by_its_providers_name(
-    allowed: list[str], kind: type[ProviderError], made: list[Any]
-) -> None:
-    async def describe() -> None:
-        sender = provider("llama-server", PUBLIC[0], allow_public=allowed)
-        with pytest.raises(kind):
-            await sender.describe()
-        await sender.aclose()
-
-    asyncio.run(describe())
-    assert len(made) == len(allowed)
+    error = asyncio.run(describe())
+    assert type(error) is (Unreachable if allowed else Forbidden) and "203.0" not in str(error)
+    assert len(sockets) == len(allowed)
+    assert allowed or ("allow_public: [there]" in str(error) and not error.temporary)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -221,27 +172,23 @@ def test_a_name_with_a_public_and_a_private_address_uses_the_private_one(
     order: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def talk(server: Replay) -> bytes:
-        addresses = [("203.0.113.5", server.port), ("127.0.0.1", server.port)]
-        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", a) for a in addresses[::order]]
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        resolved(monkeypatch, *[("203.0.113.5", 80), ("127.0.0.1", server.port)][::order])
         return await fetch(f"http://box.lan:{server.port}")
 
     assert replay(Answer(b"here"), talk) == b"here"
 
 
 def test_a_url_without_a_port_is_told_where_nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The port of http that the url means stands for one where nobody listens."""
-    port, lookup = free_port(), socket.getaddrinfo
-    monkeypatch.setattr(socket, "getaddrinfo", lambda host, _, **how: lookup(host, port, **how))
+    resolved(monkeypatch, ("127.0.0.1", free_port()))
     for url in ("http://localhost", "http://localhost/v1"):
-        error = failure(url)
+        error = asyncio.run(failing(url))
         assert type(error) is Unreachable and "Its url names no port" in str(error)
 
 
 def test_no_proxy_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
-    assert fetched(Answer(b"x")) == b"x"
+    assert replay(Answer(b"x"), lambda server: fetch(server.url)) == b"x"
 
 
 GOOD = "http://127.0.0.1:1"
@@ -249,9 +196,11 @@ IMPOSSIBLE: list[tuple[str, str | None, str]] = [
     *((url, None, "its url is not an http address") for url in ("", "box", "192.168.1.2:11434")),
     *((f"ftp{GOOD[4:]}", None, "not an http"), ("file:" + "///etc/hosts", None, "not an http")),
     *((f"http://{bad}", None, "not an http") for bad in ("", "/x", "[::1", "box:port", "box\x00")),
-    ("http://box:99999", None, "its url is not an http address"),
-    *((f"http://{host}:11434", None, "127.0.0.1, or its machine's own") for host in ("0.0.0.0",)),
-    ("http://[::]:11434", None, "127.0.0.1, or its machine's own"),
+    ("http://box:99999", None, "not an http"),
+    *(
+        (f"http://{host}:1", None, "127.0.0.1, or its machine's own")
+        for host in ("0.0.0.0", "[::]")
+    ),
     *((f"{GOOD}/{mark}secret", None, "after ? or #") for mark in ("?key=", "#")),
     *((f"http://{user}@box:1", None, "api_key_env") for user in ("a:secret", "secret", ":secret")),
     *((GOOD, key, "its key") for key in ("secret\nx", "secret\r\nX-H: 1", "secretü", "secret\x00")),
@@ -269,53 +218,42 @@ def test_redacted() -> None:
     own = TimedClient("there", "http://10.0.0.7:8080/x", "k-77")
     words = "k-77 at http://10.0.0.7:8080/x, 10.0.0.7:8080, 10.0.0.7"
     assert own.redacted(words) == "… at http://…/x, …, …"
-    assert TimedClient("there", "http://model:80").redacted("no model:80") == "no …"
-
-
-# --- certificates ----------------------------------------------------------------------------
+    assert (
+        TimedClient("there", "http://model:80").redacted("no model at model:80") == "no model at …"
+    )
 
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A private authority, and a certificate that it signed for 127.0.0.1 and box.lan."""
+    """A certificate for 127.0.0.1 and box.lan that vouches for itself, and another such one."""
     if not shutil.which("openssl"):
         pytest.skip("certificates are made with openssl, which is not installed")
     folder = tmp_path_factory.mktemp("certificates")
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:box.lan")
-    (folder / "broken.pem").write_text("no certificate")
-    new = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
-    for command in (
-        f"{new} -x509 -days 2 -subj /CN=ca -keyout ca_key.pem -out ca.pem",
-        f"{new} -x509 -days 2 -subj /CN=other -keyout other_key.pem -out other.pem",
-        f"{new} -subj /CN=server -keyout server_key.pem -out asked.pem",
-        "x509 -req -days 2 -in asked.pem -CA ca.pem -CAkey ca_key.pem -CAcreateserial "
-        "-extfile names -out server.pem",
-    ):
-        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+    new = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x"
+    for name in ("own", "other"):
+        files = f"-keyout {name}_key.pem -out {name}.pem"
+        names = "-addext subjectAltName=IP:127.0.0.1,DNS:box.lan"
+        command = ["openssl", *f"{new} {files} {names}".split()]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder
 
 
-@pytest.mark.parametrize(
-    ("host", "authority"),
-    [
-        *(("127.0.0.1", "ca"), ("box.lan", "ca"), ("elsewhere.lan", "ca")),
-        *(("127.0.0.1", None), ("127.0.0.1", "other")),
-    ],
-)
+NAMES = [("127.0.0.1", "own"), ("box.lan", "own"), ("elsewhere.lan", "own")]
+
+
+@pytest.mark.parametrize(("host", "authority"), [*NAMES, ("box.lan", None), ("box.lan", "other")])
 def test_only_a_certificate_for_that_name_by_a_trusted_authority_is_taken(
     host: str, authority: str | None, certificates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resolver of the test's own: every name leads to the one server."""
-    lookup, here = socket.getaddrinfo, "127.0.0.1"
-    monkeypatch.setattr(socket, "getaddrinfo", lambda _, port, **how: lookup(here, port, **how))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificates / "server.pem", certificates / "server_key.pem")
+    context.load_cert_chain(certificates / "own.pem", certificates / "own_key.pem")
     ca_file = str(certificates / f"{authority}.pem") if authority else None
 
     async def run() -> None:
         async with Replay(Answer(b"secret"), context) as server:
+            resolved(monkeypatch, ("127.0.0.1", server.port))
             url = f"https://{host}:{server.port}"
-            if authority == "ca" and host != "elsewhere.lan":
+            if authority == "own" and host != "elsewhere.lan":
                 assert await fetch(url, ca_file=ca_file) == b"secret"
                 return
             error = await failing(url, ca_file=ca_file)
@@ -324,25 +262,12 @@ def test_only_a_certificate_for_that_name_by_a_trusted_authority_is_taken(
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("name", ["absent", "broken", "names"])
-def test_a_ca_file_that_is_none_is_told_before_anything_is_sent(
-    certificates: Path, name: str
-) -> None:
-    with pytest.raises(ParameterError, match="provider there: its ca_file") as caught:
-        TimedClient("there", "https://127.0.0.1:1", ca_file=str(certificates / f"{name}.pem"))
-    assert str(certificates) not in str(caught.value)
-
-
-# --- lines -----------------------------------------------------------------------------------
-
-
-class Pieces(httpx.AsyncByteStream):
-    def __init__(self, body: bytes, size: int) -> None:
-        self._pieces = [body[i : i + size] for i in range(0, len(body), size)]
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece
+def test_a_ca_file_that_is_none_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "broken.pem").write_text("no certificate")
+    for name in ("absent.pem", "broken.pem"):
+        with pytest.raises(ParameterError, match="provider there: its ca_file") as caught:
+            TimedClient("there", "https://127.0.0.1:1", ca_file=str(tmp_path / name))
+        assert str(tmp_path) not in str(caught.value)
 
 
 BODIES = [b"", b"\n", b"a", b"a\nb", b"\n\na\r\nb\n", "ä\n€\n😀".encode(), b"x" * 200 + b"\n\n"]
@@ -355,15 +280,16 @@ BODIES += [recorded(name).body for name in ("ollama/chat_stream", "vllm/chat_str
 def test_lines_wherever_the_pieces_end(body: bytes, size: int) -> None:
     """By the standard's own words: CRLF, or a lone LF, or a lone CR."""
 
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
     async def run() -> list[bytes]:
-        response = httpx.Response(200, stream=Pieces(body, size))
+        response = httpx.Response(200, content=pieces())
         return [line async for line in Response(response, "there", Exchange(clock)).lines()]
 
     expected = re.split(rb"\r\n|\n|\r", body)
     assert asyncio.run(run()) == (expected if expected[-1] else expected[:-1])
-
-
-# --- times -----------------------------------------------------------------------------------
 
 
 def test_of_many_at_once_each_is_timed_by_itself() -> None:

@@ -75,21 +75,20 @@ def test_the_experiment_runs_over_a_real_network(coordinator: str, tmp_path: Pat
         shutil.copytree(root / folder, tmp_path / folder)
     params = tmp_path / "params" / "two-machines.yaml"
     text = params.read_text("utf-8")
-    assert text.count("kind: ollama") == 2 and text.count(MODEL) >= 2
-    text = text.replace("kind: ollama", "kind: llama-server")
-    text = text.replace("http://127.0.0.1:11434", f"http://10.77.1.2:{PORT}")
-    text = text.replace("http://192.168.1.20:11434", f"http://10.77.2.2:{PORT}")
+    for old, new in (
+        ("kind: ollama", "kind: llama-server"),
+        ("http://127.0.0.1:11434", f"http://10.77.1.2:{PORT}"),
+        ("http://192.168.1.20:11434", f"http://10.77.2.2:{PORT}"),
+    ):
+        assert old in text and MODEL in text
+        text = text.replace(old, new)
     params.write_text(text)
 
     def poc(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        command = ["ip", "netns", "exec", coordinator, sys.executable, "-m", "poclib", *words]
+        environment = {**os.environ, "POCLIB_HOME": str(tmp_path)}
         return subprocess.run(
-            ["ip", "netns", "exec", coordinator, sys.executable, "-m", "poclib", *words],
-            capture_output=True,
-            text=True,
-            timeout=420,
-            check=False,
-            cwd=root,
-            env={**os.environ, "POCLIB_HOME": str(tmp_path)},
+            command, capture_output=True, text=True, timeout=420, cwd=root, env=environment
         )
 
     until_s = time.monotonic() + 60

@@ -14,29 +14,28 @@ import os
 import re
 import socket
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import aclosing, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
+from replay import clock, provider
 
 from poclib.errors import ModelMissing
 from poclib.measure import experiment
-from poclib.parameters import Parameters, ProviderSettings
-from poclib.providers import KINDS, Provider
+from poclib.parameters import Parameters
+from poclib.providers import Provider
 from poclib.reading.reading import of
-from poclib.records import Exchange, Prompt
+from poclib.records import Exchange, Prompt, ProviderFacts
 from poclib.showing import words
 
 pytestmark = pytest.mark.real
-T = TypeVar("T")
 
-VARIABLES = {"ollama": "OLLAMA", "openai": "VLLM", "llama-server": "LLAMA"}  # POC_TEST_…
+VARIABLES = {"ollama": "POC_TEST_OLLAMA", "openai": "POC_TEST_VLLM"}
+VARIABLES |= {"llama-server": "POC_TEST_LLAMA"}
 CALLED = {"ollama": "Ollama", "openai": "vLLM", "llama-server": "llama-server"}
 # What a server says of its own time in the bytes of an answer, and how many make a millisecond.
 OWN_TIME = {
@@ -56,27 +55,21 @@ PROMPTS = {  # with how many tokens are answered
 REQUESTS = 15  # of either client
 
 
-@dataclass(frozen=True)
-class Server:
+class Server(NamedTuple):
     """Servers of one kind: one, or two equal ones."""
 
     kind: str
     urls: list[str]
     model: str
 
-    def settings(self, number: int = 0, **changes: Any) -> dict[str, Any]:
-        own = {"name": f"m{number + 1}", "kind": self.kind, "model": self.model}
-        return own | {"url": self.urls[number]} | changes
-
-    def provider(self, api: str = "chat", model: str | None = None, **changes: Any) -> Provider:
-        settings = ProviderSettings(**self.settings(api=api, model=model or self.model))
-        parameters = Parameters(providers=[settings], context_tokens=1024, **changes)
-        return KINDS[self.kind](settings, parameters, self.urls[0])
+    def sender(self, **changes: Any) -> Provider:
+        asked = {"model": self.model, "context_tokens": 1024, "request_timeout_s": 300, **changes}
+        return provider(self.kind, self.urls[0], **asked)
 
 
 @pytest.fixture(scope="module", params=VARIABLES)
 def server(request: pytest.FixtureRequest) -> Server:
-    variable = f"POC_TEST_{VARIABLES[request.param]}"
+    variable = VARIABLES[request.param]
     urls = os.environ.get(variable, "").split()
     if not urls:
         pytest.skip(f"{variable} names no server; docs/real-servers.md says how to get one")
@@ -91,41 +84,31 @@ def _first_model(url: str) -> str:
     pytest.fail(f"{url} tells of no model; is it running, and does it have one?")
 
 
-async def closing(provider: Provider, work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return await work
-    finally:
-        await provider.aclose()
-
-
-def asked(provider: Provider, *texts: str, described: bool = True) -> list[Exchange]:
+def asked(sender: Provider, *texts: str, described: bool = True) -> list[Exchange]:
     """One after the other, on one client, after it was described as before every run."""
 
     async def talk() -> list[Exchange]:
-        if described:
-            await provider.describe()
-        done = [Exchange(now_ms) for _ in texts]
-        for text, exchange in zip(texts, done, strict=True):
-            await provider.send(Prompt(0, text, f"s{time.time_ns()}"), exchange)
-        return done
+        async with aclosing(sender):
+            if described:
+                await sender.describe()
+            done = [Exchange(clock) for _ in texts]
+            for text, exchange in zip(texts, done, strict=True):
+                await sender.send(Prompt(0, text, f"s{time.time_ns()}"), exchange)
+            return done
 
-    return asyncio.run(closing(provider, talk()))
-
-
-def now_ms() -> float:
-    return time.perf_counter() * 1000
+    return asyncio.run(talk())
 
 
 def wall_ms(exchange: Exchange) -> float:
     return exchange.marks["end_ms"] - exchange.marks["start_ms"]
 
 
-# ---- A provider -----------------------------------------------------------------------------
-
-
 def test_it_is_described_as_its_kind_promises(server: Server) -> None:
-    provider = server.provider()
-    found = asyncio.run(closing(provider, provider.describe()))
+    async def talk() -> ProviderFacts:
+        async with aclosing(server.sender()) as sender:
+            return await sender.describe()
+
+    found = asyncio.run(talk())
     print(f"{server.kind:12} {found.server}, {found.model}, {found.digest}")
     assert found.model == server.model and CALLED[server.kind] in (found.server or "")
     assert (found.context_tokens and found.role == "local") or "127." not in server.urls[0]
@@ -140,21 +123,17 @@ def test_it_is_described_as_its_kind_promises(server: Server) -> None:
 def test_an_answer_is_whole_and_its_times_fit_into_one_another(
     server: Server, api: str, stream: bool
 ) -> None:
-    provider = server.provider(api, stream=stream, max_tokens=12)
+    sender = server.sender(api=api, stream=stream, max_tokens=12)
     text = f"{time.time_ns()}: why is the sea salt, and who says so?"
-    _, found = asked(provider, f"A first one. {text}", text)
+    _, found = asked(sender, f"A first one. {text}", text)
     assert found.finished and "".join(found.pieces).strip()
     assert found.prompt_tokens and found.prompt_tokens > 10 and not found.cached_tokens
-    if server.kind == "ollama":
-        assert found.output_tokens in range(1, 13)
-    else:
-        assert found.output_tokens == 12, "of a length that was asked for"
+    lengths = range(1, 13) if server.kind == "ollama" else [12]  # of a length that was asked for
+    assert found.output_tokens in lengths
     assert found.finish_reason in ("stop", "length", "limit")
     marks = [found.marks[f"{name}_ms"] for name in ("start", "sent", "first_byte", "end")]
-    assert marks == sorted(marks)
-    if stream:
-        assert found.token_ms == sorted(found.token_ms) and len(found.token_ms) >= 4
-        assert marks[2] <= found.token_ms[0] and found.token_ms[-1] <= marks[3]
+    times = [*marks[:3], *found.token_ms, marks[3]]
+    assert times == sorted(times) and (len(found.token_ms) >= 4 or not stream)
     own_ms = found.server.total_ms
     if own_ms is None:
         assert server.kind == "openai"
@@ -170,10 +149,7 @@ def test_a_model_that_is_not_there_is_named(server: Server, stream: bool) -> Non
     # llama-server answers with the one it has, whatever is asked for.
     for described in (True, False) if server.kind != "llama-server" else (True,):
         with pytest.raises(ModelMissing, match="no-such-model" if described else ""):
-            asked(server.provider(model="no-such-model", stream=stream), "Hi", described=described)
-
-
-# ---- Its clock ------------------------------------------------------------------------------
+            asked(server.sender(model="no-such-model", stream=stream), "Hi", described=described)
 
 
 def outside(url: str, path: str, body: dict[str, Any], kind: str) -> tuple[float, float]:
@@ -201,24 +177,25 @@ def outside(url: str, path: str, body: dict[str, Any], kind: str) -> tuple[float
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_added_latency_is_what_an_independent_client_sees(server: Server, stream: bool) -> None:
     """The same bodies, by turns, timed by poclib and by a bare socket."""
-    provider = server.provider(stream=stream, max_tokens=4)
+    sender = server.sender(stream=stream, max_tokens=4)
     theirs: list[tuple[float, float]] = []
     ours: list[tuple[float, float]] = []
 
     async def talk() -> None:
-        await provider.describe()
-        path, send = provider.paths["chat"], provider._request_body
-        for number in range(2 * REQUESTS + 2):
-            moment = time.time_ns()
-            prompt = Prompt(0, f"{moment}: what is the capital of it?", f"s{moment}")
-            if number % 2:
-                theirs.append(outside(server.urls[0], path, send(prompt), server.kind))
-            else:
-                exchange = Exchange(now_ms)
-                await provider.send(prompt, exchange)
-                ours.append((wall_ms(exchange), exchange.server.total_ms or 0.0))
+        async with aclosing(sender):
+            await sender.describe()
+            for number in range(2 * REQUESTS + 2):
+                moment = time.time_ns()
+                prompt = Prompt(0, f"{moment}: what is the capital of it?", f"s{moment}")
+                if number % 2:
+                    body = sender._request_body(prompt)
+                    theirs.append(outside(server.urls[0], sender.paths["chat"], body, server.kind))
+                else:
+                    exchange = Exchange(clock)
+                    await sender.send(prompt, exchange)
+                    ours.append((wall_ms(exchange), exchange.server.total_ms or 0.0))
 
-    asyncio.run(closing(provider, talk()))
+    asyncio.run(talk())
     walls = [median(wall for wall, _ in rows[1:]) for rows in (ours, theirs)]
     overs = [median(wall - own for wall, own in rows[1:]) for rows in (ours, theirs)]
     print(f"{server.kind:12} wall {walls[0]:.1f} ms, of an independent client {walls[1]:.1f}")
@@ -228,9 +205,6 @@ def test_added_latency_is_what_an_independent_client_sees(server: Server, stream
     assert abs(apart_ms) < max(3.0, 0.05 * walls[1])
     if theirs[0][1]:
         assert abs(overs[0] - overs[1]) < 3.0
-
-
-# ---- What a run says ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prompts", PROMPTS)
@@ -250,7 +224,8 @@ def test_the_ratio_is_what_equal_machines_give(
         pytest.skip("one server is named, and this takes two equal ones")
     texts, length = PROMPTS[prompts]
     values = {"experiment": "real", "strategy": strategy, "context_tokens": 1024}
-    pool = [server.settings(number) for number in range(machines)]
+    own = {"kind": server.kind, "model": server.model}
+    pool = [{"name": f"m{n}", "url": url, **own} for n, url in enumerate(server.urls[:machines])]
     values |= {"providers": pool, "prompts": texts, "max_tokens": length}
     report = experiment.measure(Parameters.read(values), folder=tmp_path)
     headline = of(report).headline
