@@ -48,9 +48,8 @@ def measured(
 ) -> Reading:
     """A first machine of 100 ms a request; the second one's follows its speed and distance."""
     second = {"name": "second", "speed": speed, "link": {"round_trip_ms": round_trip_ms}}
-    few = {"prompts": 8, "rounds": 2, "warm_up_prompts": 0}
-    pair = {"providers": [{"name": "first"}, second], "strategy": strategy}
-    parameters = Parameters.read({**few, **pair, **values})
+    given = {"providers": [{"name": "first"}, second], "strategy": strategy, "prompts": 8}
+    parameters = Parameters.read({**given, "rounds": 2, "warm_up_prompts": 0, **values})
     other = Cuttable("second", 100 / speed + round_trip_ms)
     pool = [(fake.Provider("first", 100), {}), (other, {"running": other})]
     run = experiment.Run(parameters, pool)
@@ -90,24 +89,20 @@ def test_reports_that_differ_in_one_setting_make_the_curves(speeds: Curves, trip
     assert speeds.ideals[0.6] == pytest.approx(1 / 1.6, rel=0.01)  # two machines worth 1.6
 
 
-def test_where_it_stops_helping_is_read_between_the_points(speeds: Curves, trips: Curves) -> None:
+def test_where_it_stops_helping_is_read_between_the_points(
+    speeds: Curves, trips: Curves, readings: list[Reading]
+) -> None:
     # Ratios 0.83 at speed 0.6 and 1.25 at 0.4: a straight line meets 1 at 0.52.
     name = "serial-per-provider"
     assert curves.stops(speeds.points[name]) == pytest.approx(0.52, abs=0.005)
     # 0.75 at 50 ms, 1.5 at 200 ms
     assert curves.stops(trips.points[name]) == pytest.approx(100, rel=0.02)
     told = curves.told(trips)
-    assert told.startswith(
-        "**serial-per-provider stops helping where the round trip is 100 ms; 1 of 2 strategies "
-        "stay below 1.**"
-    )
-    assert "- earliest-finish stays below 1 at every value, by medians; by its intervals" in told
+    stop = "**serial-per-provider stops helping where the round trip is 100 ms; 1 of 2 strategies"
+    assert told.startswith(stop)
     assert "faster at 0 ms, 50 ms and slower at 200 ms." in told
 
-
-def test_where_it_helps_at_every_point_or_none_nothing_is_invented(
-    readings: list[Reading],
-) -> None:
+    # Where it helps at every point or at none nothing is invented.
     gains = curves.along(readings[:2], "second.speed", "speed", more_is_better=True)
     assert curves.title(gains) == "Every strategy stays below 1 at every speed measured"
     never = curves.along(readings[2:4], "second.speed", "speed", more_is_better=True)
@@ -130,7 +125,6 @@ def test_the_chart_draws_each_strategy_the_ideal_and_where_it_stops(speeds: Curv
     assert stop.get_xdata()[0] == pytest.approx(0.52, abs=0.005)
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["ideal", "serial-per-provider", "earliest-finish"]
-    assert "stops helping: 0.52" in [text.get_text() for text in ax.texts]
     assert ax.get_xlim()[0] > ax.get_xlim()[1], "the most helpful value on the left"
     table = curves.ratios(speeds)
     assert table.count("\n") == 5 and "0.63" in table  # the ideal at speed 0.6

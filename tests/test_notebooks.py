@@ -45,9 +45,7 @@ def test_a_run_executes_one_notebook_for_each_strategy_and_the_others_once() -> 
 
 
 def test_only_the_strategies_that_were_measured_have_a_page() -> None:
-    for pattern, names in (("[01]*", ["", "", "batched", "", "", ""]), ("20*", [""])):
-        tasks = suite.tasks(publish.notebooks(pattern=pattern), ["batched"])
-        assert [task.strategy for task in tasks] == names
+    assert [task.strategy for task in suite.tasks(NOTEBOOKS, ["batched"])].count("batched") == 1
 
 
 def test_the_strategies_notebook_declares_every_parameter_with_help() -> None:

@@ -25,15 +25,11 @@ def saved(
     *outputs: nbformat.NotebookNode,
     source: str = "1 + 1",
     name: str = "02_it.ipynb",
-    secrets: bool = False,
 ) -> Path:
-    """A notebook of a title and one executed cell, scrubbed where that is asked for."""
+    """A notebook of a title and one executed cell."""
     heading = nbformat.v4.new_markdown_cell("# What is gained?\n\nA definition.")
     code = nbformat.v4.new_code_cell(source, outputs=list(outputs), execution_count=1)
-    folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[heading, code]), folder / name)
-    if secrets:
-        publish.scrub_file(folder / name)
     return folder / name
 
 
@@ -41,23 +37,6 @@ def page_of(path: Path, folder: Path) -> str:
     """The page that the site in `folder` makes of one notebook."""
     pages.site(folder / "site", {"g": [path]}, [])
     return (folder / "site" / "g" / f"{path.stem}.html").read_text("utf-8")
-
-
-def test_planted_secrets_are_gone_from_an_executed_notebook(tmp_path: Path) -> None:
-    root = str(report.root().resolve())
-    planted = [ADDRESS, root, f"{Path.home()}/"]
-    text = " ".join(planted)
-    shown = output("display_data", {"text/html": f"<b>{text}</b>"})
-    outputs = [output("stream", name="stdout", text=text), shown]
-    source = f"providers = [dict(url='{ADDRESS}')]"
-    left = saved(tmp_path, *outputs, source=source, secrets=True).read_text("utf-8")
-    assert not [secret for secret in planted if secret in left] and "address-removed" in left
-
-
-def test_a_bare_papermill_run_leaks_no_address_either(tmp_path: Path) -> None:
-    """Published without its parameters at hand: anything that looks like an address goes."""
-    page = page_of(saved(tmp_path, source=f"providers = [dict(url='{ADDRESS}')]"), tmp_path)
-    assert "192.168.77.20" not in page and "providers" in page
 
 
 SVG = """<?xml version="1.0"?>
@@ -78,7 +57,11 @@ def chart(svg: str, alt: str = "A finding.") -> nbformat.NotebookNode:
 
 
 def test_a_picture_on_the_site_keeps_what_is_drawn_and_nothing_else(tmp_path: Path) -> None:
-    page_of(saved(tmp_path, chart(SVG)), tmp_path)
+    picture = chart(SVG)
+    picture.metadata["filename"] = "../../escaped.png"
+    picture.metadata["filenames"] = {"image/png": "../../escaped.png"}
+    page_of(saved(tmp_path, picture), tmp_path)
+    assert not list(tmp_path.rglob("escaped*"))
     (file,) = (tmp_path / "site").rglob("*.svg")
     drawn = file.read_text("utf-8")
     assert "PLANTED" in drawn and '"#m"' in drawn and "url(#m)" in drawn
@@ -96,25 +79,26 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_the_other_one_shown(
     assert '<img alt="A finding." src="02_it_files/figure-1-0.png"' in page
 
 
-def test_planted_secrets_are_gone_from_a_picture_and_what_is_said_of_it(tmp_path: Path) -> None:
-    secrets = [ADDRESS, f"{Path.home()}/x"]
-    drawn = chart(SVG.replace("PLANTED", " ".join([*secrets, "kept"])), " ".join(secrets))
-    path = saved(tmp_path / "n", drawn, secrets=True)
+def test_planted_secrets_are_gone_from_an_executed_notebook_and_from_its_page(
+    tmp_path: Path,
+) -> None:
+    """From the page of a bare papermill run too, which nobody has scrubbed."""
+    secrets = [ADDRESS, str(report.root().resolve()), f"{Path.home()}/x"]
+    text = " ".join([*secrets, "kept"])
+    outputs = [
+        output("stream", name="stdout", text=text),
+        output("display_data", {"text/html": f"<b>{text}</b>"}),
+        chart(SVG.replace("PLANTED", text), text),
+    ]
+    path = saved(tmp_path, *outputs, source=f"providers = [dict(url='{text}')]")
     page_of(path, tmp_path)
-    written = [path, *(p for p in (tmp_path / "site").rglob("*") if p.is_file())]
-    assert {p.suffix for p in written} == {".ipynb", ".html", ".svg", ".png"}
+    publish.scrub_file(path)
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.suffix for file in written} == {".ipynb", ".html", ".svg", ".png"}
     for file in written:
-        text = file.read_bytes().decode(errors="replace")
-        assert not [secret for secret in secrets if secret in text], file.name
-    assert "kept" in next((tmp_path / "site").rglob("*.svg")).read_text("utf-8")
-
-
-def test_a_figures_name_in_a_notebook_leads_nowhere(tmp_path: Path) -> None:
-    picture = chart(SVG)
-    picture.metadata["filename"] = "../../escaped.png"
-    picture.metadata["filenames"] = {"image/png": "../../escaped.png"}
-    page_of(saved(tmp_path, picture), tmp_path)
-    assert not list(tmp_path.rglob("escaped*"))
+        left = file.read_bytes().decode(errors="replace")
+        assert not [secret for secret in secrets if secret in left], file.name
+        assert file.suffix == ".png" or file.name == "index.html" or "kept" in left
 
 
 def test_long_code_is_folded_so_that_the_answer_stands_at_the_top(tmp_path: Path) -> None:
@@ -181,9 +165,7 @@ def test_the_index_lists_pages_and_reports_escaped_and_survives_a_failed_renderi
 
 @pytest.mark.parametrize("pattern", ["../*", "/tmp/*", "a/b", "**", "..", "", "*/*", "a.b", "x\n"])
 def test_parameters_choose_among_the_projects_notebooks_only(pattern: str) -> None:
-    assert [path.stem for path in publish.notebooks("0[1-2]_*")] == [
-        "01_meet_the_pool",
-        "02_one_strategy",
-    ]
-    with pytest.raises(ParameterError, match="no choice among the project's own"):
+    names = [path.stem for path in publish.notebooks("0[1-2]_*")]
+    assert names == ["01_meet_the_pool", "02_one_strategy"]
+    with pytest.raises(ParameterError):
         publish.notebooks(pattern)

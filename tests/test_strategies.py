@@ -7,7 +7,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from arms import SPREADING
@@ -193,9 +192,7 @@ def test_a_new_strategy_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_code_that_is_shown_is_all_that_decides_and_runs_as_it_stands() -> None:
     for one in STRATEGIES.values():
         assert '"""' not in one.code and "@" not in one.code
-        names: dict[str, Any] = vars(strategies).copy()
-        for function in re.findall(r"^def (\w+)", one.code, re.M):
-            del names[function]
+        names = {k: v for k, v in vars(strategies).items() if not inspect.isfunction(v)}
         exec(f"from __future__ import annotations\n{one.code}", names)
         views = view("fast", 100, limit=2), view("slow", 250, limit=2)
         chosen = names[one.decide.__name__](pool(9, *views))
