@@ -68,17 +68,6 @@ def test_constant_times_take_exactly_the_simulated_makespan(name: str, slots: in
         assert over_ms == pytest.approx(expected), (n, times)
 
 
-def test_all_parallel_sends_everything_at_once_and_says_that_it_set_limits_aside() -> None:
-    pool = constant(a=100, b=300)
-    done = ran("all-parallel", 9, pool, {"a": 100, "b": 300})
-    assert done.limits is None
-    assert [p.most_in_flight for p in pool] == [5, 4]
-    assert {(r.marks.start_ms, r.queued_ms) for r in done.requests} == {(0, 0)}
-    # The servers queue instead: b answers its k-th after 300 k ms.
-    walls = sorted(r.wall_ms or 0 for r in done.requests if r.provider == "b")
-    assert walls == pytest.approx([300, 600, 900, 1200])
-
-
 def test_a_strategy_sees_what_goes_on_and_speeds_updated_by_answers() -> None:
     seen: list[PoolView] = []
 
@@ -156,10 +145,8 @@ def test_the_deadline_cancels_what_runs_and_the_rows_say_so() -> None:
     times = {"a": 100.0, "b": 400.0}
     done = ran("shared-queue", 20, constant(**times), times, deadline_ms=550)
     assert [r.outcome for r in done.requests] == ["ok"] * 6 + ["cancelled"] * 2
-    cut = done.requests[6:]
-    assert sorted(r.provider for r in cut) == ["a", "b"]
-    assert all("run_limit_s" in (r.error or "") for r in cut)
-    assert [r.marks.end_ms for r in cut] == pytest.approx([550, 550])
+    for cut in done.requests[6:]:
+        assert "run_limit_s" in (cut.error or "") and cut.marks.end_ms == pytest.approx(550)
     assert ran("shared-queue", 3, constant(**times), deadline_ms=0).requests == []
 
 

@@ -25,9 +25,6 @@ def dead(*names: str) -> list[fake.Provider]:
     return [fake.Provider(name, 100, script=[DOWN] * 999) for name in names]
 
 
-# ── decisions ───────────────────────────────────────────────────────────────────────────────
-
-
 def test_the_pause_before_a_retry_has_a_ceiling_and_is_jittered() -> None:
     assert Policy(jitter=lambda: 1.0).backoff(10_000) == LONGEST_S
     draw = random.Random(1)

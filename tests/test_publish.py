@@ -91,10 +91,13 @@ def test_planted_secrets_are_gone_from_an_executed_notebook_and_from_its_page(
         chart(SVG.replace("PLANTED", text), text),
     ]
     path = saved(tmp_path, *outputs, source=f"providers = [dict(url='{text}')]")
+    path.with_name(report.RESULT).write_text(f"# Phase 0 result\n{text}\n")
     page_of(path, tmp_path)
+    index = (tmp_path / "site" / "index.html").read_text("utf-8")
+    assert f"href='g/{report.RESULT}'" in index
     publish.scrub_file(path)
-    written = [file for file in tmp_path.rglob("*") if file.is_file()]
-    assert {file.suffix for file in written} == {".ipynb", ".html", ".svg", ".png"}
+    written = [path, *(file for file in (tmp_path / "site").rglob("*") if file.is_file())]
+    assert {file.suffix for file in written} == {".ipynb", ".html", ".svg", ".png", ".md"}
     for file in written:
         left = file.read_bytes().decode(errors="replace")
         assert not [secret for secret in secrets if secret in left], file.name
