@@ -124,9 +124,6 @@ def test_the_chart_draws_each_strategy_the_ideal_and_where_it_stops(speeds: Curv
     assert "No report has a ratio" in empty.texts[-1].get_text()
 
 
-# ---- A machine that dies --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("strategy", ["shared-queue", "serial-per-provider", "all-parallel"])
 def test_a_machine_that_is_cut_off_costs_time_and_no_answer(strategy: str) -> None:
     """Eight prompts on two equal machines take 400 ms; the survivor alone does what is left."""

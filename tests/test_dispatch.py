@@ -26,9 +26,6 @@ NAMES = sorted(STRATEGIES)
 ONE = Prompt(0, "question 0")
 
 
-# ── every prompt once, within the limits, as long as predicted ──────────────────────────────
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_prompt_is_answered_once_within_the_limits(name: str) -> None:
     """Random pools, random times, guesses of speed that are wrong."""
@@ -83,9 +80,6 @@ def test_a_strategy_sees_what_goes_on_and_speeds_updated_by_answers() -> None:
     assert expected_ms == pytest.approx([60, 66, 70.2, 73.14])
 
 
-# ── failures ────────────────────────────────────────────────────────────────────────────────
-
-
 @pytest.mark.parametrize(
     ("error", "elsewhere", "alone"),
     [
@@ -124,9 +118,6 @@ def test_retries_come_to_an_end_and_the_arm_is_returned(retries: int) -> None:
     done = ran("sequential", 1, pool, retries=retries)
     attempts = [("a", 1), ("b", 2), ("a", 3)]
     assert [(r.provider, r.attempt) for r in done.requests] == attempts[: retries + 1]
-
-
-# ── ends ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("n", [2, 6])

@@ -14,8 +14,7 @@ import nbformat
 import pytest
 
 from poclib import cli, recording, report
-from poclib.errors import FolderHeld, RunFailed
-from poclib.measure import sweep
+from poclib.errors import RunFailed
 from poclib.showing import notebooks as publish
 
 ROOT = report.root()
@@ -98,8 +97,6 @@ def test_no_folder_for_temporary_files_is_one_sentence(
         publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
 
 
-# ---- Another run measures -------------------------------------------------------------------
-
 RUN = """
 experiment: second
 rounds: 1
@@ -114,12 +111,13 @@ providers: [{name: local, kind: embedded}]
         ("run", "", recording.COMMAND),
         ("sweep", "sweep: {max_tokens: [4, 8]}", recording.COMMAND),
         ("run", "", ".lock"),
+        ("sweep", "sweep: {max_tokens: [4, 8]}", ".lock"),
     ],
 )
 def test_a_second_command_is_refused(
     home: Path, word: str, more: str, lock: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Before it asks a provider; beside a notebook that measures, at its first strategy."""
+    """Before it asks a provider; beside a notebook that measures, at its first measurement."""
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     (home / "my.yaml").write_text(f"{RUN}{more}")
     with recording.only_one(home / "data" / "runs", lock), pytest.raises(SystemExit) as ended:
@@ -128,18 +126,5 @@ def test_a_second_command_is_refused(
     assert ended.value.code == 3 and told.out == "" and not list(home.rglob("second*.jsonl"))
     last = told.err.splitlines()[-1]
     assert last.startswith(f"poc: another run (process {os.getpid()}) is writing")
-    assert ("[1/" in told.err) is (lock == ".lock") and "failed" not in told.err
-
-
-def test_a_refused_point_ends_the_sweep(home: Path) -> None:
-    tried: list[str] = []
-
-    def busy(point: sweep.Point, folder: Path) -> None:
-        tried.append(point.name)
-        raise FolderHeld("another run (process 1) is writing to the folder runs.")
-
-    given = {"sweep": {"seed": [1, 2]}, "strategy": "shared-queue", "providers": [{"name": "a"}]}
-    points = sweep.points(given, "grid.yaml")
-    with pytest.raises(FolderHeld):
-        list(sweep.run(points, home / "grid", busy))
-    assert tried == [points[0].name]
+    assert ("[1/" in told.err) is (lock == ".lock")
+    assert "[2/" not in told.err and "failed" not in told.err

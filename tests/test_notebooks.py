@@ -39,9 +39,7 @@ def test_a_run_executes_one_notebook_for_each_strategy_and_the_others_once() -> 
     titles = {task.name: task.title for task in tasks if task.strategy}
     assert len(titles) == len(STRATEGIES) and list(titles) == sorted(titles)
     assert titles["06_shared_queue.ipynb"] == STRATEGIES["shared-queue"].question
-
-
-def test_only_the_strategies_that_were_measured_have_a_page() -> None:
+    # Only those that were measured have a page.
     assert [task.strategy for task in suite.tasks(NOTEBOOKS, ["batched"])].count("batched") == 1
 
 

