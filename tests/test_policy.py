@@ -95,12 +95,6 @@ def test_a_provider_that_comes_back_is_tried_with_one_request_and_used_again(nam
     assert len(back) > 50  # and its share came back to it
 
 
-def test_with_every_provider_in_trouble_none_is_spared_and_the_arm_ends() -> None:
-    done, over_ms = arm("shared-queue", 20, dead("a", "b"), retries=1)
-    assert len(done.requests) == 40 and {r.outcome for r in done.requests} == {"failed"}
-    assert over_ms < 10_000
-
-
 def test_a_prompt_that_is_refused_for_itself_blames_no_provider() -> None:
     refused = [Rejected("too long", "a", status=400)] * 9
     pool = [fake.Provider("a", 100, script=refused), fake.Provider("b", 100)]
