@@ -8,8 +8,8 @@ from collections.abc import Callable
 from statistics import fmean
 
 import pytest
-from arms import answered, arm, ran
 from replay import clock, provider
+from test_dispatch import answered, arm, ran
 
 from poclib.errors import Rejected, RunFailed
 from poclib.measure import ruler
@@ -181,18 +181,14 @@ def test_who_asks_for_an_hour_is_asked_again_after_a_minute_and_that_is_told(liv
 
 @pytest.mark.parametrize("live", [True, False])
 @pytest.mark.parametrize("asked_s", [3600, 30])
-def test_where_the_only_provider_only_refuses_the_arm_ends_in_words(
-    live: bool, asked_s: float
-) -> None:
+def test_a_lone_provider_that_only_refuses_ends_the_arm(live: bool, asked_s: float) -> None:
     no = Rejected("provider p: HTTP 429: no room.", "p", 429, asked_s)
     with pytest.raises(RunFailed, match="refused for 60 s, at last so: provider p: HTTP 429"):
         pausing([fake.Provider("p", 100, slots=4, script=[no] * 9999)], [], live)
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_what_all_put_off_is_not_waited_for_and_what_one_puts_off_another_answers(
-    live: bool,
-) -> None:
+def test_what_all_put_off_is_not_waited_for(live: bool) -> None:
     told: list[str] = []
     pool = [fake.Provider(name, 100, slots=4, script=[BUSY] * 9999) for name in ("p", "q")]
     done, ended_ms = pausing(pool, told, live)

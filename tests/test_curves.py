@@ -74,7 +74,7 @@ def speeds(readings: list[Reading]) -> Curves:
     return curves.along(readings, "second.speed", "speed", more_is_better=True)
 
 
-def test_where_it_stops_helping_is_read_between_the_points(
+def test_where_it_stops_helping_is_read_between_points(
     readings: list[Reading], speeds: Curves
 ) -> None:
     serial, earliest = speeds.points["serial-per-provider"], speeds.points["earliest-finish"]

@@ -1,12 +1,14 @@
 """Strategies carried out, on a clock that costs no time: limits, retries, ends of every kind."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from arms import DOWN, Clock, answered, arm, awaited, brief, constant, limits_of, own, ran
 
 from poclib.errors import (
     Forbidden,
@@ -16,14 +18,81 @@ from poclib.errors import (
     ReportError,
     RunFailed,
     TimedOut,
+    Unreachable,
 )
-from poclib.measure.attempt import Rules, attempt
-from poclib.measure.strategies import STRATEGIES, PoolView, simulated_makespan_ms
+from poclib.measure.attempt import Policy, Rules, attempt
+from poclib.measure.dispatch import run_arm
+from poclib.measure.strategies import STRATEGIES, PoolView, Strategy, simulated_makespan_ms
 from poclib.providers import fake
-from poclib.records import Exchange, Prompt, Request
+from poclib.records import Arm, Exchange, Prompt, Request
 
+Clock = Callable[[], float]
+SPREADING = [name for name in STRATEGIES if name not in ("sequential", "all-parallel")]
 NAMES = sorted(STRATEGIES)
+DOWN = Unreachable("provider a: no connection", "a")
 ONE = Prompt(0, "question 0")
+
+
+def limits_of(strategy: Strategy, pool: Sequence[Any]) -> dict[str, int] | None:
+    if strategy.limit == "none":
+        return None
+    return {p.name: 1 if strategy.limit == "one" else p.slots for p in pool}
+
+
+def own(decide: Callable[[PoolView], list[str]]) -> Strategy:
+    return Strategy("own", decide, "one", "?")
+
+
+async def awaited(
+    clock: Clock,
+    strategy: str | Strategy,
+    count: int,
+    pool: Sequence[Any],
+    expected_ms: dict[str, float] | None = None,
+    policy: dict[str, Any] | None = None,
+    given: dict[str, Any] | None = None,
+    **rules: Any,
+) -> Arm:
+    """`given` goes to `run_arm` as it is, `policy` and the rest into its rules."""
+    chosen = STRATEGIES[strategy] if isinstance(strategy, str) else strategy
+    return await run_arm(
+        "strategy",
+        chosen,
+        [Prompt(i, f"question {i}") for i in range(count)],
+        pool,
+        limits_of(chosen, pool),
+        expected_ms or {p.name: 100.0 for p in pool},
+        clock,
+        Rules(policy=Policy(jitter=lambda: 1.0, **(policy or {})), **rules),
+        **(given or {}),
+    )
+
+
+def arm(*args: Any, **more: Any) -> tuple[Arm, float]:
+    """The arm, and the moment it was over; nothing may be left running."""
+
+    async def story(clock: Clock) -> tuple[Arm, float]:
+        done = await awaited(clock, *args, **more)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        return done, clock()
+
+    return fake.run(story)
+
+
+def ran(*args: Any, **more: Any) -> Arm:
+    return arm(*args, **more)[0]
+
+
+def constant(slots: int = 1, **times_ms: float) -> list[fake.Provider]:
+    return [fake.Provider(name, time_ms, slots) for name, time_ms in times_ms.items()]
+
+
+def brief(done: Arm) -> list[tuple[int, str, str, str]]:
+    return [(r.prompt, r.provider, r.role, r.outcome) for r in done.requests]
+
+
+def answered(done: Arm) -> list[int]:
+    return sorted(r.prompt for r in done.requests if r.outcome == "ok")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +163,7 @@ def test_a_strategy_sees_what_goes_on_and_speeds_updated_by_answers() -> None:
         *((Rejected("bad request", "a", status=status), 1, 1) for status in (400, 413, 422)),
     ],
 )
-def test_a_failure_is_tried_again_where_that_may_help_as_a_new_row(
+def test_a_failure_is_tried_again_where_that_may_help(
     error: ProviderError, elsewhere: int, alone: int
 ) -> None:
     lone = ran("sequential", 1, [fake.Provider("a", 100, script=[error])])
@@ -120,10 +189,8 @@ def test_retries_come_to_an_end_and_the_arm_is_returned(retries: int) -> None:
     assert [(r.provider, r.attempt) for r in done.requests] == attempts[: retries + 1]
 
 
-@pytest.mark.parametrize("n", [2, 6])
+@pytest.mark.parametrize("n", [2, 6])  # of two, the slow one is idle: no answer can tell it
 def test_earliest_finish_works_around_a_provider_that_hangs(n: int) -> None:
-    # The fast one hangs on its first prompt for 60 s; the slow one can do the rest meanwhile,
-    # though with two prompts it is idle when it is found out, so no answer can tell.
     pool = [fake.Provider("fast", 100, script=["hang"]), fake.Provider("slow", 250)]
     times = {"fast": 100.0, "slow": 250.0}
     done, over_ms = arm("earliest-finish", n, pool, times, request_timeout_s=60)

@@ -65,7 +65,7 @@ def printed(target: Path) -> str:
 
 
 @pytest.mark.slow
-def test_notebooks_begun_at_the_same_moment_each_have_their_own_kernel(
+def test_notebooks_begun_at_once_have_their_own_kernels(
     home: Path, tmp_path: Path, temporary: Path
 ) -> None:
     source = notebook(tmp_path, SHOW)
@@ -89,9 +89,7 @@ def test_a_long_folder_for_temporary_files_is_passed_over(
     assert printed(tmp_path / "done.ipynb").startswith("poc-") and not list(long.iterdir())
 
 
-def test_no_folder_for_temporary_files_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_folder_at_all_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(RunFailed, match="no folder for a kernel can be made there"):
         publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})

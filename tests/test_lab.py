@@ -70,9 +70,7 @@ def lab(tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
             server.wait()
 
 
-def test_a_notebook_opened_in_jupyterlab_runs_from_top_to_bottom(
-    lab: tuple[Path, str, str],
-) -> None:
+def test_a_notebook_runs_from_top_to_bottom_in_jupyterlab(lab: tuple[Path, str, str]) -> None:
     folder, address, token = lab
     assert urlparse(address).hostname == "127.0.0.1" and len(token) > 30
     name = NOTEBOOK.name

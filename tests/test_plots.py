@@ -67,9 +67,7 @@ def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:
     assert title(ax) == words.title_timeline(HEADLINE)
 
 
-def test_the_timeline_says_how_many_it_leaves_out_and_what_failed(
-    ax: Axes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_timeline_says_what_it_leaves_out(ax: Axes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first ones by time are drawn, so that no provider is left out for its name."""
     failed = of(changed(REPORT, "strategy", outcome="failed"))
     charts.timeline(ax, failed, round=0)
@@ -182,9 +180,7 @@ def test_every_round_is_a_point_beside_the_interval(ax: Axes) -> None:
 
 
 @pytest.mark.parametrize("reading", [READING, read(PUBLISHED), of(pool_report(rounds=0))])
-def test_every_chart_has_units_a_finding_and_its_provenance_and_returns_none(
-    reading: Reading,
-) -> None:
+def test_every_chart_has_units_a_finding_and_its_provenance(reading: Reading) -> None:
     day = notation.day(reading.report.created)
     of_headlines = {charts.breakdown: reading.headline, charts.ratios: [reading.headline]}
     for draw in (charts.timeline, charts.ecdf, charts.round_ratios, *of_headlines):

@@ -9,16 +9,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from arms import DOWN, SPREADING, answered, arm, awaited, brief, constant, failed, ran
 from replay import Replay, clock, provider, recorded
+from test_dispatch import DOWN, SPREADING, answered, arm, awaited, brief, constant, ran
 
 from poclib.errors import ProviderError, Rejected
 from poclib.measure.adaptive import AdaptiveLimit
 from poclib.measure.attempt import LONGEST_S, Breaker, Policy
 from poclib.providers import fake
-from poclib.records import Exchange, Prompt
+from poclib.records import Arm, Exchange, Prompt
 
 BUSY = Rejected("provider a: busy", "a", 503)
+
+
+def failed(done: Arm) -> list[str]:
+    return [r.provider for r in done.requests if r.outcome == "failed"]
 
 
 def dead(*names: str) -> list[fake.Provider]:
@@ -61,9 +65,7 @@ def test_a_breaker_opens_tries_once_and_waits_twice_as_long_each_time() -> None:
     ("error", "starts_ms"),
     [(DOWN, [0, 550, 1600, 3650]), (Rejected("busy", "a", 503, 4), [0, 4050, 8100, 12_150])],
 )
-def test_a_lone_provider_is_given_a_pause_before_each_retry(
-    error: ProviderError, starts_ms: list[float]
-) -> None:
+def test_a_lone_provider_is_given_pauses(error: ProviderError, starts_ms: list[float]) -> None:
     pool = [fake.Provider("a", 100, script=[error] * 3)]
     done = ran("sequential", 1, pool, retries=3, policy={"breaker_failures": 0})
     assert [r.marks.start_ms for r in done.requests] == pytest.approx(starts_ms)

@@ -24,7 +24,7 @@ for done in range(1, 11):
 """
 
 
-def test_a_log_gets_a_whole_line_in_ten_seconds(
+def test_a_log_gets_a_line_in_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show, now_s = progress.bar("batched"), 100.0

@@ -74,17 +74,13 @@ def test_a_picture_on_the_site_keeps_what_is_drawn_and_nothing_else(tmp_path: Pa
 
 
 @pytest.mark.parametrize("svg", ["<svg", '<!DOCTYPE x [<!ENTITY a "b">]><svg>&a;</svg>', ""])
-def test_a_picture_that_cannot_be_read_is_left_out_and_the_other_one_shown(
-    tmp_path: Path, svg: str
-) -> None:
+def test_a_picture_that_cannot_be_read_is_left_out(tmp_path: Path, svg: str) -> None:
     page = page_of(saved(tmp_path, chart(svg)), tmp_path)
     assert not list((tmp_path / "site").rglob("*.svg"))
     assert '<img alt="A finding." src="02_it_files/figure-1-0.png"' in page
 
 
-def test_planted_secrets_are_gone_from_an_executed_notebook_and_from_its_page(
-    tmp_path: Path,
-) -> None:
+def test_secrets_are_gone_from_a_notebook_and_its_page(tmp_path: Path) -> None:
     """From the page of a bare papermill run too, which nobody has scrubbed; and so are times."""
     secrets = [ADDRESS, str(report.root().resolve()), f"{Path.home()}/x"]
     text = " ".join([*secrets, "kept"])
@@ -109,9 +105,7 @@ def test_planted_secrets_are_gone_from_an_executed_notebook_and_from_its_page(
         assert file.suffix == ".png" or file.name == "index.html" or "kept" in left
 
 
-def test_a_title_that_was_computed_is_the_pages_only_one_and_long_code_is_folded(
-    tmp_path: Path,
-) -> None:
+def test_a_computed_title_is_the_only_one_and_long_code_is_folded(tmp_path: Path) -> None:
     assert "<details>" not in page_of(saved(tmp_path, source="a = 1"), tmp_path)
     assert page_of(saved(tmp_path, source="a = 1\n" * 6), tmp_path).count("<details>") == 1
     path = saved(tmp_path, output("display_data", {"text/markdown": "# Why <b>?"}))
@@ -143,9 +137,7 @@ def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path
         assert "@import" not in html
 
 
-def test_the_index_lists_pages_and_reports_escaped_and_survives_a_failed_rendering(
-    tmp_path: Path,
-) -> None:
+def test_the_index_is_escaped_and_survives_a_failed_rendering(tmp_path: Path) -> None:
     path = saved(tmp_path)
     page = pages.site(tmp_path / "site", {"g": [path]}, [ROW])
     text = page.read_text("utf-8")

@@ -159,14 +159,6 @@ def test_only_what_changed_is_installed_again(ready: Machine) -> None:
     assert done == [both, "", "project", both, both, both]
 
 
-def test_a_half_finished_setup_starts_over_from_nothing(ready: Machine) -> None:
-    assert ready.run("setup", FAILS="--requirement")[0] != 0
-    leftover = ready.root / ".venv" / "lib"
-    leftover.mkdir()
-    assert ready.run("setup")[0] == 0
-    assert not leftover.exists()
-
-
 def test_two_first_uses_at_once_install_once(ready: Machine, tmp_path: Path) -> None:
     """The first is held inside its pip by a file lock of the test's."""
     held = tmp_path / "held"
@@ -252,12 +244,17 @@ PIP = {
 
 
 @pytest.mark.parametrize(("pip", "sentence"), PIP.items())
-def test_a_failed_install_is_one_sentence(ready: Machine, pip: str, sentence: str) -> None:
+def test_a_failed_install_is_one_sentence_and_starts_over_from_nothing(
+    ready: Machine, pip: str, sentence: str
+) -> None:
     ready.says.write_text(pip + "\n")
     code, out, err = ready.run("doctor", FAILS="--requirement")
     assert code != 0 and out == ""
     assert sentence in the_sentence(err) and pip.splitlines()[-1] in err
     assert pip in (ready.root / ".venv" / "setup.log").read_text("utf-8")
+    leftover = ready.root / ".venv" / "lib"
+    leftover.mkdir()
+    assert ready.run("setup")[0] == 0 and not leftover.exists()
 
 
 def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine) -> None:
@@ -285,9 +282,7 @@ def test_the_script_keeps_to_what_bash_of_macos_knows() -> None:
 @pytest.mark.skipif(
     not (ROOT / ".git").exists() or not shutil.which("git"), reason="this is no clone of git's"
 )
-def test_a_clone_that_would_end_lines_as_windows_does_holds_what_was_committed(
-    tmp_path: Path,
-) -> None:
+def test_a_clone_with_the_line_ends_of_windows_is_as_committed(tmp_path: Path) -> None:
     """So its scripts run, and what servers sent is kept to the byte."""
     git = ["git", "-c", "safe.directory=*", "-c", "advice.detachedHead=false"]
     clone = [*git, "clone", "--quiet", "--shared", "--config", "core.autocrlf=true"]

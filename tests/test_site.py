@@ -43,9 +43,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
-def test_a_fresh_clone_has_a_page_for_each_strategy_made_once(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_strategy_has_a_page_made_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     site = home / "site"
     index = (site / "index.html").read_text("utf-8")
     for name, strategy in STRATEGIES.items():
@@ -63,9 +61,7 @@ def test_a_fresh_clone_has_a_page_for_each_strategy_made_once(
     assert capsys.readouterr().err == again, "nothing else is executed again"
 
 
-def test_every_link_leads_to_a_file_of_the_site_and_every_figure_is_there_twice(
-    home: Path,
-) -> None:
+def test_every_link_leads_to_a_file_and_every_figure_is_there_twice(home: Path) -> None:
     site = home / "site"
     for page in site.rglob("*.html"):
         text = page.read_text("utf-8")
@@ -81,9 +77,7 @@ def test_every_link_leads_to_a_file_of_the_site_and_every_figure_is_there_twice(
 
 
 @in_a_browser
-def test_every_page_reads_on_a_phone_and_on_a_desk_and_asks_nobody_for_anything(
-    home: Path,
-) -> None:
+def test_every_page_reads_on_a_phone_and_a_desk_and_asks_nobody(home: Path) -> None:
     site = home / "site"
     html = sorted(site.rglob("*.html"))
     assert len(html) == len(publish.notebooks()) - 1 + len(STRATEGIES) + 2
