@@ -123,11 +123,11 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data" / "reports").mkdir(parents=True)
+    notebook, target = publish.strategy_notebook(), tmp_path / "done.ipynb"
     monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     values = {"live": True, "rounds": 2, "prompts": 3, "max_tokens": 8}
-    target = tmp_path / "done.ipynb"
-    publish.execute(publish.strategy_notebook(), target, values)
+    publish.execute(notebook, target, values)
     reading = read("live-shared-queue")
     order = [[arm.arm for arm in round_.arms] for round_ in reading.report.rounds]
     assert order == [["baseline", "strategy"], ["strategy", "baseline"]]

@@ -104,7 +104,10 @@ def test_the_breakdown_draws_the_headlines_own_numbers(ax: Axes) -> None:
     other = replace(HEADLINE, strategy="other", segments_ms={"local": {"answering_ms": 99.0}})
     both = Figure().subplots()
     charts.breakdown(both, HEADLINE, other)
-    assert rows(both) == [*(f"serial-per-provider, {role}" for role in frame.index), "other, local"]
+    assert rows(both) == [
+        *(f"serial-per-provider, {role}" for role in HEADLINE.segments_ms),
+        "other, local",
+    ]
     assert [bar.get_width() for bar in bars(both, phases.COLOURS["answering_ms"])] == [99.0]
 
 
