@@ -33,9 +33,7 @@ def found() -> str | None:
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-NONE_HERE = (
-    "no Chromium is here; install it (Debian: sudo apt install chromium), then run this again"
-)
+NONE_HERE = "no Chromium is here; install it (Debian: sudo apt install chromium)"
 
 
 class Browser:
@@ -100,12 +98,9 @@ class Browser:
         line, _, self._left = self._left.partition(b"\0")
         message: dict[str, Any] = json.loads(line)
         event, told = message.get("method"), message.get("params", {})
-        if event == "Page.loadEventFired":
-            self.loaded += 1
-        elif event == "Network.requestWillBeSent":
-            self.asked.append(told["request"]["url"])
-        elif event == "Network.webSocketCreated":
-            self.asked.append(told["url"])
+        self.loaded += event == "Page.loadEventFired"
+        if event in ("Network.requestWillBeSent", "Network.webSocketCreated"):
+            self.asked.append(told.get("request", told)["url"])
         level = told.get("type") or told.get("entry", {}).get("level")
         if event == "Runtime.exceptionThrown" or level in ("error", "assert"):
             self.errors.append(line.decode()[:2000])
@@ -125,14 +120,11 @@ def browser() -> Iterator[Browser]:
         )
         # It reads from descriptor 3 and writes to 4; a plain sh knows no number over 9.
         shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        process = subprocess.Popen(
-            ["bash", "-c", shell, "bash", path, *FLAGS, f"--user-data-dir={profile}"],
-            pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for end in (theirs_in, theirs_out):
+        command = ["bash", "-c", shell, "bash", path, *FLAGS, f"--user-data-dir={profile}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        ends = theirs_in, theirs_out
+        process = subprocess.Popen(command, pass_fds=ends, start_new_session=True, **quiet)
+        for end in ends:
             os.close(end)
         stack.callback(os.close, ours_in)
         send = stack.enter_context(os.fdopen(ours_out, "wb"))

@@ -39,9 +39,8 @@ def poc(capsys: pytest.CaptureFixture[str]) -> Poc:
 class _Pressed:
     """Ctrl-C at the moment in which the command is being loaded."""
 
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "poclib.cli":
-            raise KeyboardInterrupt
+    def find_spec(self, *_: object) -> None:
+        raise KeyboardInterrupt
 
 
 def test_ctrl_c_while_libraries_load_is_one_sentence(
@@ -49,7 +48,7 @@ def test_ctrl_c_while_libraries_load_is_one_sentence(
 ) -> None:
     monkeypatch.delattr(poclib, "cli")
     monkeypatch.delitem(sys.modules, "poclib.cli")
-    monkeypatch.setattr(sys, "meta_path", [_Pressed(), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [_Pressed()])
     with pytest.raises(SystemExit) as ended:
         entry.main()
     assert ended.value.code == 130
@@ -68,10 +67,11 @@ HEAVY = {"aiohttp", "httpx", "IPython", "matplotlib", "nbconvert", "nbformat", "
 HEAVY |= {"numpy", "pandas"}
 
 
-@pytest.mark.parametrize("words", ["--help", "show", "show REPORT", "gate REPORT"])
-def test_a_command_that_only_reads_loads_no_heavy_library(words: str) -> None:
-    given = words.replace("REPORT", "published-phase-0").split()
-    told = subprocess.run([sys.executable, "-c", LOADED, *given], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["show"], ["show", "published-phase-0"], ["gate", "published-phase-0"]]
+)
+def test_a_command_that_only_reads_loads_no_heavy_library(words: list[str]) -> None:
+    told = subprocess.run([sys.executable, "-c", LOADED, *words], capture_output=True, text=True)
     loaded = set(told.stdout.splitlines()[-1].split())
     assert "poclib.cli" in loaded and loaded & HEAVY == set()
 
@@ -80,11 +80,6 @@ def test_the_published_run_as_numbers_and_its_verdict(poc: Poc) -> None:
     code, out, _ = poc("show", "published-phase-0", "--json")
     numbers = json.loads(out)
     assert code == 0 and round(numbers["overhead_ratio"]["median"], 3) == 0.866
-    remote = numbers["added_latency_ms"]["remote"]
-    assert [round(remote[k], 1) for k in ("mean", "min", "max")] == [22.4, 13.1, 30.2]
-    assert [round(numbers[k], 3) for k in ("speedup", "network_share", "efficiency")] == [
-        *(1.154, 0.036, 0.753)
-    ]
     code, out, _ = poc("gate", "published-phase-0")
     assert code == 2 and "INCONCLUSIVE" in out and "round" in out
 
@@ -123,10 +118,8 @@ def test_bad_parameters_are_one_sentence(
 
 def test_an_unreachable_provider_ends_a_run_at_its_first_strategy(poc: Poc, tmp_path: Path) -> None:
     # Port 9 of loopback: nobody listens there.
-    url = "http://127.0.0.1:9"
-    (tmp_path / "my.yaml").write_text(
-        f"providers: [{{name: shelf, kind: llama-server, url: '{url}'}}]"
-    )
+    given = "providers: [{name: shelf, kind: llama-server, url: 'http://127.0.0.1:9'}]"
+    (tmp_path / "my.yaml").write_text(given)
     code, _, err = poc("run", str(tmp_path / "my.yaml"))
     assert code == 3 and "shelf" in err and "connection refused" in err
     assert "127.0.0.1" not in err and "[2/" not in err

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from poclib import cli, recording, report
+from poclib import recording, report
 from poclib.errors import Unreachable
 from poclib.measure import experiment
 from poclib.parameters import Parameters
@@ -48,9 +48,8 @@ def measured(
 ) -> Reading:
     """A first machine of 100 ms a request; the second one's follows its speed and distance."""
     second = {"name": "second", "speed": speed, "link": {"round_trip_ms": round_trip_ms}}
-    few = {"prompts": 8, "rounds": 2, "warm_up_prompts": 0}
-    pair = {"providers": [{"name": "first"}, second], "strategy": strategy}
-    parameters = Parameters.read({**few, **pair, **values})
+    given = {"providers": [{"name": "first"}, second], "strategy": strategy, "prompts": 8}
+    parameters = Parameters.read({**given, "rounds": 2, "warm_up_prompts": 0, **values})
     other = Cuttable("second", 100 / speed + round_trip_ms)
     pool = [(fake.Provider("first", 100), {}), (other, {"running": other})]
     run = experiment.Run(parameters, pool)
@@ -70,44 +69,31 @@ def readings() -> list[Reading]:
     return made + [measured(one, 1.0, trip_ms) for one in both for trip_ms in (50.0, 200.0)]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def speeds(readings: list[Reading]) -> Curves:
-    return curves.along(readings, "second.speed", "second machine's speed", more_is_better=True)
+    return curves.along(readings, "second.speed", "speed", more_is_better=True)
 
 
-@pytest.fixture
-def trips(readings: list[Reading]) -> Curves:
-    return curves.along(readings, "second.link.round_trip_ms", "round trip", "ms")
-
-
-def test_reports_that_differ_in_one_setting_make_the_curves(speeds: Curves, trips: Curves) -> None:
+def test_where_it_stops_helping_is_read_between_points(
+    readings: list[Reading], speeds: Curves
+) -> None:
     serial, earliest = speeds.points["serial-per-provider"], speeds.points["earliest-finish"]
     assert [point.x for point in serial] == [1.0, 0.6, 0.4, 0.1]
     for point in serial:  # four of eight prompts at 100 ms / speed
         assert point.ratio == pytest.approx(0.5 / point.x, rel=0.01)
     assert earliest[-1].ratio == pytest.approx(1, rel=0.01)
-    assert list(trips.ideals) == [0, 50, 200]
     assert speeds.ideals[0.6] == pytest.approx(1 / 1.6, rel=0.01)  # two machines worth 1.6
-
-
-def test_where_it_stops_helping_is_read_between_the_points(speeds: Curves, trips: Curves) -> None:
     # Ratios 0.83 at speed 0.6 and 1.25 at 0.4: a straight line meets 1 at 0.52.
-    name = "serial-per-provider"
-    assert curves.stops(speeds.points[name]) == pytest.approx(0.52, abs=0.005)
-    # 0.75 at 50 ms, 1.5 at 200 ms
-    assert curves.stops(trips.points[name]) == pytest.approx(100, rel=0.02)
+    assert curves.stops(serial) == pytest.approx(0.52, abs=0.005)
+    # 0.75 at 50 ms, 1.5 at 200 ms: 100 ms.
+    trips = curves.along(readings, "second.link.round_trip_ms", "round trip", "ms")
+    assert list(trips.ideals) == [0, 50, 200]
     told = curves.told(trips)
-    assert told.startswith(
-        "**serial-per-provider stops helping where the round trip is 100 ms; 1 of 2 strategies "
-        "stay below 1.**"
-    )
-    assert "- earliest-finish stays below 1 at every value, by medians; by its intervals" in told
+    stop = "**serial-per-provider stops helping where the round trip is 100 ms; 1 of 2 strategies"
+    assert told.startswith(stop)
     assert "faster at 0 ms, 50 ms and slower at 200 ms." in told
 
-
-def test_where_it_helps_at_every_point_or_none_nothing_is_invented(
-    readings: list[Reading],
-) -> None:
+    # Where it helps at every point or at none nothing is invented.
     gains = curves.along(readings[:2], "second.speed", "speed", more_is_better=True)
     assert curves.title(gains) == "Every strategy stays below 1 at every speed measured"
     never = curves.along(readings[2:4], "second.speed", "speed", more_is_better=True)
@@ -130,16 +116,12 @@ def test_the_chart_draws_each_strategy_the_ideal_and_where_it_stops(speeds: Curv
     assert stop.get_xdata()[0] == pytest.approx(0.52, abs=0.005)
     names = [text.get_text() for text in ax.get_legend().get_texts()]
     assert names == ["ideal", "serial-per-provider", "earliest-finish"]
-    assert "stops helping: 0.52" in [text.get_text() for text in ax.texts]
     assert ax.get_xlim()[0] > ax.get_xlim()[1], "the most helpful value on the left"
     table = curves.ratios(speeds)
     assert table.count("\n") == 5 and "0.63" in table  # the ideal at speed 0.6
     empty = Figure().subplots()
     curves.draw(empty, curves.along([], "second.speed", "speed"))
     assert "No report has a ratio" in empty.texts[-1].get_text()
-
-
-# ---- A machine that dies --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("strategy", ["shared-queue", "serial-per-provider", "all-parallel"])
@@ -167,21 +149,3 @@ def test_at_the_end_of_the_prompts_nothing_is_cut() -> None:
     once = {"retries": 0, "breaker_failures": 0, "strike": strike}
     told = curves.losses([measured("all-parallel", round_trip_ms=1.0, **once)])
     assert "8 were lost" in told  # the second one's four of each of two rounds
-
-
-@pytest.mark.slow
-def test_a_real_engine_that_is_cut_off_costs_no_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
-    given = cli.read_yaml(ROOT / "params" / "machine-dies.yaml", ["rounds=2", "max_tokens=8"])
-    given = {key: value for key, value in given.items() if key not in ("sweep", "notebooks")}
-    found = experiment.measure(Parameters.read(given | {"strategy": "shared-queue"}))
-    arms = [arm for one in found.rounds for arm in one.arms if arm.arm == "strategy"]
-    assert all(list(arm.struck_ms) == ["second"] for arm in arms)
-    assert of(found).headline.incomplete_rounds == 0
-    assert "none was lost" in curves.losses([of(found)])
-    for arm in arms:  # the survivor does what is left, and the next arm begins with both
-        late = [r for r in arm.requests if (r.marks.start_ms or 0) > arm.struck_ms["second"]]
-        assert {r.provider for r in late if r.outcome == "ok"} == {"first"}
-        assert {r.provider for r in arm.requests if r.outcome == "ok"} == {"first", "second"}
