@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import os
 import random
 import re
@@ -30,6 +31,7 @@ from poclib.parameters import Link, Parameters, ProviderSettings
 from poclib.providers import Embedded
 from poclib.records import Exchange, Prompt
 
+ROOT = Path(__file__).parents[1]
 LIMIT_S = 30.0
 LOCAL = ProviderSettings(name="local", slots=2)
 REMOTE = ProviderSettings(name="remote", speed=0.5, slots=3, link=Link(round_trip_ms=20))
@@ -368,3 +370,38 @@ def test_a_bare_engine_is_several_that_all_work_and_end_together() -> None:
             with pytest.raises(EngineError, match="queueing"):
                 single.check()
     assert not any(each.is_running() for each in left)  # at once: they were reaped
+
+
+PARENT = """
+import json, psutil, sys
+from poclib.engines.pool import engine_pool
+from poclib.parameters import Link, ProviderSettings
+remote = ProviderSettings(name="remote", speed=0.5, link=Link(round_trip_ms=20))
+with engine_pool([ProviderSettings(name="local"), remote], 64) as both:
+    pids = [pid for engine in both for pid in engine.pids]
+    print(json.dumps(pids + [psutil.Process(pid).ppid() for pid in pids]), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_process_is_left_when_the_parent_is_struck(blow: signal.Signals) -> None:
+    """The signal goes to the parent's whole group, as Ctrl-C in a terminal does."""
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        start_new_session=True,
+        # Whoever started these tests may have had it ignored, as a shell does behind its back.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as parent:
+        assert parent.stdout is not None
+        left = [psutil.Process(pid) for pid in json.loads(parent.stdout.readline())]
+        assert len(left) == 4
+        left[0].suspend()  # it cannot hear that it is to end
+        os.killpg(parent.pid, blow)
+        parent.wait(LIMIT_S)
+        assert all_gone(left)

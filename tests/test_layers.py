@@ -71,16 +71,16 @@ providers.provider: .transport errors parameters records
 providers.transport: errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
-measure.calibration: .attempt .dispatch .forecast .machine .strategies contention errors pacing
-    parameters progress recording records report workload
+measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
+    pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .strategies errors records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
     providers recording records report workload
 measure.forecast: .strategies pacing records
 measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
-measure.run: .adaptive .calibration .dispatch .forecast .machine .ruler .strategies errors pacing
-    parameters progress providers recording records report workload
+measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
+    providers recording records report workload
 measure.strategies: errors
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
