@@ -42,7 +42,7 @@ class Task:
 
     def execute(self, target: Path, /, **values: str) -> None:
         """Run it on saved reports into the folder `target`, with the `values` that it declares."""
-        given = {**values, "strategy": self.strategy}
+        given = {**values, **({"strategy": self.strategy} if self.strategy else {})}
         known = {key: given[key] for key in publish.declared(self.notebook) if key in given}
         publish.execute(self.notebook, target / self.name, known)
 
