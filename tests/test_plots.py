@@ -1,5 +1,7 @@
 """Charts are tested by what is drawn on them, not by their pixels."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -45,6 +47,11 @@ def texts(ax: Axes) -> str:
 
 def rows(ax: Axes) -> list[str]:
     return [label.get_text() for label in ax.get_yticklabels()]
+
+
+def test_matplotlib_is_loaded_only_when_something_is_drawn() -> None:
+    code = "import sys, poclib.showing.curves; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 def test_the_timeline_draws_every_request_where_it_was(ax: Axes) -> None:

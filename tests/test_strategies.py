@@ -25,6 +25,8 @@ from poclib.measure.strategies import (
 )
 
 NAMES = sorted(STRATEGIES)
+ONE = {"sequential": "one", "serial-per-provider": "one"}
+LIMITS = ONE | {"all-parallel": "none", "batched": "slots"}  # the others: "capacity"
 
 
 def view(
@@ -144,6 +146,7 @@ def test_shares_stay_even_when_more_is_given_later() -> None:
 def test_a_strategy_is_found_by_its_own_name_and_explains_itself(name: str) -> None:
     one = by_name(name)
     assert one.name == name and one.question.endswith("?")
+    assert one.limit == LIMITS.get(name, "capacity")
     assert list(one.sections) == ["How it works", "What this does not show", "Try"]
     assert len(re.findall(r"\.\s", one.sections["How it works"])) >= 4, "in a few sentences"
     for heading in ("What this does not show", "Try"):
