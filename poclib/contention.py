@@ -27,6 +27,7 @@ TRIED = 8
 ENOUGH = 0.87
 # A server is full where its own queue takes this share of the time that it works on a request.
 FULL = 0.2
+# The statuses of a provider that has no room.
 REFUSALS = (429, 503)
 
 

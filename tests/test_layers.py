@@ -73,7 +73,7 @@ measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
     pacing parameters progress recording records report workload
-measure.dispatch: .adaptive .attempt .strategies errors records
+measure.dispatch: .adaptive .attempt .strategies contention errors records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
     providers recording records report workload
 measure.forecast: .strategies pacing records

@@ -14,14 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
+from ..contention import REFUSALS
 from ..errors import ProviderError, RunFailed
 from ..records import Arm, ArmName, Prompt, Request
 from .adaptive import AdaptiveLimit, pause_after
 from .attempt import LONGEST_S, Breaker, Ended, Job, Rules, Sender, attempted
 from .strategies import PoolView, ProviderView, Strategy
 
-# The statuses of a provider that has no room.
-REFUSALS = (429, 503)
 # Weight of the newest answer in a provider's expected time.
 NEWEST_WEIGHT = 0.3
 # How long a strategy that keeps prompts waiting is left alone: a request that is long overdue is

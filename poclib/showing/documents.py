@@ -41,13 +41,14 @@ ruler_finding: Callable[[Ruler], str] = partial(say, "ruler_finding")
 
 def sections(readings: Sequence[Reading]) -> dict[str, str]:
     """The Phase 0 result by heading."""
-    measured = [its for its in readings if "published" not in its.report.environment]
-    own, pools = [its.headline for its in measured], [its.report.providers for its in measured]
+    measured = [reading for reading in readings if "published" not in reading.report.environment]
+    own = [reading.headline for reading in measured]
+    pools = [reading.report.providers for reading in measured]
     alike = [pool for pool in pools if len({p.digest for p in pool}) == 1 and pool[0].digest]
     apart = [pool for pool in pools if any(p.kind != "embedded" for p in pool)]
     faster = [headline for headline in own if effect(headline) == "faster"]
-    seen = [text for its in readings for text in _published("failing", its)]
-    headlines = [its.headline for its in readings]
+    seen = [text for reading in readings for text in _published("failing", reading)]
+    headlines = [reading.headline for reading in readings]
     modes = form.lines("documents", "failure_modes", headlines) + seen
     rounds = min((headline.overhead_ratio.rounds for headline in own), default=0)
     limits = form.lines("documents", "limits", rounds)
@@ -92,7 +93,7 @@ def readme(text: str, readings: Sequence[Reading]) -> str:
     _, end, after = rest.partition("<!-- end of result -->")
     if not end:
         raise ReportError(f"README.md: {begin} and, after it, <!-- end of result --> are missing.")
-    headlines = [its.headline for its in readings]
+    headlines = [reading.headline for reading in readings]
     lowest = _lowest(readings)
     picture = f"![{words.title_ratios(headlines)}](docs/phase-0.png)"
     last = f"{words.suite_gate(headlines)}.\n\n*{words.provenance(lowest)}*"
@@ -100,14 +101,14 @@ def readme(text: str, readings: Sequence[Reading]) -> str:
 
 
 def _lowest(readings: Sequence[Reading]) -> Reading:
-    first = best_first([its.headline for its in readings])[0]
-    return next(its for its in readings if its.headline is first)
+    first = best_first([reading.headline for reading in readings])[0]
+    return next(reading for reading in readings if reading.headline is first)
 
 
 def _alternatives(readings: Sequence[Reading]) -> str:
     """The comparison, and below it what could change its verdicts."""
     warned = bullets([f"**Note:** {text}" for text in words.beside(readings)])
-    compared = words.comparison_text([its.headline for its in readings], markdown=True)
+    compared = words.comparison_text([reading.headline for reading in readings], markdown=True)
     return f"{compared}\n\n{warned}".rstrip()
 
 
@@ -174,10 +175,10 @@ def listing(found: Sequence[Entry], markdown: bool = False) -> str:
 
 def side_by_side(readings: Sequence[Reading]) -> str:
     """A line a report, with its ratio over the first one's where both are of one strategy."""
-    changes = compare.over_the_first([its.headline for its in readings])
+    changes = compare.over_the_first([reading.headline for reading in readings])
     rows = [
-        [*Entry(its.headline.report, its).cells, change(against) if against else "-"]
-        for its, against in zip(readings, changes, strict=True)
+        [*Entry(reading.headline.report, reading).cells, change(against) if against else "-"]
+        for reading, against in zip(readings, changes, strict=True)
     ]
     return table([*_HEADER, "over the first"], rows)
 
@@ -232,8 +233,8 @@ def ruler_table(check: Ruler, markdown: bool = False) -> str:
     for row in check.rows:
         within = "" if row.p95_ms is None else f" ({number(row.p95_ms)})"
         cells.setdefault(ruler_case(row), {})[row.quantity] = f"{number(row.bias_ms)}{within}"
-    shown = [key for key in RULER_LABELS if any(key in its for its in cells.values())]
-    rows = [[case, *(its.get(key, "-") for key in shown)] for case, its in cells.items()]
+    shown = [key for key in RULER_LABELS if any(key in row for row in cells.values())]
+    rows = [[case, *(row.get(key, "-") for key in shown)] for case, row in cells.items()]
     header = ["known behaviour, errors in ms", *(RULER_LABELS[key] for key in shown)]
     return table(header, rows, markdown)
 

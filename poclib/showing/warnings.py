@@ -73,8 +73,8 @@ def failed(report: Report) -> str:
 def lengths(reading: Reading) -> dict[str, str]:
     """Answers of unlike length: between machines, and against what was asked."""
     known = _grouped((row.provider, length(row) or None) for row in good(reading.report))
-    every = [tokens for its in known.values() for tokens in its] or [0.0]
-    means = {name: fmean(its) for name, its in known.items()}
+    every = [tokens for counts in known.values() for tokens in counts] or [0.0]
+    means = {name: fmean(counts) for name, counts in known.items()}
     unlike = means and max(means.values()) > UNLIKE * min(means.values())
     most = reading.report.parameters.max_tokens if known and reading.report.parameters else None
     far = sum(not most / 2 <= tokens <= 1.1 * most for tokens in every) if most else 0
@@ -122,14 +122,14 @@ def models(report: Report) -> str:
 
 def reloads(reading: Reading) -> list[Request]:
     """Requests that waited for their model to be loaded, unlike others at their provider."""
-    later = [row for its in reading.calibrations.values() for row in its[1:]]
+    later = [row for rows in reading.calibrations.values() for row in rows[1:]]
     rows = [(row, row.server.load_ms, row.wall_ms) for row in (*reading.believed.requests, *later)]
     usual = _grouped((row.provider, load_ms or None) for row, load_ms, wall_ms in rows if wall_ms)
     found = []
     for row, load_ms, wall_ms in rows:
         if load_ms and wall_ms:
-            its = usual[row.provider]
-            rare = len(its) < 3 or load_ms > 3 * (median(its) or 0.0)
+            others_ms = usual[row.provider]
+            rare = len(others_ms) < 3 or load_ms > 3 * (median(others_ms) or 0.0)
             if load_ms > wall_ms / (5 if rare else 2):
                 found.append(row)
     return found
@@ -158,15 +158,17 @@ def fell(report: Report) -> list[tuple[str, int, int, list[str]]]:
             if limit is not None and change.reason in ("slower", "refused"):
                 steps[change.provider].append((change.limit, limit, change.reason))
     return [
-        (name, min(its)[1], min(its)[0], sorted({why for *_, why in its}))
-        for name, its in steps.items()
+        (name, min(falls)[1], min(falls)[0], sorted({why for *_, why in falls}))
+        for name, falls in steps.items()
     ]
 
 
 def outliers(report: Report) -> int:
     rows = [(arm.arm, row) for one in report.rounds for arm in one.arms for row in arm.requests]
     walls = _grouped((f"{arm} {r.provider}", r.wall_ms) for arm, r in rows if r.outcome == "ok")
-    return sum(wall > 3 * (median(its) or 0.0) for its in walls.values() for wall in its)
+    return sum(
+        wall_ms > 3 * (median(group) or 0.0) for group in walls.values() for wall_ms in group
+    )
 
 
 def drifts(reading: Reading) -> dict[str, float]:

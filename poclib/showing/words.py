@@ -173,7 +173,7 @@ def overhead_text(reading: Reading) -> str:
     if rows.empty:
         return "No server reported its own time, so what lies outside it is unknown."
     means = rows.groupby("provider")[[part.key for part in OVERHEAD]].mean()
-    cells = [[str(name), *map(milliseconds, its)] for name, *its in means.itertuples()]
+    cells = [[str(name), *map(milliseconds, parts)] for name, *parts in means.itertuples()]
     return table(["provider", *(part.label for part in OVERHEAD)], cells, markdown=True)
 
 
@@ -220,8 +220,8 @@ def best_first(headlines: Iterable[Headline]) -> list[Headline]:
 
 def breakdown_text(headlines: Sequence[Headline]) -> str:
     """Means per part of a request, a row per strategy and role: the chart's own numbers."""
-    means = [its for headline in headlines for its in headline.segments_ms.values()]
-    parts = [part for part in SEGMENTS if any(part.key in its for its in means)]
+    means = [by_part for headline in headlines for by_part in headline.segments_ms.values()]
+    parts = [part for part in SEGMENTS if any(part.key in by_part for by_part in means)]
     return say("breakdown", headlines, parts) if parts else "No request was answered."
 
 
@@ -263,10 +263,15 @@ def title_timeline(headline: Headline) -> str:
 
 def title_breakdown(headlines: Sequence[Headline]) -> str:
     """The largest part of the longest mean request."""
-    means = [(h.strategy, *its) for h in headlines for its in h.segments_ms.items() if its[1]]
+    means = [
+        (headline.strategy, role, parts)
+        for headline in headlines
+        for role, parts in headline.segments_ms.items()
+        if parts
+    ]
     if not means:
         return "No request was answered"
-    strategy, role, parts = max(means, key=lambda its: sum(its[2].values()))
+    strategy, role, parts = max(means, key=lambda mean: sum(mean[2].values()))
     total, largest = sum(parts.values()), max(parts, key=lambda part: parts[part])
     share = percent(parts[largest] / total if total else None)
     whose = f" of {strategy}" if len(headlines) > 1 else ""
