@@ -18,36 +18,55 @@ UNSPLIT, OUTSIDE = "#009e73", "#cc79a7"
 
 
 class Phase(NamedTuple):
-    """One phase: its column `key` in frames, and what readers see of it."""
+    """One phase: its column `key` in frames, and what readers see of it.
+
+    It lies between the marks `begin` and `end` (fields of `RequestMarks` without `_ms`), or is
+    `told` by the server (a field of `ServerTimings`), or is derived.
+    """
 
     key: str
     label: str
     colour: str = OUTSIDE
     meaning: str = ""
+    begin: str = ""
+    end: str = ""
+    told: str = ""
 
 
 # In the order in which a request passes them; from `connect_ms` on they add up to the wall time.
 CLIENT = (
-    Phase("queued_ms", "waiting for a slot", WAITING, "in the coordinator, before the wall time"),
-    Phase("connect_ms", "connecting", SENDING, "opening a connection; 0 where one is open"),
-    Phase("send_ms", "sending", SENDING, "writing the request, up to its last byte"),
-    Phase("first_byte_wait_ms", "to first byte", FIRST, "to the server, its start, and back"),
-    Phase("first_token_wait_ms", "to first token", FIRST, "reading the prompt, to one token"),
-    Phase("generating_ms", "generating", GENERATING, "token by token, to the last byte"),
-    Phase("last_byte_ms", "our own overhead", OWN, "from the last byte to the answer parsed"),
-)
+    Phase("queued_ms", "waiting for a slot", WAITING, "in the coordinator, before the wall time",
+          "assigned", "start"),
+    Phase("connect_ms", "connecting", SENDING, "opening a connection; 0 where one is open",
+          "connect_start", "connected"),
+    Phase("send_ms", "sending", SENDING, "writing the request, up to its last byte",
+          "start", "sent"),
+    Phase("first_byte_wait_ms", "to first byte", FIRST, "to the server, its start, and back",
+          "sent", "first_byte"),
+    Phase("first_token_wait_ms", "to first token", FIRST, "reading the prompt, to one token",
+          "first_byte", "first_token"),
+    Phase("generating_ms", "generating", GENERATING, "token by token, to the last byte",
+          "first_token", "last_byte"),
+    Phase("last_byte_ms", "our own overhead", OWN, "from the last byte to the answer parsed",
+          "last_byte", "end"),
+)  # fmt: skip
 SERVER = (
-    Phase("server_queue_ms", "server: queue", WAITING, "waiting inside the server"),
-    Phase("load_ms", "server: load", WAITING, "loading the model"),
-    Phase("prompt_ms", "server: prompt", FIRST, "reading the prompt, by the server's clock"),
-    Phase("generation_ms", "server: generation", GENERATING, "the answer, by the server's clock"),
-)
+    Phase("server_queue_ms", "server: queue", WAITING, "waiting inside the server",
+          told="queue_ms"),
+    Phase("load_ms", "server: load", WAITING, "loading the model", told="load_ms"),
+    Phase("prompt_ms", "server: prompt", FIRST, "reading the prompt, by the server's clock",
+          told="prompt_ms"),
+    Phase("generation_ms", "server: generation", GENERATING, "the answer, by the server's clock",
+          told="generation_ms"),
+)  # fmt: skip
 TOTALS = (
-    Phase("server_ms", "server time", meaning="what the server reports for this request in all"),
+    Phase("server_ms", "server time", meaning="what the server reports for this request in all",
+          told="total_ms"),
     Phase("over_ms", "over", meaning="wall time less server time: network, waiting, our work"),
-    Phase("ttft_ms", "time to first token", meaning="from the start of the wall time"),
+    Phase("ttft_ms", "time to first token", meaning="from the start of the wall time",
+          begin="start", end="first_token"),
     Phase("ms_per_token", "wall per token", meaning="wall time over the answer's tokens"),
-)
+)  # fmt: skip
 WALL = Phase("wall_ms", "wall time", meaning="from the request sent off to the answer parsed")
 PHASES = (*CLIENT, WALL, *SERVER, *TOTALS)
 
@@ -79,29 +98,19 @@ def times(request: Request) -> dict[str, float | None]:
     `connect_ms` is 0 on a warm connection; `send_ms` holds all before the request's last byte
     that is no connecting.
     """
-    marks, server = request.marks, request.server
-    queued = between(marks.assigned_ms, marks.start_ms)
-    sent = between(marks.start_ms, marks.sent_ms)
-    connect = between(marks.connect_start_ms, marks.connected_ms)
-    if connect is None and marks.sent_ms is not None:
-        connect = 0.0
-    return {
-        "queued_ms": queued if request.queued_ms is None else request.queued_ms,
-        "connect_ms": connect,
-        "send_ms": between(connect, sent),
-        "first_byte_wait_ms": between(marks.sent_ms, marks.first_byte_ms),
-        "first_token_wait_ms": between(marks.first_byte_ms, marks.first_token_ms),
-        "generating_ms": between(marks.first_token_ms, marks.last_byte_ms),
-        "last_byte_ms": between(marks.last_byte_ms, marks.end_ms),
-        "server_queue_ms": server.queue_ms,
-        "load_ms": server.load_ms,
-        "prompt_ms": server.prompt_ms,
-        "generation_ms": server.generation_ms,
-        "server_ms": server.total_ms,
-        "ttft_ms": between(marks.start_ms, marks.first_token_ms),
-        "wall_ms": request.wall_ms,
-        "over_ms": request.over_ms,
-    }
+    marks = request.marks.model_dump()
+    lengths: dict[str, float | None] = {}
+    for phase in PHASES:
+        if phase.told:
+            lengths[phase.key] = getattr(request.server, phase.told)
+        elif phase.begin:
+            lengths[phase.key] = between(marks[f"{phase.begin}_ms"], marks[f"{phase.end}_ms"])
+    if lengths["connect_ms"] is None and request.marks.sent_ms is not None:
+        lengths["connect_ms"] = 0.0
+    lengths["send_ms"] = between(lengths["connect_ms"], lengths["send_ms"])
+    if request.queued_ms is not None:
+        lengths["queued_ms"] = request.queued_ms
+    return lengths | {"wall_ms": request.wall_ms, "over_ms": request.over_ms}
 
 
 def between(begin: float | None, end: float | None) -> float | None:
