@@ -72,13 +72,15 @@ def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
             # The kernel is spoken to through files of this user, not over a network port; the
             # sockets lie beside the connection file.
             spoken = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+            # Else one that is ended while it is busy tells the terminal of its own interruption.
+            quiet = {"extra_arguments": ["--log-level=CRITICAL"]}
             papermill.execute_notebook(
                 str(notebook),
                 str(target),
                 dict(values),
                 cwd=str(report.root()),
                 progress_bar=False,
-                config=Config({"KernelManager": spoken}),
+                config=Config({"KernelManager": spoken, "NotebookClient": quiet}),
             )
     except PapermillExecutionError as error:
         raise RunFailed(f"{target.stem}: {error.evalue}") from None
