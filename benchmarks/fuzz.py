@@ -29,7 +29,6 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-import httpx  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
@@ -38,7 +37,7 @@ from poclib.errors import PocError  # noqa: E402
 from poclib.measure import sweep  # noqa: E402
 from poclib.measure.attempt import Rules, attempt  # noqa: E402
 from poclib.parameters import Parameters  # noqa: E402
-from poclib.providers.transport import Response  # noqa: E402
+from poclib.providers.response import Response  # noqa: E402
 from poclib.reading import tables  # noqa: E402
 from poclib.reading.reading import of  # noqa: E402
 from poclib.records import Exchange, Prompt, Request  # noqa: E402
@@ -215,15 +214,6 @@ def _written(path: Path, data: bytes) -> Path:
     return path
 
 
-class Body(httpx.AsyncByteStream):
-    def __init__(self, body: bytes, size: int) -> None:
-        self._pieces = [body[i : i + size] for i in range(0, len(body), size)]
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece
-
-
 class Answering:
     """In a client's place: gives one body, whatever is asked, without a socket."""
 
@@ -238,8 +228,12 @@ class Answering:
     ) -> AsyncIterator[Response]:
         status, body, size = self.given
         headers = {"retry-after": "2"}
-        answer = httpx.Response(status, headers=headers, stream=Body(body, size))
-        yield Response(answer, "there", exchange or Exchange(time.perf_counter))
+        answer = Response("there", exchange or Exchange(time.perf_counter))
+        answer.begin(status, headers, 0.0)
+        for start in range(0, len(body), size):
+            answer.put(body[start : start + size], 0.0)
+        answer.end(0.0)
+        yield answer
 
     def redacted(self, text: str) -> str:
         return text

@@ -6,7 +6,6 @@ Times are milliseconds; `*_ms` marks are offsets from the report's one wall-cloc
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -106,8 +105,8 @@ class Prompt:
 class Exchange:
     """One request while it runs: a provider fills it in, whatever comes of it.
 
-    `clock` gives milliseconds since the report's anchor; `arrived_s` is when bytes last came
-    from the network, by `time.perf_counter`, where that is known.
+    `clock` gives milliseconds since the report's anchor; `ahead_ms` is how long opening its
+    connection took, where that was done before it began: then it has no marks of connecting.
     """
 
     clock: Callable[[], float]
@@ -122,23 +121,11 @@ class Exchange:
     thoughts: list[str] = field(default_factory=list)
     thought_ms: list[float] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
-    arrived_s: Callable[[], float] | None = None
+    ahead_ms: float | None = None
 
     def mark(self, event: str) -> None:
         """Note the time of `event`, a field of `RequestMarks` without its `_ms`."""
         self.marks[f"{event}_ms"] = self.clock()
-
-    def arrival_ms(self) -> float:
-        """When what has just been read arrived: before the event loop came round to it.
-
-        Where more has arrived since, the later moment; never before what was marked last.
-        """
-        now_ms = self.clock()
-        if self.arrived_s is None:
-            return now_ms
-        waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
-        earlier_ms = [*self.marks.values(), *self.thought_ms[-1:], *self.token_ms[-1:]]
-        return max(now_ms - waited_ms, *earlier_ms)
 
 
 class Request(Record):

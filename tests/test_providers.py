@@ -245,7 +245,7 @@ def test_key_goes_out_as_bearer_and_comes_back_in_no_message(echo: Answer) -> No
         with pytest.raises(ProviderError, match="…") as caught:
             await ask(sender)
         assert server.asked[0].headers["authorization"] == f"Bearer {KEY}"
-        return f"{caught.value!r} {sender!r} {vars(sender)!r} {sender.client._transport!r}"
+        return f"{caught.value!r} {sender!r} {vars(sender)!r} {sender.client!r}"
 
     shown = replay(echo, talk)
     assert KEY not in shown and "127.0.0.1" not in shown
@@ -293,7 +293,10 @@ def test_cold_and_warm_connection() -> None:
 @pytest.mark.parametrize("kind", ["llama-server", "openai"])
 @pytest.mark.parametrize("stream", [True, False])
 def test_no_connection_of_llama_server_is_used_after_a_stream(kind: str, stream: bool) -> None:
-    """The real server closes it then, unannounced: the next request would be lost."""
+    """The real server closes it then, unannounced: the next request would be lost.
+
+    The first goes out on the one that was left warm, and one is opened ahead for each to follow.
+    """
 
     async def talk(server: Replay) -> int:
         sender = provider(kind, server.url, stream=stream)
@@ -302,7 +305,7 @@ def test_no_connection_of_llama_server_is_used_after_a_stream(kind: str, stream:
         return server.connections
 
     chat = recorded("llama-server/chat_stream" if stream else "llama-server/chat")
-    assert replay(LLAMA | {"/v1/chat/completions": chat}, talk) == (3 if stream else 1)
+    assert replay(LLAMA | {"/v1/chat/completions": chat}, talk) == (4 if stream else 1)
 
 
 def test_marks_of_a_failure_stay() -> None:

@@ -11,15 +11,18 @@ import html
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+import msgspec
+
 from ..errors import BadAnswer, Forbidden, ModelMissing, ParameterError, ProviderError, Rejected
 from ..parameters import Parameters, ProviderSettings
 from ..records import Exchange, Probe, Prompt, ProviderFacts
-from .transport import Response, TimedClient, failed
+from .response import Response, failed
+from .transport import TimedClient
 
 Json = dict[str, Any]
 # An object, or None for `[DONE]`, and when it came.
@@ -113,7 +116,8 @@ class Provider:
                 await self._read(events, exchange)
                 response.mark_end()
                 # The rest is waited for to keep the connection; it cannot spoil the answer.
-                async with asyncio.timeout(0 if self._lingers else LINGER_S):
+                limit_s = 0 if self._lingers else LINGER_S
+                async with nullcontext() if response.whole else asyncio.timeout(limit_s):
                     async for event, _ in events:
                         if event is None or self._count(event, exchange):
                             response.mark_end()
@@ -136,9 +140,11 @@ class Provider:
         async for event, here_ms in events:
             count += 1
             streamed_ms = here_ms if self.parameters.stream else None
-            with self._as_expected():
+            try:
                 if event is None or self._take(self._sound(event), exchange, streamed_ms):
                     break
+            except SURPRISES as error:
+                raise self._unexpected(error) from None
         else:
             if not exchange.finish_reason:
                 raise self._bad("its answer is empty or stops before its end; did it crash?")
@@ -162,39 +168,45 @@ class Provider:
         data: list[bytes] = []  # of an event on many lines
         text: list[bytes] = []  # of one object on many lines
         sse = response.headers.get("content-type", "").startswith("text/event-stream")
-        lines = response.lines()
-        async for raw in lines:
-            line = raw.strip().removeprefix(BOM)
-            field, _, value = (part.strip() for part in line.partition(b":"))
-            if text:
-                text.append(line)
-            elif field == b"data":
-                sse = True
-                data_ms = response.here_ms
-                if data or name == b"error":
-                    data.append(value)
-                elif value == b"[DONE]":
-                    yield None, data_ms
-                    async for _ in lines:
-                        pass
-                elif isinstance(parsed := _loaded(value), dict):
-                    yield parsed, data_ms
-                elif value:
-                    data.append(value)
-            elif not line:
-                if data and (event := self._parsed(b"\n".join(data), name)) is not None:
-                    yield event, data_ms
-                name, data = b"", []
-            elif field == b"event":
-                sse, name = True, value
-            elif field == b"error":
-                raise self._server_error(_loaded(value))
-            elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
-                sse = True
-            elif isinstance(parsed := _loaded(line), dict):
-                yield parsed, response.here_ms
-            elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
-                text.append(line)
+        while lines := await response.lines():
+            for raw in lines:
+                line = raw.strip().removeprefix(BOM)
+                if not line:
+                    if text:
+                        text.append(line)
+                        continue
+                    if data and (event := self._parsed(b"\n".join(data), name)) is not None:
+                        yield event, data_ms
+                    name, data = b"", []
+                    continue
+                field, _, value = line.partition(b":")
+                field, value = field.rstrip(), value.lstrip()
+                if text:
+                    text.append(line)
+                elif field == b"data":
+                    sse = True
+                    data_ms = response.here_ms
+                    if data or name == b"error":
+                        data.append(value)
+                    elif value == b"[DONE]":
+                        yield None, data_ms
+                        while await response.lines():
+                            pass
+                        return
+                    elif isinstance(parsed := _loaded(value), dict):
+                        yield parsed, data_ms
+                    elif value:
+                        data.append(value)
+                elif field == b"event":
+                    sse, name = True, value
+                elif field == b"error":
+                    raise self._server_error(_loaded(value))
+                elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
+                    sse = True
+                elif isinstance(parsed := _loaded(line), dict):
+                    yield parsed, response.here_ms
+                elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
+                    text.append(line)
         if rest := text or data:
             event = self._parsed(b"\n".join(rest), b"" if text else name)
             if event is not None:
@@ -217,9 +229,10 @@ class Provider:
 
     def _sound(self, event: Json) -> Json:
         """`event` unless it tells an error, in any of the ways in which servers do."""
-        signs = [event.get(key) for key in ("error", "errors", "detail")]
-        signs += [event.get(key) == "error" for key in ("object", "type")]
-        if any(signs) or isinstance(event.get("message"), str):
+        told = event.get
+        if told("error") or told("errors") or told("detail") or isinstance(told("message"), str):
+            raise self._server_error(event)
+        if told("object") == "error" or told("type") == "error":
             raise self._server_error(event)
         return event
 
@@ -257,8 +270,11 @@ class Provider:
         try:
             yield
         except SURPRISES as error:
-            what = f"its answer is not what the kind {self.settings.kind} sends"
-            raise self._bad(f"{what} ({type(error).__name__}); is its kind right?") from None
+            raise self._unexpected(error) from None
+
+    def _unexpected(self, error: Exception) -> BadAnswer:
+        what = f"its answer is not what the kind {self.settings.kind} sends"
+        return self._bad(f"{what} ({type(error).__name__}); is its kind right?")
 
     async def _get(self, path: str, optional: bool = False, asked: Json | None = None) -> Json:
         """A JSON object from the server, `asked` by POST; empty if it has none and `optional`."""
@@ -368,6 +384,10 @@ def _wait_s(headers: Mapping[str, str]) -> float | None:
 
 def _loaded(text: bytes) -> Any:
     """What JSON says, or else the text as it is."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # or more lenient than JSON
+        pass
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
