@@ -37,7 +37,7 @@ from poclib.errors import PocError  # noqa: E402
 from poclib.measure import sweep  # noqa: E402
 from poclib.measure.attempt import Rules, attempt  # noqa: E402
 from poclib.parameters import Parameters  # noqa: E402
-from poclib.providers.response import Response  # noqa: E402
+from poclib.providers.connection import Response  # noqa: E402
 from poclib.reading import tables  # noqa: E402
 from poclib.reading.reading import of  # noqa: E402
 from poclib.records import Exchange, Prompt, Request  # noqa: E402
@@ -227,12 +227,11 @@ class Answering:
         self, _method: str, _path: str, json: Any = None, exchange: Any = None, *_: Any
     ) -> AsyncIterator[Response]:
         status, body, size = self.given
-        headers = {"retry-after": "2"}
         answer = Response("there", exchange or Exchange(time.perf_counter))
-        answer.begin(status, headers, 0.0)
+        answer.feed(b"HTTP/1.1 %d x\r\nretry-after: 2\r\n\r\n" % status, 0.0)
         for start in range(0, len(body), size):
-            answer.put(body[start : start + size], 0.0)
-        answer.end(0.0)
+            answer.feed(body[start : start + size], 0.0)
+        answer.feed(b"", 0.0)  # the end
         yield answer
 
     def redacted(self, text: str) -> str:

@@ -29,10 +29,9 @@ from poclib.errors import (
     TimedOut,
     Unreachable,
 )
-from poclib.providers import connection, origin, response
-from poclib.providers.connection import Stamped
+from poclib.providers import connection, origin
+from poclib.providers.connection import Response, Stamped
 from poclib.providers.origin import is_private
-from poclib.providers.response import Response
 from poclib.providers.transport import TimedClient
 from poclib.records import Exchange
 
@@ -119,7 +118,7 @@ def test_what_fails_is_told_in_one_sentence(
     answer: Answer, kind: type[ProviderError], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside what FAULTS.md holds, whose table is a test too."""
-    monkeypatch.setattr(response, "MAX_BODY_BYTES", 2**20)
+    monkeypatch.setattr(connection, "MAX_BODY_BYTES", 2**20)
     limit = {"timeout_s": 0.2} if kind is TimedOut else {}
     error = replay(answer, lambda server: failing(server.url, **limit))
     assert type(error) is kind and words in str(error)
@@ -283,10 +282,10 @@ def test_lines_wherever_the_pieces_end(body: bytes, size: int) -> None:
 
     async def run() -> list[bytes]:
         answer = Response("there", Exchange(clock))
-        answer.begin(200, {}, clock())
+        answer.feed(b"HTTP/1.1 200 OK\r\n\r\n", clock() / 1000)
         for start in range(0, len(body), size):
-            answer.put(body[start : start + size], clock())
-        answer.end(clock())
+            answer.feed(body[start : start + size], clock() / 1000)
+        answer.feed(b"", clock() / 1000)  # the end
         found: list[bytes] = []
         while lines := await answer.lines():
             found += lines
@@ -384,14 +383,23 @@ def test_a_server_may_answer_before_all_is_sent() -> None:
 
 
 def test_an_arrival_is_when_the_bytes_were_here_and_not_when_they_were_read() -> None:
-    exchange = Exchange(lambda: 100.0)
-    answer = Response("there", exchange)
-    exchange.clock = lambda: 50.0
-    answer.sent()
-    exchange.clock = lambda: 100.0
-    assert answer.arrived(ago_s=0.020) == pytest.approx(80)
-    assert answer.arrived(ago_s=0.070) == pytest.approx(80)  # never before what was marked last
-    assert Response("there", exchange).arrived(0.070) == pytest.approx(30)
+    """Each part's own, however many have come since; never before what was marked last."""
+
+    async def run() -> None:
+        exchange = Exchange(clock)
+        exchange.clock = lambda: now_ms - 50
+        answer, now_ms = Response("there", exchange), clock()
+        answer.sent()
+        exchange.clock = clock
+        parts = ((b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\na", 70), (b"b", 20), (b"c", 10))
+        for data, ago_ms in parts:
+            answer.feed(data, (now_ms - ago_ms) / 1000)
+        assert exchange.marks["first_byte_ms"] == exchange.marks["sent_ms"] == now_ms - 50
+        for data, ago_ms in ((b"a", 50), (b"b", 20), (b"c", 10), (b"", 10)):
+            assert await answer.chunk() == data
+            assert answer.here_ms == pytest.approx(now_ms - ago_ms, abs=2)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize("noted", [True, False], ids=["by the kernel", "by nobody"])

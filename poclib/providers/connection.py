@@ -1,7 +1,6 @@
-"""One connection to a server: the socket that notes when bytes came, and HTTP/1.1 over it.
+"""HTTP/1.1 on one connection, whose moments are known: connected, sent, first byte, last byte.
 
-A request is written at once, and what comes is parsed as it comes: connect, sent, first byte and
-last byte are simply known.
+A request is written at once; its answer is parsed as it comes, by a socket that notes when.
 """
 
 from __future__ import annotations
@@ -12,21 +11,31 @@ import socket
 import struct
 import sys
 import time
+import zlib
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import httptools
 
-from .response import Response
+from ..errors import BadAnswer, ProviderError
+from ..records import Exchange
 
+Failure = TypeVar("Failure", bound=ProviderError)
+MAX_BODY_BYTES = 64 * 2**20
+_HEAD_BYTES = 2**17  # no headers are longer
+_READ_BYTES = 2**16  # asyncio asks for four times that, which costs more than reading it
 # Linux's number of the option by which the kernel tells when a packet was received.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("@ll")
 _SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 # Nobody reads bytes that late: a clock was set in between, or the kernel's is another.
 _LATEST_S = 5.0
-_READ_BYTES = 2**16  # asyncio asks for four times that, which costs more than the reading
-_HEAD_BYTES = 2**17  # no headers are longer
+
+
+def failed(kind: type[Failure], provider: str, what: str, **more: Any) -> Failure:
+    """An error of a provider, which is named and whose address is not."""
+    return kind(f"provider {provider}: {what}", provider, **more)
 
 
 class Stamped(socket.socket):
@@ -45,7 +54,7 @@ class Stamped(socket.socket):
         self._arrived(notes)
         return data
 
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:  # by TLS
+    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         count, notes, *_ = self.recvmsg_into([memoryview(buffer)[: size or None]], _SPACE, flags)
         self._arrived(notes)
         return count
@@ -59,138 +68,239 @@ class Stamped(socket.socket):
                 if 0 < late_s < _LATEST_S:
                     self.arrived_s -= late_s
 
-    def quiet(self) -> bool:
-        """Whether nothing is there to be read, such as that the other end has closed."""
-        try:
-            super().recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return True
-        except OSError:
-            pass
-        return False
 
+class Response:
+    """An answer as it comes: a status, headers, and a body to read once.
 
-class Connection(asyncio.Protocol):
-    """Carries one request at a time: its answer goes into the request's `Response`.
-
-    It can carry another where `reusable`. `opened_s`: since when it is open, or was idle last;
-    `opening_ms`: how long opening it took.
+    Each part has its own moment of arrival; `here_ms` is that of what was read last. `whole`: all
+    of it has come; `keep`: its connection may serve another request.
     """
 
-    transport: asyncio.Transport
-    reusable = True
-    opened_s = opening_ms = 0.0
+    status = 0  # none yet
+    whole = keep = _cut = _sized = False
+    here_ms = _came_ms = _first_ms = _taken_ms = 0.0
+    _size = 0
 
-    def __init__(self, link: Stamped) -> None:
-        self._link = link
-        self._response: Response | None = None
-        self._paused = self._told = False  # `_told`: its headers said where the body ends
-        self._headers: dict[str, str] = {}
-        self._here_ms = self._first_ms = 0.0
-        self._head_bytes = 0
+    def __init__(self, provider: str, exchange: Exchange) -> None:
+        self.headers: dict[str, str] = {}
+        self._provider, self._exchange = provider, exchange
+        self._parts: deque[tuple[bytes, float]] = deque()
+        self._rest = bytearray()
+        self._problem: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._decoder: Any = None
         self._parser = httptools.HttpResponseParser(self)
-        # What other clients take, too, of servers that end lines with a bare LF.
+        # What is not quite HTTP and yet understood by all: a bare LF, say.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True,
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
         )
 
+    # ---- Put in by its connection --------------------------------------------------------------
+
+    def sent(self) -> None:
+        """All of the request has left; where an answer came before, sent ended there."""
+        if "sent_ms" not in self._exchange.marks:
+            self._came_ms = self._exchange.marks["sent_ms"] = self._exchange.clock()
+
+    def feed(self, data: bytes, arrived_s: float) -> None:
+        """Bytes that came at `arrived_s`: never before what was marked last."""
+        ago_ms = (time.perf_counter() - arrived_s) * 1000
+        self._came_ms = max(self._exchange.clock() - ago_ms, self._came_ms)
+        try:
+            if data:
+                self._parser.feed_data(data)
+            elif self.status and not self._sized:  # a body that ends with its connection
+                self.on_message_complete()
+            self._size += 0 if self.status else len(data)
+            if not self.status and self._size > _HEAD_BYTES:
+                raise httptools.HttpParserError
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self.fail(httptools.HttpParserError(*error.args))
+        self._wake()
+
+    def fail(self, problem: BaseException) -> None:
+        """Who reads gets what is here, and then this."""
+        self._problem, self.keep = self._problem or problem, False
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def on_message_begin(self) -> None:
+        self._fields: dict[str, str] = {}
+        self._first_ms, self.keep = self._came_ms, False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        self._fields[key] = f"{self._fields[key]}, {text}" if key in self._fields else text
+
+    def on_headers_complete(self) -> None:
+        status = 0 if self.status else self._parser.get_status_code()
+        if status < 200:  # 1xx: the answer itself follows
+            return
+        marks, fields = self._exchange.marks, self._fields
+        marks.setdefault("sent_ms", self._first_ms)
+        marks["first_byte_ms"] = self._first_ms
+        self.status, self.headers, self._fields, self._size = status, fields, {}, 0
+        chunked = "chunked" in fields.get("transfer-encoding", "").lower()
+        self._sized = chunked or "content-length" in fields
+        # None is asked for, yet some servers and proxies compress whatever they send.
+        self._encoding = fields.get("content-encoding", "identity").lower()
+        if self._encoding not in ("identity", "gzip", "deflate"):
+            told = f"encoded ({self._encoding[:40]}), unasked; switch that off there."
+            self._bad(f"its answer is {told}")
+
+    def on_body(self, data: bytes) -> None:
+        if self.whole or self._problem is not None:
+            return
+        if self._encoding != "identity":
+            bare = self._encoding == "deflate" and data[0] & 15 != 8  # without zlib's header
+            self._decoder = self._decoder or zlib.decompressobj(-15 if bare else 47)
+            data = self._decoder.decompress(data)
+        self._size += len(data)
+        if self._size > MAX_BODY_BYTES:
+            self._bad(f"its answer is over {MAX_BODY_BYTES >> 20} MiB long; set max_tokens lower.")
+        elif data:
+            self._parts.append((data, self._came_ms))
+
+    def on_message_complete(self) -> None:
+        if self.status and not self.whole and self._problem is None:
+            self.whole, self.keep = True, self._sized and self._parser.should_keep_alive()
+            self._parts.append((b"", self._came_ms))
+            del self._parser  # which knows this object: no cycle is left for the collector
+
+    def _bad(self, what: str) -> None:
+        self.fail(failed(BadAnswer, self._provider, what))
+
+    # ---- Taken out by who asked ----------------------------------------------------------------
+
+    async def head(self) -> None:
+        """Wait for the headers. Raises what broke the connection."""
+        while not self.status:
+            await self._more()
+
+    async def _more(self) -> None:
+        if self._problem is not None:
+            raise self._problem
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
+
+    async def chunk(self) -> bytes:
+        """The next part of the body, decoded; empty at its end.
+
+        Raises `BadAnswer` beyond `MAX_BODY_BYTES`, or what broke the connection.
+        """
+        while not self._parts:
+            await self._more()
+        data, self.here_ms = self._parts[0]
+        if data:  # the end stays, for who reads on
+            self._parts.popleft()
+        self._taken_ms = self._exchange.clock()
+        return data
+
+    async def lines(self) -> list[bytes]:
+        """The next lines, as soon as their last byte is here; none at the body's end.
+
+        CR, LF or CRLF ends one.
+        """
+        while data := await self.chunk():
+            fresh = data.removeprefix(b"\n") if self._cut else data
+            self._cut = data.endswith(b"\r")  # perhaps between it and its LF
+            if b"\r" in fresh:
+                fresh = fresh.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            *lines, rest = fresh.split(b"\n")
+            if lines:
+                lines[0] = bytes(self._rest) + lines[0]
+                self._rest = bytearray(rest)
+                return lines
+            self._rest += rest
+        last, self._rest = bytes(self._rest), bytearray()
+        return [last] if last else []
+
+    async def body(self) -> bytes:
+        parts = []
+        while data := await self.chunk():
+            parts.append(data)
+        return b"".join(parts)
+
+    def mark_end(self) -> None:
+        """Mark the end: when the last byte was here, and our own work on it was done."""
+        work_ms, marks = self._exchange.clock() - self._taken_ms, self._exchange.marks
+        marks["last_byte_ms"], marks["end_ms"] = self.here_ms, self.here_ms + work_ms
+
+
+class Connection(asyncio.Protocol):
+    """Carries one request at a time. `since_s`: since when it is open, or idle."""
+
+    transport: asyncio.Transport
+    since_s = opening_ms = 0.0
+    open = True
+
+    def __init__(self, link: Stamped) -> None:
+        self._link = link
+        self._response: Response | None = None
+        self._sending = False
+
     def fresh(self, oldest_s: float) -> bool:
-        """Whether it may be used: nobody has closed it, and it was opened since `oldest_s`."""
-        return self.reusable and self.opened_s >= oldest_s and self._link.quiet()
+        """Whether it may be used: it is open, is so since `oldest_s`, and nothing has come."""
+        if self.open and self.since_s >= oldest_s:
+            try:
+                socket.socket.recv(self._link, 1, socket.MSG_PEEK)
+            except BlockingIOError:
+                return True
+            except OSError:
+                pass
+        self.close()
+        return False
 
     def ask(self, request: bytes, response: Response) -> None:
-        self._response, self._head_bytes = response, 0
+        self._response = response
         self.transport.write(request)
-        if not self._paused:
+        if not self._sending:
             response.sent()
 
     def release(self) -> bool:
-        """End the request; whether another may follow on this connection, which else is closed."""
+        """End the request; whether the connection may serve another, or else is closed."""
         response, self._response = self._response, None
-        if response is not None and not response.whole or not self.reusable:
+        if response is None or not response.keep:
             self.close()
-        return self.reusable
+        self.since_s = time.perf_counter()
+        return self.open
 
     def close(self) -> None:
-        self.reusable = False
-        self.transport.abort()  # there is nothing left that should still be sent
-
-    # ---- by asyncio ----
+        self.open = False
+        self.transport.abort()  # nothing is left that should still be sent
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
-        self.opened_s = time.perf_counter()
+        self.since_s = time.perf_counter()
         self.transport = transport
         transport.set_write_buffer_limits(high=1, low=0)  # to hear when all has left
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self._sending = True
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self._sending = False
         if self._response is not None:
             self._response.sent()
 
     def data_received(self, data: bytes) -> None:
-        response = self._response
-        if response is None or response.whole:  # nobody has asked for that
+        if self._response is None or self._response.whole:  # nobody has asked for that
+            self.connection_lost(None)
             self.close()
-            return
-        self._here_ms = response.arrived(time.perf_counter() - self._link.arrived_s)
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            self._fail(error)
-        if not response.status:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_BYTES:
-                self._fail(httptools.HttpParserError("no end of headers"))
-        response.wake()
+        else:
+            self._response.feed(data, self._link.arrived_s)
 
     def eof_received(self) -> None:
-        self.connection_lost(None)  # which comes late where something is still being sent
+        if self._response is not None:
+            self._response.feed(b"", self._link.arrived_s)
+        self.connection_lost(None)  # which itself comes late where something is still being sent
 
     def connection_lost(self, error: Exception | None) -> None:
-        response = self._response
-        if error is None and response is not None and response.status and not self._told:
-            response.end(response.arrived(time.perf_counter() - self._link.arrived_s))
-        self._fail(error or ConnectionResetError())
-
-    def _fail(self, error: Exception) -> None:
-        self.reusable = False
-        if self._response is not None and not self._response.whole:
-            self._response.fail(error)
-        elif self._response is not None:
-            self._response.wake()
-
-    # ---- by the parser, while data is fed to it ----
-
-    def on_message_begin(self) -> None:
-        self._headers, self._first_ms = {}, self._here_ms
-        if self._response is None or self._response.whole:
-            self.reusable = False  # more than was asked for
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
-        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
-
-    def on_headers_complete(self) -> None:
-        status, response = self._parser.get_status_code(), self._response
-        if status < 200 or response is None or response.whole:  # 1xx: the answer itself follows
-            return
-        coding = self._headers.get("transfer-encoding", "")
-        self._told = "content-length" in self._headers or "chunked" in coding.lower()
-        response.begin(status, self._headers, self._first_ms)
-        self._headers = {}  # trailers may follow
-
-    def on_body(self, data: bytes) -> None:
-        if self._response is not None and not self._response.whole:
-            self._response.put(data, self._here_ms)
-
-    def on_message_complete(self) -> None:
-        response = self._response
-        if response is not None and response.status and not response.whole:
-            self.reusable = self.reusable and self._parser.should_keep_alive()
-            response.end(self._here_ms)
+        self.open = False
+        if self._response is not None:
+            self._response.fail(error or ConnectionResetError())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import ipaddress
 import socket
@@ -16,7 +15,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 from ..records import Exchange
@@ -30,8 +29,7 @@ MOST_AHEAD, LOOK_S = 4, 1.0
 # How long a request that opens its connection keeps others from it: enough for our own work, not
 # for a network's round trip.
 TURN_S = 0.001
-# How long an address is tried before the next one of its name is, too; how long names are known.
-NEXT_S, NAME_S = 0.25, 10.0
+NAME_S = 10.0  # how long the addresses of a name are believed
 _NETWORKS = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 "
 _NETWORKS += "::1/128 fc00::/7 fe80::/10"
 PRIVATE = [ipaddress.ip_network(network) for network in _NETWORKS.split()]
@@ -74,40 +72,6 @@ def looked_up(host: str, port: int) -> asyncio.Future[list[Info]]:
     return asyncio.wrap_future(answer)
 
 
-async def dialled(addresses: Sequence[Info]) -> Stamped:
-    """A socket to the first address that answers; each is tried a moment after the one before."""
-    if len(addresses) == 1:
-        return await _dial(addresses[0])
-    left, tries, problem = list(addresses), set[asyncio.Task[Stamped]](), OSError()
-    try:
-        while left or tries:
-            tries |= {asyncio.create_task(_dial(left.pop(0)))} if left else set()
-            patience_s = NEXT_S if left else None
-            first = asyncio.FIRST_COMPLETED
-            done, tries = await asyncio.wait(tries, timeout=patience_s, return_when=first)
-            for task in done:
-                if isinstance(error := task.exception(), OSError):
-                    problem = error
-                else:
-                    return task.result()
-        raise problem
-    finally:
-        for task in tries:
-            task.cancel()
-
-
-async def _dial(address: Info) -> Stamped:
-    *what, _name, there = address
-    link = Stamped(*what)
-    try:
-        link.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(link, there)
-    except BaseException:
-        link.close()
-        raise
-    return link
-
-
 class Origin:
     """A host and a port. `trusted`: for TLS; `limit_s`: within which a connection has to open."""
 
@@ -122,7 +86,7 @@ class Origin:
         self._host, self._port, self._trusted = host, port, trusted
         self._limit_s, self._allow_public = limit_s, allow_public
         self._addresses: asyncio.Future[list[Info]] | None = None
-        self._known_until_s = 0.0
+        self._known_until_s, self._reached = 0.0, None  # the address that answered last
         self._turn = asyncio.Lock()
         self._idle: deque[Connection] = deque()  # the youngest last
         self._ahead: deque[asyncio.Task[Connection]] = deque()  # the oldest first
@@ -135,126 +99,124 @@ class Origin:
         `exchange` is marked from its turn on: of many that begin at once each would be timed
         through the connecting of all.
         """
-        marks, start_ms = exchange.marks, exchange.clock()
-        if found := self._warm():
-            marks["start_ms"] = start_ms
-        else:
-            found = await self._opened_ahead(exchange) or await self._new(exchange)
-        marks["ready_ms"] = exchange.clock()
+        marks = exchange.marks
+        while (found := self._ready(exchange)) is None:
+            async with self._turn:
+                if found := self._ready(exchange):  # left by what was answered meanwhile
+                    break
+                own, start_ms = not self._ahead, exchange.clock()
+                task = self._open() if own else self._ahead.popleft()
+                marks.setdefault("start_ms", start_ms)
+                marks.setdefault("connect_start_ms", start_ms)
+                try:
+                    await asyncio.wait([task], timeout=TURN_S)
+                except BaseException:
+                    task.cancel()
+                    raise
+            try:
+                found = await task
+            except NotConnected:
+                if own:
+                    raise
+                continue
+            open_ms = exchange.clock() - (time.perf_counter() - found.since_s) * 1000
+            marks["connected_ms"] = max(start_ms, open_ms)
+            break
+        exchange.mark("ready")
         return found
 
-    def release(self, connection: Connection, keep: bool) -> None:
-        """A request has ended; its connection is kept for another where it can be."""
-        if connection.release() and keep:
-            connection.opened_s = time.perf_counter()
+    def _ready(self, exchange: Exchange) -> Connection | None:
+        """An idle connection, the youngest first, or one opened ahead, the oldest first.
+
+        None that was closed there: no byte of a request has gone into that.
+        """
+        start_ms, oldest_s = exchange.clock(), time.perf_counter() - KEEPALIVE_S
+        while self._idle:
+            if (connection := self._idle.pop()).fresh(oldest_s):
+                exchange.marks.setdefault("start_ms", start_ms)
+                if self._idle and self._idle[0].since_s < oldest_s:
+                    self._idle.popleft().close()
+                return connection
+        while self._ahead and (task := self._ahead[0]).done():
+            self._ahead.popleft()
+            if _fresh(task, oldest_s):
+                exchange.marks.setdefault("start_ms", start_ms)
+                exchange.ahead_ms = task.result().opening_ms
+                return task.result()
+        return None
+
+    def release(self, connection: Connection) -> None:
+        """Its request has ended: it is kept for another where it can be."""
+        if connection.release():
             self._idle.append(connection)
-        else:
-            connection.close()
 
     def open_ahead(self) -> None:
-        """Have connections opened for the requests that will follow on what is under way."""
+        """Have connections opened for what will follow on the answers under way."""
         while len(self._ahead) < min(self.closing, MOST_AHEAD):
-            self._ahead.append(task := asyncio.create_task(self._opened()))
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._ahead.append(self._open())
         if self._ahead and self._look is None:
             self._look = asyncio.get_running_loop().call_later(LOOK_S, self._renew)
+
+    def _renew(self) -> None:
+        """Let go of what was closed there, or is nearly too old to be used."""
+        self._look, oldest_s = None, time.perf_counter() - KEEPALIVE_S + LOOK_S
+        kept = [task for task in self._ahead if not task.done() or _fresh(task, oldest_s)]
+        self._ahead = deque(kept)
+        self.open_ahead()
 
     def close(self) -> None:
         self.closing = 0
         if self._look:
             self._look.cancel()
         for task in self._ahead:
-            _drop(task)
+            if not task.cancel():
+                _fresh(task, inf)
         for connection in self._idle:
             connection.close()
-        self._ahead.clear()
-        self._idle.clear()
 
-    def _renew(self) -> None:
-        """Let go of what is nearly too old to be used, or was closed there."""
-        self._look, oldest_s = None, time.perf_counter() - KEEPALIVE_S + LOOK_S
-        for task in [each for each in self._ahead if each.done()]:
-            if task.cancelled() or task.exception() or not task.result().fresh(oldest_s):
-                self._ahead.remove(task)
-                _drop(task)
-        self.open_ahead()
-
-    def _warm(self) -> Connection | None:
-        oldest_s = time.perf_counter() - KEEPALIVE_S
-        while self._idle:
-            if (connection := self._idle.pop()).fresh(oldest_s):
-                if self._idle and self._idle[0].opened_s < oldest_s:
-                    self._idle.popleft().close()
-                return connection
-            connection.close()
-        return None
-
-    async def _opened_ahead(self, exchange: Exchange) -> Connection | None:
-        """The oldest that was opened ahead; one that is being opened is waited for.
-
-        One that was closed there is passed over: no byte of a request has gone into it.
-        """
-        while self._ahead:
-            task, start_ms = self._ahead.popleft(), exchange.clock()
-            if task.done():
-                if not (task.cancelled() or task.exception()):
-                    connection = task.result()
-                    if connection.fresh(time.perf_counter() - KEEPALIVE_S):
-                        exchange.marks["start_ms"] = start_ms
-                        exchange.ahead_ms = connection.opening_ms
-                        return connection
-                _drop(task)
-                continue
-            # The wait for it is a connect like any other, if a shorter one.
-            exchange.marks["start_ms"] = exchange.marks["connect_start_ms"] = start_ms
-            with contextlib.suppress(NotConnected):
-                connection = await task
-                exchange.mark("connected")
-                return connection
-        return None
-
-    async def _new(self, exchange: Exchange) -> Connection:
-        await self._turn.acquire()
-        with contextlib.ExitStack() as turn:  # closed twice, it releases once
-            turn.callback(self._turn.release)
-            timer = asyncio.get_running_loop().call_later(TURN_S, turn.close)
-            turn.callback(timer.cancel)
-            exchange.mark("start")
-            if found := self._warm():  # left by what was answered meanwhile
-                return found
-            exchange.mark("connect_start")
-            found = await self._opened()
-            ago_s = time.perf_counter() - found.opened_s
-            exchange.marks["connected_ms"] = exchange.clock() - ago_s * 1000
-            return found
+    def _open(self) -> asyncio.Task[Connection]:
+        task = asyncio.create_task(self._opened())
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # perhaps unread
+        return task
 
     async def _opened(self) -> Connection:
-        begun_s, loop = time.perf_counter(), asyncio.get_running_loop()
+        begun_s, name = time.perf_counter(), self._host if self._trusted else None
         try:
             async with asyncio.timeout(self._limit_s):
-                link = await dialled(await self._allowed())
-                name = self._host if self._trusted else None
-                _, connection = await loop.create_connection(
+                link = await self._dialled()
+                _, connection = await asyncio.get_running_loop().create_connection(
                     lambda: Connection(link), sock=link, ssl=self._trusted, server_hostname=name
                 )
         except OSError as error:
             raise NotConnected from error
-        connection.opening_ms = (connection.opened_s - begun_s) * 1000
+        connection.opening_ms = (connection.since_s - begun_s) * 1000
         return connection
 
-    async def _allowed(self) -> list[Info]:
-        """The addresses that may be connected to. Raises `NotAllowed` where there is none."""
+    async def _dialled(self) -> Stamped:
+        """A socket to the first address that answers. Raises `NotAllowed` where none may."""
         known, now_s = self._addresses, time.monotonic()
         if known is None or known.done() and (now_s > self._known_until_s or known.exception()):
             known = self._addresses = looked_up(self._host, self._port)
             self._known_until_s = now_s + NAME_S
         found = await asyncio.shield(known)
         allowed = [each for each in found if self._allow_public or is_private(each[4][0])]
-        if not allowed:
-            raise NotAllowed
-        return allowed
+        problem: OSError = NotAllowed()
+        for *what, _name, there in sorted(allowed, key=lambda each: each[4] != self._reached):
+            link = Stamped(*what)
+            try:
+                link.setblocking(False)
+                async with asyncio.timeout(self._limit_s / len(allowed)):
+                    await asyncio.get_running_loop().sock_connect(link, there)
+                self._reached = there
+                return link
+            except BaseException as error:
+                link.close()
+                if not isinstance(error, OSError):
+                    raise
+                problem = error
+        raise problem
 
 
-def _drop(task: asyncio.Task[Connection]) -> None:
-    if not task.cancel() and not task.cancelled() and not task.exception():
-        task.result().close()
+def _fresh(task: asyncio.Task[Connection], oldest_s: float) -> bool:
+    """Whether it has opened a connection that may be used, and which else is closed."""
+    return not (task.cancelled() or task.exception()) and task.result().fresh(oldest_s)

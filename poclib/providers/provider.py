@@ -21,7 +21,7 @@ import msgspec
 from ..errors import BadAnswer, Forbidden, ModelMissing, ParameterError, ProviderError, Rejected
 from ..parameters import Parameters, ProviderSettings
 from ..records import Exchange, Probe, Prompt, ProviderFacts
-from .response import Response, failed
+from .connection import Response, failed
 from .transport import TimedClient
 
 Json = dict[str, Any]

@@ -24,11 +24,8 @@ import msgspec
 
 from ..errors import BadAnswer, Forbidden, ParameterError, ProviderError, TimedOut, Unreachable
 from ..records import Exchange
+from .connection import Response, failed
 from .origin import NotAllowed, NotConnected, Origin
-from .response import Response, failed
-
-# What breaks a request; a httpx error is one of its decoders.
-BREAKS = (NotConnected, OSError, httptools.HttpParserError, httpx.DecodingError)
 
 
 @dataclass(eq=False, repr=False)
@@ -54,6 +51,7 @@ class TimedClient:
         no_port = " Its url names no port, such as :11434 or :8000."
         self.hint = no_port if urlsplit(self.url).port is None else ""
         self._headers = "accept: */*\r\naccept-encoding: identity\r\nuser-agent: poclib\r\n"
+        self._headers += "content-type: application/json\r\n"
         if self.key:
             self._headers += f"authorization: Bearer {self.key}\r\n"
         # By url, as this provider may have several; by method, url and path: what never changes.
@@ -79,35 +77,29 @@ class TimedClient:
         body is read; none tells an address. Nothing is sent twice: once a byte has been handed to
         a connection, nobody knows what the server has made of it.
         """
-        url = url or self.url
-        response = Response(self.provider, exchange or Exchange(time.perf_counter))
-        origin, data = self._origin(url), self._head(method, url, path, keep)
-        if json is not None:
-            body = msgspec.json.encode(json)
-            data = b"%bcontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (
-                *(data, len(body)),
-                body,
-            )
-        else:
-            data += b"\r\n"
+        url, exchange = url or self.url, exchange or Exchange(time.perf_counter)
+        data, origin = self._head(method, url, path, keep), self._origin(url)
+        body = b"" if json is None else msgspec.json.encode(json)
+        data += b"content-length: %d\r\n\r\n%b" % (len(body), body) if body else b"\r\n"
+        response, connection = Response(self.provider, exchange), None
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self.timeout_s, response.fail, TimeoutError())
-        connection = None
         origin.closing += not keep
         try:
-            connection = await origin.connection(response.exchange)
+            connection = await origin.connection(exchange)
             connection.ask(data, response)
             if not keep:
                 origin.open_ahead()
             await response.head()
             yield response
-        except BREAKS as error:
+        except (NotConnected, OSError, httptools.HttpParserError) as error:
             raise self._explained(error) from None
         finally:
             timer.cancel()
             origin.closing -= not keep
             if connection is not None:
-                origin.release(connection, keep)
+                response.keep = response.keep and keep
+                origin.release(connection)
 
     def _origin(self, url: str) -> Origin:
         if (found := self._origins.get(url)) is None:
@@ -154,7 +146,7 @@ class TimedClient:
             case OSError(errno=int(number)) if opening:
                 # The system's words for the number: the error's own text names the address.
                 what = f"no connection ({os.strerror(number).lower()}); is it running?{self.hint}"
-            case httptools.HttpParserError() | httpx.DecodingError():
+            case httptools.HttpParserError():
                 kind, what = BadAnswer, "what answers there does not speak HTTP, or its "
                 what += f"content-encoding is none; is the port right?{self.hint}"
             case _:
