@@ -382,6 +382,31 @@ def test_a_server_may_answer_before_all_is_sent() -> None:
     assert marks["ready_ms"] < marks["sent_ms"] <= marks["first_byte_ms"]
 
 
+def test_sent_is_when_the_last_byte_left() -> None:
+    """Of a request that is larger than all buffers: not before its reader took most of it."""
+    begun_ms = 0.0
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal begun_ms
+        await reader.readuntil(b"\r\n\r\n")
+        begun_ms = clock()
+        await reader.readexactly(2**26 + 2)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        writer.close()
+
+    async def run() -> dict[str, float]:
+        server = await asyncio.start_server(slow, "127.0.0.1", 0, limit=2**16)
+        client = TimedClient("there", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        exchange = Exchange(clock)
+        async with server, aclosing(client):
+            async with client.request("POST", "/", "x" * 2**26, exchange) as answer:
+                assert await answer.body() == b"ok"
+        return exchange.marks
+
+    marks = asyncio.run(run())
+    assert marks["ready_ms"] < begun_ms < marks["sent_ms"] <= marks["first_byte_ms"]
+
+
 def test_an_arrival_is_when_the_bytes_were_here_and_not_when_they_were_read() -> None:
     """Each part's own, however many have come since; never before what was marked last."""
 

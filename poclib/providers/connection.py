@@ -100,8 +100,8 @@ class Response:
     # ---- Put in by its connection --------------------------------------------------------------
 
     def sent(self) -> None:
-        """All of the request has left; where an answer came before, sent ended there."""
-        if "sent_ms" not in self._exchange.marks:
+        """The last of the request leaves; where an answer came before, sent ended there."""
+        if not self.status:
             self._came_ms = self._exchange.marks["sent_ms"] = self._exchange.clock()
 
     def feed(self, data: bytes, arrived_s: float) -> None:
@@ -141,9 +141,8 @@ class Response:
         status = 0 if self.status else self._parser.get_status_code()
         if status < 200:  # 1xx: the answer itself follows
             return
-        marks, fields = self._exchange.marks, self._fields
-        marks.setdefault("sent_ms", self._first_ms)
-        marks["first_byte_ms"] = self._first_ms
+        fields = self._fields
+        self._exchange.marks["first_byte_ms"] = self._first_ms
         self.status, self.headers, self._fields, self._size = status, fields, {}, 0
         chunked = "chunked" in fields.get("transfer-encoding", "").lower()
         self._sized = chunked or "content-length" in fields
@@ -242,7 +241,6 @@ class Connection(asyncio.Protocol):
     def __init__(self, link: Stamped) -> None:
         self._link = link
         self._response: Response | None = None
-        self._sending = False
 
     def fresh(self, oldest_s: float) -> bool:
         """Whether it may be used: it is open, is so since `oldest_s`, and nothing has come."""
@@ -258,9 +256,8 @@ class Connection(asyncio.Protocol):
 
     def ask(self, request: bytes, response: Response) -> None:
         self._response = response
+        response.sent()  # what does not leave at once is marked anew when it does
         self.transport.write(request)
-        if not self._sending:
-            response.sent()
 
     def release(self) -> bool:
         """End the request; whether the connection may serve another, or else is closed."""
@@ -280,11 +277,7 @@ class Connection(asyncio.Protocol):
         self.transport = transport
         transport.set_write_buffer_limits(high=1, low=0)  # to hear when all has left
 
-    def pause_writing(self) -> None:
-        self._sending = True
-
     def resume_writing(self) -> None:
-        self._sending = False
         if self._response is not None:
             self._response.sent()
 
