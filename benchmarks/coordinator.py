@@ -1,4 +1,4 @@
-"""What the coordinator itself costs: requests a second, and what one alone takes above a raw socket.
+"""What the coordinator costs: requests a second, and what one alone takes above a raw socket.
 
     python benchmarks/coordinator.py [--before FOLDER]    FOLDER: another checkout, measured too
 
@@ -57,7 +57,10 @@ FACTS = HEAD % b"application/json" + b"content-length: %d\r\n\r\n%b" % (len(FACT
 
 def serve() -> None:
     """Answer at once, with bytes made beforehand; print the port, serve until the input ends."""
-    poll, listener = selectors.DefaultSelector(), socket.create_server(("127.0.0.1", 0), backlog=1024)
+    poll, listener = (
+        selectors.DefaultSelector(),
+        socket.create_server(("127.0.0.1", 0), backlog=1024),
+    )
     print(listener.getsockname()[1], flush=True)
     poll.register(listener, selectors.EVENT_READ)
     poll.register(sys.stdin, selectors.EVENT_READ)

@@ -65,10 +65,12 @@ engines.llama: errors parameters
 engines.pool: .llama errors parameters
 providers: .ollama .openai .provider
 providers.fake: errors records
+providers.connection: errors records
 providers.ollama: .provider records
-providers.openai: .provider .transport errors records
-providers.provider: .transport errors parameters records
-providers.transport: errors records
+providers.openai: .connection .provider errors records
+providers.origin: .connection records
+providers.provider: .connection .transport errors parameters records
+providers.transport: .connection .origin errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors

@@ -373,9 +373,9 @@ def test_a_server_may_answer_before_all_is_sent() -> None:
         server = await asyncio.start_server(early, "127.0.0.1", 0, limit=2**16)
         client = TimedClient("there", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         exchange = Exchange(clock)
-        async with server, aclosing(client):
-            async with client.request("POST", "/", "x" * 2**26, exchange) as answer:
-                return answer.status, await answer.body(), exchange.marks
+        sent = client.request("POST", "/", "x" * 2**26, exchange)
+        async with server, aclosing(client), sent as answer:
+            return answer.status, await answer.body(), exchange.marks
 
     status, body, marks = asyncio.run(run())
     assert (status, body) == (413, b"no")
@@ -398,9 +398,9 @@ def test_sent_is_when_the_last_byte_left() -> None:
         server = await asyncio.start_server(slow, "127.0.0.1", 0, limit=2**16)
         client = TimedClient("there", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         exchange = Exchange(clock)
-        async with server, aclosing(client):
-            async with client.request("POST", "/", "x" * 2**26, exchange) as answer:
-                assert await answer.body() == b"ok"
+        sent = client.request("POST", "/", "x" * 2**26, exchange)
+        async with server, aclosing(client), sent as answer:
+            assert await answer.body() == b"ok"
         return exchange.marks
 
     marks = asyncio.run(run())

@@ -77,7 +77,8 @@ class Stub:
                 self._go_on(heapq.heappop(self._due)[2])
 
     def _read(self, client: socket.socket, received: bytearray) -> None:
-        data, notes = b"", []
+        data = b""
+        notes: list[tuple[int, int, bytes]] = []
         with suppress(ConnectionError):
             data, notes, *_ = client.recvmsg(65536, socket.CMSG_SPACE(_TIMESPEC.size))
         arrived_s = time.perf_counter()

@@ -25,6 +25,9 @@ Failure = TypeVar("Failure", bound=ProviderError)
 MAX_BODY_BYTES = 64 * 2**20
 _HEAD_BYTES = 2**17  # no headers are longer
 _READ_BYTES = 2**16  # asyncio asks for four times that, which costs more than reading it
+# What is not quite HTTP, yet other clients take it, too: lines that end with a bare LF, say.
+_UNDERSTOOD = {"lenient_headers": True, "lenient_optional_cr_before_lf": True}
+_UNDERSTOOD |= {"lenient_spaces_after_chunk_size": True}
 # Linux's number of the option by which the kernel tells when a packet was received.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("@ll")
@@ -90,12 +93,7 @@ class Response:
         self._waiter: asyncio.Future[None] | None = None
         self._decoder: Any = None
         self._parser = httptools.HttpResponseParser(self)
-        # What is not quite HTTP and yet understood by all: a bare LF, say.
-        self._parser.set_dangerous_leniencies(
-            lenient_headers=True,
-            lenient_optional_cr_before_lf=True,
-            lenient_spaces_after_chunk_size=True,
-        )
+        self._parser.set_dangerous_leniencies(**_UNDERSTOOD)
 
     # ---- Put in by its connection --------------------------------------------------------------
 
@@ -149,8 +147,7 @@ class Response:
         # None is asked for, yet some servers and proxies compress whatever they send.
         self._encoding = fields.get("content-encoding", "identity").lower()
         if self._encoding not in ("identity", "gzip", "deflate"):
-            told = f"encoded ({self._encoding[:40]}), unasked; switch that off there."
-            self._bad(f"its answer is {told}")
+            self._bad(f"encoded ({self._encoding[:40]}), unasked; switch that off there.")
 
     def on_body(self, data: bytes) -> None:
         if self.whole or self._problem is not None:
@@ -161,7 +158,7 @@ class Response:
             data = self._decoder.decompress(data)
         self._size += len(data)
         if self._size > MAX_BODY_BYTES:
-            self._bad(f"its answer is over {MAX_BODY_BYTES >> 20} MiB long; set max_tokens lower.")
+            self._bad(f"over {MAX_BODY_BYTES >> 20} MiB long; set max_tokens lower.")
         elif data:
             self._parts.append((data, self._came_ms))
 
@@ -172,7 +169,7 @@ class Response:
             del self._parser  # which knows this object: no cycle is left for the collector
 
     def _bad(self, what: str) -> None:
-        self.fail(failed(BadAnswer, self._provider, what))
+        self.fail(failed(BadAnswer, self._provider, f"its answer is {what}"))
 
     # ---- Taken out by who asked ----------------------------------------------------------------
 

@@ -59,8 +59,8 @@ def looked_up(host: str, port: int) -> asyncio.Future[list[Info]]:
 
     def look() -> None:
         try:
-            how = {"type": socket.SOCK_STREAM, "flags": socket.AI_ADDRCONFIG}
-            answer.set_result(socket.getaddrinfo(host, port, **how))
+            how = socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
+            answer.set_result([*socket.getaddrinfo(host, port, 0, *how)])
         except Exception as error:
             answer.set_exception(error)
 
@@ -86,9 +86,9 @@ class Origin:
         self._host, self._port, self._trusted = host, port, trusted
         self._limit_s, self._allow_public = limit_s, allow_public
         self._addresses: asyncio.Future[list[Info]] | None = None
-        self._known_until_s, self._reached = 0.0, None  # the address that answered last
+        self._until_s, self._reached = 0.0, None  # the address that answered last
         self._turn = asyncio.Lock()
-        self._idle: deque[Connection] = deque()  # the youngest last
+        self.idle: deque[Connection] = deque()  # kept, the youngest last
         self._ahead: deque[asyncio.Task[Connection]] = deque()  # the oldest first
         self._look: asyncio.TimerHandle | None = None
         self.closing = 0  # answers under way, after which the server closes their connections
@@ -131,11 +131,11 @@ class Origin:
         None that was closed there: no byte of a request has gone into that.
         """
         start_ms, oldest_s = exchange.clock(), time.perf_counter() - KEEPALIVE_S
-        while self._idle:
-            if (connection := self._idle.pop()).fresh(oldest_s):
+        while self.idle:
+            if (connection := self.idle.pop()).fresh(oldest_s):
                 exchange.marks.setdefault("start_ms", start_ms)
-                if self._idle and self._idle[0].since_s < oldest_s:
-                    self._idle.popleft().close()
+                if self.idle and self.idle[0].since_s < oldest_s:
+                    self.idle.popleft().close()
                 return connection
         while self._ahead and (task := self._ahead[0]).done():
             self._ahead.popleft()
@@ -145,14 +145,9 @@ class Origin:
                 return task.result()
         return None
 
-    def release(self, connection: Connection) -> None:
-        """Its request has ended: it is kept for another where it can be."""
-        if connection.release():
-            self._idle.append(connection)
-
-    def open_ahead(self) -> None:
-        """Have connections opened for what will follow on the answers under way."""
-        while len(self._ahead) < min(self.closing, MOST_AHEAD):
+    def open_ahead(self, least: int = 0) -> None:
+        """Have one connection opened for what will follow on each answer under way."""
+        while len(self._ahead) < min(max(self.closing, least), MOST_AHEAD):
             self._ahead.append(self._open())
         if self._ahead and self._look is None:
             self._look = asyncio.get_running_loop().call_later(LOOK_S, self._renew)
@@ -169,9 +164,8 @@ class Origin:
         if self._look:
             self._look.cancel()
         for task in self._ahead:
-            if not task.cancel():
-                _fresh(task, inf)
-        for connection in self._idle:
+            task.cancel() or _fresh(task, inf)
+        for connection in self.idle:
             connection.close()
 
     def _open(self) -> asyncio.Task[Connection]:
@@ -195,9 +189,9 @@ class Origin:
     async def _dialled(self) -> Stamped:
         """A socket to the first address that answers. Raises `NotAllowed` where none may."""
         known, now_s = self._addresses, time.monotonic()
-        if known is None or known.done() and (now_s > self._known_until_s or known.exception()):
+        if known is None or (known.done() and (now_s > self._until_s or known.exception())):
             known = self._addresses = looked_up(self._host, self._port)
-            self._known_until_s = now_s + NAME_S
+            self._until_s = now_s + NAME_S
         found = await asyncio.shield(known)
         allowed = [each for each in found if self._allow_public or is_private(each[4][0])]
         problem: OSError = NotAllowed()

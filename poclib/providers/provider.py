@@ -10,8 +10,8 @@ import asyncio
 import html
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import nullcontext
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -81,8 +81,10 @@ class Provider:
 
     async def describe(self) -> ProviderFacts:
         """Who the server is. Raises `ModelMissing`, or any other `ProviderError`."""
-        with self._as_expected():
+        try:
             return await self._describe()
+        except SURPRISES as error:
+            raise self._unexpected(error) from None
 
     async def probe(self, clock: Callable[[], float]) -> Probe | None:
         """How long a tiny request takes on a warm connection; None where the server keeps none."""
@@ -93,6 +95,8 @@ class Provider:
                 response.mark_end()
             marks = trip.marks
             if "connected_ms" not in marks:
+                if not self.keeps_streams:  # the prompts that follow need more than one
+                    self.client.open_ahead(self.settings.capacity - 1)
                 return Probe(
                     provider=self.name,
                     at_ms=marks["start_ms"],
@@ -165,27 +169,17 @@ class Provider:
         An event is read when its data is whole: the blank line that ends it may come later.
         """
         name, data_ms = b"", 0.0
-        data: list[bytes] = []  # of an event on many lines
-        text: list[bytes] = []  # of one object on many lines
+        data, text = list[bytes](), list[bytes]()  # of an event, or one object, on many lines
         sse = response.headers.get("content-type", "").startswith("text/event-stream")
         while lines := await response.lines():
             for raw in lines:
                 line = raw.strip().removeprefix(BOM)
-                if not line:
-                    if text:
-                        text.append(line)
-                        continue
-                    if data and (event := self._parsed(b"\n".join(data), name)) is not None:
-                        yield event, data_ms
-                    name, data = b"", []
-                    continue
                 field, _, value = line.partition(b":")
                 field, value = field.rstrip(), value.lstrip()
                 if text:
                     text.append(line)
                 elif field == b"data":
-                    sse = True
-                    data_ms = response.here_ms
+                    sse, data_ms = True, response.here_ms
                     if data or name == b"error":
                         data.append(value)
                     elif value == b"[DONE]":
@@ -197,6 +191,10 @@ class Provider:
                         yield parsed, data_ms
                     elif value:
                         data.append(value)
+                elif not line:
+                    if data and (event := self._parsed(b"\n".join(data), name)) is not None:
+                        yield event, data_ms
+                    name, data = b"", []
                 elif field == b"event":
                     sse, name = True, value
                 elif field == b"error":
@@ -207,10 +205,9 @@ class Provider:
                     yield parsed, response.here_ms
                 elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
                     text.append(line)
-        if rest := text or data:
-            event = self._parsed(b"\n".join(rest), b"" if text else name)
-            if event is not None:
-                yield event, response.here_ms if text else data_ms
+        rest, name = b"\n".join(text or data), b"" if text else name
+        if rest and (event := self._parsed(rest, name)) is not None:
+            yield event, response.here_ms if text else data_ms
 
     def _parsed(self, text: bytes, name: bytes = b"") -> Json | None:
         """The JSON object that `text` is; None where it is none in an event of another `name`."""
@@ -230,9 +227,10 @@ class Provider:
     def _sound(self, event: Json) -> Json:
         """`event` unless it tells an error, in any of the ways in which servers do."""
         told = event.get
-        if told("error") or told("errors") or told("detail") or isinstance(told("message"), str):
-            raise self._server_error(event)
-        if told("object") == "error" or told("type") == "error":
+        wrong = (
+            told("error") or told("errors") or told("detail") or isinstance(told("message"), str)
+        )
+        if wrong or "error" in (told("object"), told("type")):
             raise self._server_error(event)
         return event
 
@@ -263,14 +261,6 @@ class Provider:
         if exchange.finish_reason and exchange.finish_reason.lower() not in self.whole:
             words = self._words(f"{reason}, {more}" if more else reason)
             raise self._bad(f"its answer ended with “{words}”, unlike a whole one; see its log.")
-
-    @contextmanager
-    def _as_expected(self) -> Iterator[None]:
-        """What reading a body of an unforeseen shape raises becomes a `BadAnswer`."""
-        try:
-            yield
-        except SURPRISES as error:
-            raise self._unexpected(error) from None
 
     def _unexpected(self, error: Exception) -> BadAnswer:
         what = f"its answer is not what the kind {self.settings.kind} sends"
@@ -386,12 +376,11 @@ def _loaded(text: bytes) -> Any:
     """What JSON says, or else the text as it is."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # or more lenient than JSON
-        pass
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text.decode("utf-8", "replace")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            return json.loads(text)  # reads more than JSON allows
+        except (ValueError, RecursionError):
+            return text.decode("utf-8", "replace")
 
 
 def _words_of(body: Any, depth: int = 6) -> str:

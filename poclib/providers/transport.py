@@ -99,16 +99,19 @@ class TimedClient:
             origin.closing -= not keep
             if connection is not None:
                 response.keep = response.keep and keep
-                origin.release(connection)
+                if connection.release():
+                    origin.idle.append(connection)
+
+    def open_ahead(self, count: int) -> None:
+        """Have so many connections opened for requests that will follow at once."""
+        self._origin(self.url).open_ahead(count)
 
     def _origin(self, url: str) -> Origin:
         if (found := self._origins.get(url)) is None:
             at, limit_s = httpx.URL(url), min(self.connect_timeout_s, self.timeout_s)
-            secure = at.scheme == "https"
-            trusted = (self._trusted or ssl.create_default_context()) if secure else None
-            port = at.port or (443 if secure else 80)
-            host = at.raw_host.decode()
-            found = self._origins[url] = Origin(host, port, trusted, limit_s, self.allow_public)
+            tls = (self._trusted or ssl.create_default_context()) if at.scheme == "https" else None
+            host, port = at.raw_host.decode(), at.port or (443 if tls else 80)
+            found = self._origins[url] = Origin(host, port, tls, limit_s, self.allow_public)
         return found
 
     def _head(self, method: str, url: str, path: str, keep: bool) -> bytes:
