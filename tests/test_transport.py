@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from replay import Answer, Replay, clock, provider, recorded, replay
+from replay import Answer, Replay, clock, free_port, provider, recorded, replay, resolved
 
 from poclib.errors import (
     BadAnswer,
@@ -52,19 +52,6 @@ async def failing(url: str, **given: Any) -> ProviderError:
     assert caught.value.provider == "there" and words.startswith("provider there: ")
     assert str(at.hostname) not in words and (not at.port or f":{at.port}" not in words)
     return caught.value
-
-
-def resolved(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
-    """A resolver of the test's own: every name leads to these addresses."""
-    known = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: known)
-
-
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
 
 
 ADDRESSES = {
