@@ -99,7 +99,7 @@ class Response:
 
     def sent(self) -> None:
         """The last of the request leaves; where an answer came before, sent ended there."""
-        if not self.status:
+        if not self._first_ms:
             self._came_ms = self._exchange.marks["sent_ms"] = self._exchange.clock()
 
     def feed(self, data: bytes, arrived_s: float) -> None:
@@ -259,7 +259,7 @@ class Connection(asyncio.Protocol):
     def release(self) -> bool:
         """End the request; whether the connection may serve another, or else is closed."""
         response, self._response = self._response, None
-        if response is None or not response.keep:
+        if response is None or not response.keep or self.transport.get_write_buffer_size():
             self.close()
         self.since_s = time.perf_counter()
         return self.open

@@ -51,7 +51,6 @@ class TimedClient:
         no_port = " Its url names no port, such as :11434 or :8000."
         self.hint = no_port if urlsplit(self.url).port is None else ""
         self._headers = "accept: */*\r\naccept-encoding: identity\r\nuser-agent: poclib\r\n"
-        self._headers += "content-type: application/json\r\n"
         if self.key:
             self._headers += f"authorization: Bearer {self.key}\r\n"
         # By url, as this provider may have several; by method, url and path: what never changes.
@@ -79,8 +78,10 @@ class TimedClient:
         """
         url, exchange = url or self.url, exchange or Exchange(time.perf_counter)
         data, origin = self._head(method, url, path, keep), self._origin(url)
-        body = b"" if json is None else msgspec.json.encode(json)
-        data += b"content-length: %d\r\n\r\n%b" % (len(body), body) if body else b"\r\n"
+        if json is not None:
+            body = msgspec.json.encode(json)
+            data += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        data += b"\r\n" if json is None else b"\r\n" + body
         response, connection = Response(self.provider, exchange), None
         loop = asyncio.get_running_loop()
         timer = loop.call_later(self.timeout_s, response.fail, TimeoutError())
