@@ -107,7 +107,8 @@ def main() -> None:
     for name, folder in folders.items():
         for each in measure(folder):
             print(
-                f"{name:7} {each.link_ms:3.0f} ms {each.round_trip_ms:8.1f} ms {each.over_ms:16.1f} ms "
+                f"{name:7} {each.link_ms:3.0f} ms {each.round_trip_ms:8.1f} ms "
+                f"{each.over_ms:16.1f} ms "
                 f"{each.allowed_ms:6.1f} ms  {each.connected} of {each.requests}"
             )
 
