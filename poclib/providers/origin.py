@@ -59,8 +59,7 @@ def looked_up(host: str, port: int) -> asyncio.Future[list[Info]]:
 
     def look() -> None:
         try:
-            how = socket.SOCK_STREAM, 0, socket.AI_ADDRCONFIG
-            answer.set_result([*socket.getaddrinfo(host, port, 0, *how)])
+            answer.set_result([*socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
         except Exception as error:
             answer.set_exception(error)
 

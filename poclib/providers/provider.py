@@ -96,7 +96,7 @@ class Provider:
             marks = trip.marks
             if "connected_ms" not in marks:
                 if not self.keeps_streams:  # the prompts that follow need more than one
-                    self.client.open_ahead(self.settings.capacity - 1)
+                    self.client.origin(self.client.url).open_ahead(self.settings.capacity - 1)
                 return Probe(
                     provider=self.name,
                     at_ms=marks["start_ms"],

@@ -77,7 +77,7 @@ class TimedClient:
         a connection, nobody knows what the server has made of it.
         """
         url, exchange = url or self.url, exchange or Exchange(time.perf_counter)
-        data, origin = self._head(method, url, path, keep), self._origin(url)
+        data, origin = self._head(method, url, path, keep), self.origin(url)
         if json is not None:
             body = msgspec.json.encode(json)
             data += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
@@ -103,11 +103,8 @@ class TimedClient:
                 if connection.release():
                     origin.idle.append(connection)
 
-    def open_ahead(self, count: int) -> None:
-        """Have so many connections opened for requests that will follow at once."""
-        self._origin(self.url).open_ahead(count)
-
-    def _origin(self, url: str) -> Origin:
+    def origin(self, url: str) -> Origin:
+        """The connections to one of this provider's addresses."""
         if (found := self._origins.get(url)) is None:
             at, limit_s = httpx.URL(url), min(self.connect_timeout_s, self.timeout_s)
             tls = (self._trusted or ssl.create_default_context()) if at.scheme == "https" else None
