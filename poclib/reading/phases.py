@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from msgspec.structs import asdict
+
 from ..records import ProviderFacts, Report, Request
 from ..stats import median
 
@@ -98,7 +100,7 @@ def times(request: Request) -> dict[str, float | None]:
     `connect_ms` is 0 on a warm connection; `send_ms` holds all before the request's last byte
     that is no connecting.
     """
-    marks = request.marks.model_dump()
+    marks = asdict(request.marks)
     lengths: dict[str, float | None] = {}
     for phase in PHASES:
         if phase.told:
