@@ -34,7 +34,7 @@ from .parameters import explain
 from .records import REPORT_VERSION, Probe, Report, Request
 
 FORMAT = "poclib-report"
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 512 * 2**20
 NO_ROUND = -1  # of an arm of preparation
 STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
 SUFFIXES = (".jsonl", ".json")  # the newer format first

@@ -91,7 +91,8 @@ reading.headline: .belief .phases .reading contention pacing records report stat
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
-showing.charts: .documents .format .style .words reading.phases reading.reading records stats
+showing.charts: .documents .format .style .words reading.phases reading.reading reading.tables
+    records stats
 showing.curves: .charts .format .style .words contention parameters reading.reading records stats
 showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
     records report stats

@@ -35,7 +35,7 @@ def headline(reading: Reading) -> stats.Headline:
     report, roles, rows = reading.believed, reading.roles, reading.answered("strategy")
     by_provider = _by_provider(rows)
     by_role = {role: [row for row in rows if roles[row.provider] == role] for role in ROLES}
-    timed, per_token = rounds(report)
+    timed, per_token = reading.timed
     whole = [one for one in timed if one.ratio]
     makespans_ms = _known(one.strategy_ms for one in whole)
     ratios = _known(one.ratio for one in whole)

@@ -18,13 +18,18 @@ from . import belief, causes, headline
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .headline import RoundTimes
+
+
+# The round of an arm (None in the preparation), its place in it, and the arm.
+Place = tuple[int | None, int, Arm]
+
 
 class Reading:
     """A report as it was saved, and all that follows from it.
 
     `believed` is the report without the servers' own times that cannot be; `disbelieved` has the
-    servers that told them, with the reason. `places`: the round of each arm (None in the
-    preparation), its place in it, and the arm.
+    servers that told them, with the reason. `places` has every arm.
     """
 
     def __init__(self, report: Report) -> None:
@@ -33,7 +38,9 @@ class Reading:
         self.roles: dict[str, str] = {facts.name: facts.role for facts in report.providers}
         groups: list[tuple[int | None, list[Arm]]] = [(None, self.believed.preparation)]
         groups += [(one.index, one.arms) for one in self.believed.rounds]
-        self.places = [(of, order, arm) for of, arms in groups for order, arm in enumerate(arms)]
+        self.places: list[Place] = [
+            (of, order, arm) for of, arms in groups for order, arm in enumerate(arms)
+        ]
 
     def arms(self, kind: ArmName) -> list[Arm]:
         """The arms of that kind, in the order they ran, without times that cannot be."""
@@ -61,6 +68,11 @@ class Reading:
     def headline(self) -> Headline:
         """Every number that is said of the report, each None with its reason in `missing`."""
         return headline.headline(self)
+
+    @cached_property
+    def timed(self) -> tuple[list[RoundTimes], bool]:
+        """The times of each round, and whether their ratios are per token."""
+        return headline.rounds(self.believed)
 
     @cached_property
     def requests(self) -> pd.DataFrame:

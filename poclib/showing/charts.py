@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reading.phases import CLIENT, COLOURS, LABELS, OUTSIDE, SEGMENTS, SERVER, WAITING, segments
 from ..reading.reading import Reading
-from ..records import Ruler
+from ..records import ArmName, Ruler
 from ..stats import Headline
 from . import documents, words
 from .format import day, many, milliseconds, number, percent
@@ -23,7 +23,7 @@ from .style import use_style as use_style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_ROWS = 60
+MOST_ROWS, MOST_POINTS = 60, 4000
 _LABELLED = 24  # rows that get a prompt's number each
 _WHOLE = {"wall_ms": FAINT, "over_ms": OUTSIDE}
 
@@ -35,15 +35,17 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     tick the moment the request was meant to start. Time 0 is the arm's first dispatch; a dashed
     line shows the ideal. Without `round` it is the one of about the median length.
     """
-    headline, rows = reading.headline, reading.requests
-    chosen = round or 0
+    from ..reading import tables
+
+    headline, chosen = reading.headline, round or 0
     if round is None and headline.makespan_ms is not None:
         away = (reading.rounds["strategy_ms"] - headline.makespan_ms).abs()
         chosen = int(reading.rounds["round"].iloc[int(away.argmin())])
-    arm = rows[rows["arm"].eq("strategy") & rows["round"].eq(chosen)]
+    places = [place for place in reading.places if place[0] == chosen]
+    arm = tables.frame_of_requests(reading, [p for p in places if p[2].arm == "strategy"])
     timed = arm.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
     shown = timed.head(MOST_ROWS)
-    drawn = f"round {chosen + 1}: {len(shown)} of {len(arm)} requests drawn"
+    drawn = f"round {chosen + 1}: {len(shown):,} of {len(arm):,} requests drawn"
     titles(ax, words.title_timeline(headline), f"{drawn} · {words.where_and_when(headline)}")
     if shown.empty:
         instead(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
@@ -236,20 +238,24 @@ def _interval(headline: Headline) -> list[float]:
 
 def ecdf(ax: Axes, reading: Reading) -> None:
     """Share of answered requests within a wall time, strategy against baseline."""
-    headline, rows = reading.headline, reading.requests
-    titles(ax, words.title_ecdf(headline), words.subtitle(headline))
-    good = rows[rows["round"].notna() & rows["outcome"].eq("ok")].dropna(subset=["wall_ms"])
-    if good.empty:
+    headline = reading.headline
+    kinds: tuple[ArmName, ...] = ("baseline", "strategy")
+    walls = {kind: sorted(r.wall_ms for r in reading.answered(kind) if r.wall_ms) for kind in kinds}
+    count = sum(map(len, walls.values()))
+    every = 1 + count // MOST_POINTS  # the largest and each so many-th below it
+    drawn = {kind: each[::-1][::every] for kind, each in walls.items() if each}
+    left = f"{sum(map(len, drawn.values())):,} of {count:,} drawn · " if every > 1 else ""
+    titles(ax, words.title_ecdf(headline), left + words.subtitle(headline))
+    if not drawn:
         instead(ax, "No request was answered.")
         return
-    for arm, colour, dashes in (("baseline", FAINT, "--"), ("strategy", INK, "-")):
-        walls = good.loc[good["arm"].eq(arm), "wall_ms"].tolist()
-        name = headline.strategy if arm == "strategy" else arm
-        if walls:
-            shown = f"{name} (n = {len(walls)})"
-            ax.ecdf(walls, lw=2.5, label=shown, color=colour, linestyle=dashes)
+    for kind, colour, dashes in zip(kinds, (FAINT, INK), ("--", "-"), strict=True):
+        if kind in drawn:
+            name = headline.strategy if kind == "strategy" else kind
+            shown = f"{name} (n = {len(walls[kind]):,})"
+            ax.ecdf(drawn[kind], lw=2.5, label=shown, color=colour, linestyle=dashes)
     ax.legend(loc="lower right")
-    ax.set(xlim=(0, good["wall_ms"].max() * 1.05), ylim=(0, 1.02))
+    ax.set(xlim=(0, max(map(max, drawn.values())) * 1.05), ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(lambda value, _: percent(value))
     ax.set(xlabel="wall time of one request (ms)", ylabel="share of requests (%)")
 
