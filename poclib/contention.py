@@ -85,7 +85,7 @@ def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
         refused=sum(row.status in REFUSALS for row in rows),
         tokens_per_s=rate,
         request_ms=_mean(row.wall_ms for row in good),
-        server_ms=_mean(_work_ms(row) for row in good),
+        server_ms=_mean(work_ms(row) for row in good),
         ttft_ms=_mean(_ttft_ms(row) for row in good),
         queue_ms=_mean(row.server.queue_ms for row in good),
         spread=spread,
@@ -97,7 +97,7 @@ def alone(rows: Sequence[Request]) -> Level:
     good = [row for row in rows if row.outcome == "ok"]
     wall_ms = middle(row.wall_ms for row in good)
     rate = over(1000 * tokens(good), len(good) * (wall_ms or 0.0))
-    server_ms, ttft_ms = middle(map(_work_ms, good)), _mean(map(_ttft_ms, good))
+    server_ms, ttft_ms = middle(map(work_ms, good)), _mean(map(_ttft_ms, good))
     return Level(1, len(good), 0, rate, wall_ms, server_ms, ttft_ms)
 
 
@@ -129,7 +129,7 @@ def _steady(rows: Sequence[Request], in_flight: int) -> tuple[float, float] | No
     return rate(full_ms, last_ms), (most - least) / (most + least) if most else 0.0
 
 
-def _work_ms(row: Request) -> float | None:
+def work_ms(row: Request) -> float | None:
     """The server's own time without the queue that some servers report in it."""
     total_ms = row.server.total_ms
     return None if total_ms is None else total_ms - (row.server.queue_ms or 0.0)

@@ -87,7 +87,8 @@ measure.sweep: .experiment errors parameters records report workload
 reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
-reading.headline: .belief .phases .reading contention pacing records report stats
+reading.headline: .belief .order .phases .reading contention pacing records report stats
+reading.order: .reading contention pacing records stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report

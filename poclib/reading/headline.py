@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import pacing, stats
-from ..contention import level
+from ..contention import level, levels
 from ..records import Report, Request
 from ..report import name
-from . import belief, phases
+from . import belief, order, phases
 from .phases import between
 
 if TYPE_CHECKING:
@@ -43,11 +43,20 @@ def headline(reading: Reading) -> stats.Headline:
     alone, ideal_from = _alone(reading)
     count = len(prompts(report))
     known = bool(roles) and count > 0 and roles.keys() <= alone.keys()
-    ideal = count / math.fsum(1 / alone[p] for p in roles) if known else None
+    at_once = _at_once(reading)
+    gains = {p: _gain(reading, p) for p, seen in at_once.items() if seen > 1}
+    gains = {p: gain for p, gain in gains.items() if gain != 1.0}
+    ideal = count / math.fsum((gains.get(p) or 1) / alone[p] for p in roles) if known else None
     efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
     over = {role: _known(row.over_ms for row in own) for role, own in by_role.items()}
     remote_ms = math.fsum(_walls(row for row in by_role["remote"] if row.over_ms is not None))
-    at_once = _at_once(reading)
+    best, order_unknown = order.best_order(reading, by_provider, at_once)
+    copies_ms = [*_copies(reading)]
+    crowds = {
+        cause.provider.name: cause.contention
+        for cause in reading.causes
+        if cause.arm == "strategy" and cause.behaviour != "undisturbed"
+    }
     streams = {p: _stream(own) for p, own in by_provider.items()}
     arms = [(one.arms[0].requests, one.arms[1].requests) for one in report.rounds if one.arms[1:]]
     forbidden = [*belief.cached(report), *_too_fast(reading, efficiency or 0.0, at_once)]
@@ -65,7 +74,18 @@ def headline(reading: Reading) -> stats.Headline:
         round_ratios=tuple(ratios),
         efficiency=efficiency,
         ideal_ms=ideal,
-        ideal_from=ideal_from if ideal else None,
+        ideal_from=(ideal_from + " and capacity" * any(gains.values())) if ideal else None,
+        unbatched=tuple(p for p, gain in gains.items() if gain is None),
+        best_order=best,
+        order_unknown=order_unknown,
+        overfull=tuple(
+            facts.name
+            for facts in report.providers
+            if at_once.get(facts.name, 0) > (facts.slots or math.inf)
+            or (facts.name in crowds and crowds[facts.name].behaviour == "queues")
+        ),
+        copies=len(copies_ms),
+        copies_ms=math.fsum(copies_ms),
         makespan_ms=stats.median(makespans_ms),
         baseline_ms=stats.median(_known(one.baseline_ms for one in whole)),
         alone_ms=alone,
@@ -90,11 +110,7 @@ def headline(reading: Reading) -> stats.Headline:
         marked=report.marked,
         calibration_equal=_answers(_between_machines(reading) if report.marked else []),
         at_once=at_once,
-        contention={
-            cause.provider.name: cause.contention
-            for cause in reading.causes
-            if cause.arm == "strategy" and cause.behaviour != "undisturbed"
-        },
+        contention=crowds,
     )
 
 
@@ -190,6 +206,33 @@ def _at_once(reading: Reading) -> dict[str, int]:
         for provider, own in _by_provider(arm.requests).items():
             most[provider] = max(most.get(provider, 0), level(own).in_flight)
     return {provider: peak for provider, peak in most.items() if peak}
+
+
+def _gain(reading: Reading, provider: str) -> float | None:
+    """What several at once gain there at best, over one alone; None where it batches unmeasured.
+
+    Measured by the levels that it was driven at, up to the most that the strategy may hold.
+    """
+    driven = levels(reading.report.preparation, provider)
+    rates = [one.tokens_per_s for one in driven if one.tokens_per_s]
+    if len(rates) > 1 and driven[0].in_flight == 1:
+        return max(rates) / rates[0]
+    named = [
+        c.behaviour for c in reading.causes if c.arm == "strategy" and c.provider.name == provider
+    ]
+    batching = {facts.name: facts.batching for facts in reading.report.providers}
+    return None if batching[provider] or "batches" in named else 1.0
+
+
+def _copies(reading: Reading) -> Iterator[float]:
+    """How long each copy of a prompt was under way that another copy's answer ended."""
+    for arm in reading.arms("strategy"):
+        first = {row.prompt: row for row in arm.requests if row.outcome == "ok"}
+        for row in arm.requests:
+            won = first.get(row.prompt)
+            if row.outcome == "cancelled" and won and "hedge" in (row.role, won.role):
+                until = won.marks.end_ms if row.marks.end_ms is None else row.marks.end_ms
+                yield max(0.0, between(row.marks.start_ms, until) or 0.0)
 
 
 def _too_fast(reading: Reading, efficiency: float, at_once: Mapping[str, int]) -> list[str]:

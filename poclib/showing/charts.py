@@ -65,7 +65,8 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     if headline.ideal_ms is not None:
         ax.axvline(headline.ideal_ms, color=INK, linewidth=1, linestyle="--")
         side = "right" if headline.ideal_ms > 0.5 * end else "left"
-        text = f" ideal {milliseconds(headline.ideal_ms)} "
+        what = "one at a time" if headline.unbatched else "ideal"
+        text = f" {what} {milliseconds(headline.ideal_ms)} "
         ax.text(headline.ideal_ms, y, text, va="center", ha=side)
     if len(ticks) > _LABELLED:
         ticks = {}
