@@ -94,7 +94,8 @@ reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
 showing.charts: .documents .format .style .words reading.phases reading.reading reading.tables
     records stats
-showing.curves: .charts .format .style .words contention parameters reading.reading records stats
+showing.curves: .charts .documents .format .style .words contention parameters reading.reading
+    records stats
 showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
     records report stats
 showing.format:
