@@ -210,9 +210,19 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.fmean(values), min(values), max(values), len(values))
 
 
-def median(values: Sequence[float]) -> float | None:
-    """The middle value; None of nothing. A point, no claim about a population."""
-    return float(statistics.median(values)) if values else None
+def known(values: Iterable[float | None]) -> list[float]:
+    """Those that are not None."""
+    return [value for value in values if value is not None]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None of none."""
+    return statistics.fmean(found) if (found := known(values)) else None
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """The middle one of those that are known; None of none. No claim about a population."""
+    return float(statistics.median(found)) if (found := known(values)) else None
 
 
 def overhead_ratio(ratios: Sequence[float]) -> Ratio:

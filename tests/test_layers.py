@@ -46,7 +46,7 @@ ONLY_IN = {
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
 ROOMS = """
 __main__: cli
-contention: records
+contention: records stats
 errors:
 pacing: records stats
 parameters: errors

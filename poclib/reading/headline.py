@@ -11,6 +11,7 @@ from .. import pacing, stats
 from ..contention import level, levels
 from ..records import Report, Request
 from ..report import name
+from ..stats import known
 from . import belief, order, phases
 from .phases import between
 
@@ -37,18 +38,18 @@ def headline(reading: Reading) -> stats.Headline:
     by_role = {role: [row for row in rows if roles[row.provider] == role] for role in ROLES}
     timed, per_token = reading.timed
     whole = [one for one in timed if one.ratio]
-    makespans_ms = _known(one.strategy_ms for one in whole)
-    ratios = _known(one.ratio for one in whole)
+    makespans_ms = known(one.strategy_ms for one in whole)
+    ratios = known(one.ratio for one in whole)
     ratio = stats.overhead_ratio(ratios)
     alone, ideal_from = _alone(reading)
     count = len(prompts(report))
-    known = bool(roles) and count > 0 and roles.keys() <= alone.keys()
+    sure = bool(roles) and count > 0 and roles.keys() <= alone.keys()
     at_once = _at_once(reading)
     gains = {p: _gain(reading, p) for p, seen in at_once.items() if seen > 1}
     gains = {p: gain for p, gain in gains.items() if gain != 1.0}
-    ideal = count / math.fsum((gains.get(p) or 1) / alone[p] for p in roles) if known else None
+    ideal = count / math.fsum((gains.get(p) or 1) / alone[p] for p in roles) if sure else None
     efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
-    over = {role: _known(row.over_ms for row in own) for role, own in by_role.items()}
+    over = {role: known(row.over_ms for row in own) for role, own in by_role.items()}
     remote_ms = math.fsum(_walls(row for row in by_role["remote"] if row.over_ms is not None))
     best, order_unknown = order.best_order(reading, by_provider, at_once)
     copies_ms = [*_copies(reading)]
@@ -87,13 +88,13 @@ def headline(reading: Reading) -> stats.Headline:
         copies=len(copies_ms),
         copies_ms=math.fsum(copies_ms),
         makespan_ms=stats.median(makespans_ms),
-        baseline_ms=stats.median(_known(one.baseline_ms for one in whole)),
+        baseline_ms=stats.median(one.baseline_ms for one in whole),
         alone_ms=alone,
         wall_ms={p: stats.spread(_walls(by_provider.get(p, []))) for p in roles},
         added_latency_ms={role: stats.spread(added) for role, added in over.items()},
         network_share=math.fsum(over["remote"]) / remote_ms if remote_ms else None,
         round_trip_ms={
-            p: stats.median([probe.round_trip_ms for probe in report.probes if probe.provider == p])
+            p: stats.median(probe.round_trip_ms for probe in report.probes if probe.provider == p)
             for p in roles
         },
         segments_ms={role: means for role, own in by_role.items() if (means := _segments(own))},
@@ -117,12 +118,11 @@ def headline(reading: Reading) -> stats.Headline:
 class RoundTimes(NamedTuple):
     """The makespans of a round, None where an answer is missing, and their ratio.
 
-    A makespan is from an arm's first dispatch to its last answer. `first` is the arm that ran
-    first; the ratio is of times per token where the headline's `per_token` says so.
+    A makespan is from an arm's first dispatch to its last answer; the ratio is of times per token
+    where the headline's `per_token` says so.
     """
 
     round: int
-    first: str | None
     baseline_ms: float | None
     strategy_ms: float | None
     ratio: float | None = None
@@ -140,7 +140,7 @@ def rounds(report: Report) -> tuple[list[RoundTimes], bool]:
         if base_ms and ours_ms:
             base, ours = pacing.arm_tokens(arms["baseline"]), pacing.arm_tokens(arms["strategy"])
             both[one.index] = (ours_ms, ours), (base_ms, base)
-        rows.append(RoundTimes(one.index, next(iter(makespans), None), base_ms, ours_ms))
+        rows.append(RoundTimes(one.index, base_ms, ours_ms))
     ratios = dict(zip(both, pacing.ratios([*both.values()], report.band), strict=True))
     counts = [(ours, base) for (_, ours), (_, base) in both.values()]
     per_token = pacing.unlike_lengths(counts, report.band)
@@ -159,12 +159,8 @@ def _by_provider(rows: Iterable[Request]) -> dict[str, list[Request]]:
     return groups
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
 def _walls(rows: Iterable[Request]) -> list[float]:
-    return _known(row.wall_ms for row in rows)
+    return known(row.wall_ms for row in rows)
 
 
 def _busy(report: Report, whole: Sequence[RoundTimes]) -> dict[str, float]:
@@ -269,14 +265,14 @@ def _stream(answered: Sequence[Request]) -> stats.Stream | None:
     busy_ms = _in_flight_ms(rows)
     return stats.Stream(
         n=len(rows),
-        ttft_ms=stats.quantiles(_known(firsts)),
+        ttft_ms=stats.quantiles(known(firsts)),
         between_ms=stats.quantiles(steps_ms),
         tokens_per_s=stats.quantiles(rates)["p50"],
         together_per_s=1000 * sum(lengths) / busy_ms if busy_ms else None,
         counted="server" if all(row.output_tokens for row in rows) else "pieces",
         apart=apart,
         why=why,
-        thought_ms=stats.quantiles(_known(thoughts)) if any(thoughts) else None,
+        thought_ms=stats.quantiles(known(thoughts)) if any(thoughts) else None,
     )
 
 

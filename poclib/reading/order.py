@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from .. import pacing, stats
-from ..contention import over, work_ms
+from ..contention import work_ms
 from ..records import Request
 
 if TYPE_CHECKING:
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 # Prompts times providers of a round, beyond which trying orders takes too long.
 _MOST = 1_000_000
+# A request takes no longer among others than alone, but for noise.
 _STEADY = 1.1
 
 
@@ -35,34 +35,26 @@ def best_order(
         return None, "no round has an answer to every prompt in both arms"
     if len(reading.roles) * len(arms[0][0].requests) > _MOST:
         return None, "so many prompts on so many providers are not tried in other orders"
-    named = {cause.provider.name: cause.behaviour for cause in reading.causes}
-    steady = {
-        cause.provider.name  # which takes no longer with as many at once as were held there
-        for cause in reading.causes
-        if cause.found.in_flight == at_once.get(cause.provider.name)
-        and (over(cause.found.request_ms, cause.alone.request_ms) or inf) < _STEADY
-    }
+    causes = {cause.provider.name: cause for cause in reading.causes if cause.arm == "strategy"}
     slots: dict[str, int] = {}
+    queued = set[str]()  # whose own time is taken, which waiting there does not change
     for facts in reading.report.providers:
         name, limits = facts.name, {(arm.limits or {}).get(facts.name) for arm, _ in arms}
-        slots[name] = at_once.get(name, 1)
-        if name not in own or (slots[name] == 1 and (name in at_once or limits == {1})):
+        held, cause = at_once.get(name, 1), causes.get(name)
+        slots[name] = held
+        if name not in own or (held == 1 and (name in at_once or limits == {1})):
             continue
-        if named.get(name) == "queues" and all(map(work_ms, own[name])):
-            slots[name] = (
-                facts.slots or 1
-            )  # by the server's own time, which waiting does not change
-        elif name in steady:
-            continue
-        elif name not in at_once:
-            return None, f"how many requests were at {name} at once is unknown"
-        else:
-            return None, f"with several at once at {name} the time of one depends on the others"
+        if cause and cause.behaviour == "queues" and all(map(work_ms, own[name])):
+            queued.add(name)
+            slots[name] = facts.slots or 1
+        elif not (cause and cause.found.in_flight == held and (cause.slower or _STEADY) < _STEADY):
+            known = name in at_once
+            what = f"with several at once at {name} the time of one depends on the others"
+            return None, what if known else f"how many were at {name} at once is unknown"
     rows = {name: own.get(name) or reading.calibrations.get(name, []) for name in slots}
 
     def took_ms(row: Request) -> float:
-        waits = named.get(row.provider) == "queues" and at_once.get(row.provider, 1) > 1
-        return (work_ms(row) if waits else row.wall_ms) or 0.0
+        return (work_ms(row) if row.provider in queued else row.wall_ms) or 0.0
 
     lengths = {pacing.length(row) for each in rows.values() for row in each}
     paces: dict[str, float] = {}

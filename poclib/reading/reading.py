@@ -1,6 +1,6 @@
 """One reading of a report: what follows from it is computed once, when it is first asked for.
 
-The headline needs no frame, so pandas is loaded only where `requests`, `rounds` or a table is.
+The headline needs no frame, so pandas is loaded only where `requests` or a table is.
 """
 
 from __future__ import annotations
@@ -85,13 +85,6 @@ class Reading:
         from .tables import frame_of_requests
 
         return frame_of_requests(self)
-
-    @cached_property
-    def rounds(self) -> pd.DataFrame:
-        """One row per round: `headline.RoundTimes`, and `complete`, whether the round counts."""
-        from .tables import frame_of_rounds
-
-        return frame_of_rounds(self)
 
 
 def of(report: Report) -> Reading:

@@ -17,7 +17,7 @@ from ..errors import ReportError
 from ..records import Request, Ruler, RulerRow
 from ..report import name
 from . import phases
-from .headline import ROLES, RoundTimes, prompts
+from .headline import ROLES, prompts
 from .reading import Place, Reading
 
 # Of a request, as they are saved.
@@ -72,13 +72,6 @@ def _row(request: Request) -> dict[str, Any]:
         "output_tokens": tokens,
         "ms_per_token": request.wall_ms / tokens if request.wall_ms and tokens else None,
     }
-
-
-def frame_of_rounds(reading: Reading) -> pd.DataFrame:
-    """See `Reading.rounds`."""
-    timed, _ = reading.timed
-    rows = [one._asdict() | {"complete": one.ratio is not None} for one in timed]
-    return _frame(rows, [*RoundTimes._fields, "complete"])
 
 
 def overhead(reading: Reading) -> pd.DataFrame:

@@ -38,9 +38,9 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     from ..reading import tables
 
     headline, chosen = reading.headline, round or 0
-    if round is None and headline.makespan_ms is not None:
-        away = (reading.rounds["strategy_ms"] - headline.makespan_ms).abs()
-        chosen = int(reading.rounds["round"].iloc[int(away.argmin())])
+    if round is None and (usual_ms := headline.makespan_ms):
+        took = {one.round: one.strategy_ms for one in reading.timed[0] if one.strategy_ms}
+        chosen = min(took, key=lambda index: abs(took[index] - usual_ms))
     places = [place for place in reading.places if place[0] == chosen]
     arm = tables.frame_of_requests(reading, [p for p in places if p[2].arm == "strategy"])
     timed = arm.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
@@ -265,20 +265,20 @@ def round_ratios(ax: Axes, reading: Reading) -> None:
     """Every round's ratio as a point, the median and its interval beside them."""
     headline = reading.headline
     titles(ax, words.title_rounds(headline), words.subtitle(headline))
-    done = reading.rounds[reading.rounds["complete"]]
-    if done.empty:
+    done = {one.round + 1: one.ratio for one in reading.timed[0] if one.ratio}
+    if not done:
         instead(ax, "No round is complete.")
         return
     ax.axhspan(1 - headline.band, 1 + headline.band, color=BAND, zorder=0)
     ax.axhline(1, color=INK, linewidth=1)
-    ax.plot((done["round"] + 1).tolist(), done["ratio"].tolist(), "o", color=INK, markersize=8)
-    last = int(done["round"].max()) + 1
+    ax.plot([*done], [*done.values()], "o", color=INK, markersize=8)
+    last = max(done)
     if interval := _interval(headline):
         beside, middle = last + 0.8, _median(headline)
         ax.plot([beside, beside], interval, color=INK, linewidth=2.5)
         ax.plot([beside], [middle], "D", color=INK, markersize=8)
         label(ax, f"median {number(middle, 2)}\n95 % interval", (beside, middle), (8, 0))
-    ax.set(xlim=(0.5, last * 1.25 + 1), ylim=(0, max(1.2, done["ratio"].max() * 1.15)))
+    ax.set(xlim=(0.5, last * 1.25 + 1), ylim=(0, max(1.2, 1.15 * max(done.values()))))
     ax.set_xticks(range(1, last + 1, 1 + last // 12))
     ax.set(xlabel="round (in the order measured)", ylabel="total time / baseline's (ratio)")
 

@@ -14,7 +14,7 @@ from typing import Any
 from ..pacing import EMPTY_SHA256, length
 from ..reading.reading import Reading
 from ..records import Report, Request
-from ..stats import median, minimum_n
+from ..stats import mean, median, minimum_n
 from . import format as form
 from .format import inline, listed, many, milliseconds, number
 
@@ -179,12 +179,6 @@ def drifts(reading: Reading) -> dict[str, float]:
         if begun and ended and abs(ended / begun - 1) > 2 * reading.report.band:
             found[name] = ended / begun - 1
     return found
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def cold(reading: Reading) -> dict[str, float]:
