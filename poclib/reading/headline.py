@@ -45,8 +45,7 @@ def headline(reading: Reading) -> stats.Headline:
     count = len(prompts(report))
     sure = bool(roles) and count > 0 and roles.keys() <= alone.keys()
     at_once = _at_once(reading)
-    gains = {p: _gain(reading, p) for p, seen in at_once.items() if seen > 1}
-    gains = {p: gain for p, gain in gains.items() if gain != 1.0}
+    gains = {p: _gain(reading, p, at_once.get(p, 1)) for p in roles}
     ideal = count / math.fsum((gains.get(p) or 1) / alone[p] for p in roles) if sure else None
     efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
     over = {role: known(row.over_ms for row in own) for role, own in by_role.items()}
@@ -75,7 +74,9 @@ def headline(reading: Reading) -> stats.Headline:
         round_ratios=tuple(ratios),
         efficiency=efficiency,
         ideal_ms=ideal,
-        ideal_from=(ideal_from + " and capacity" * any(gains.values())) if ideal else None,
+        ideal_from=ideal_from + " and capacity" * any(g != 1 for g in gains.values() if g)
+        if ideal
+        else None,
         unbatched=tuple(p for p, gain in gains.items() if gain is None),
         best_order=best,
         order_unknown=order_unknown,
@@ -204,20 +205,18 @@ def _at_once(reading: Reading) -> dict[str, int]:
     return {provider: peak for provider, peak in most.items() if peak}
 
 
-def _gain(reading: Reading, provider: str) -> float | None:
-    """What several at once gain there at best, over one alone; None where it batches unmeasured.
+def _gain(reading: Reading, provider: str, held: int) -> float | None:
+    """What several at once gain there at best over one alone, by the levels it was driven at.
 
-    Measured by the levels that it was driven at, up to the most that the strategy may hold.
+    Without levels none; but None where it batched those that were `held`.
     """
     driven = levels(reading.report.preparation, provider)
     rates = [one.tokens_per_s for one in driven if one.tokens_per_s]
     if len(rates) > 1 and driven[0].in_flight == 1:
         return max(rates) / rates[0]
-    named = [
-        c.behaviour for c in reading.causes if c.arm == "strategy" and c.provider.name == provider
-    ]
-    batching = {facts.name: facts.batching for facts in reading.report.providers}
-    return None if batching[provider] or "batches" in named else 1.0
+    own = [c for c in reading.causes if c.arm == "strategy" and c.provider.name == provider]
+    batched = any(c.provider.batching or c.behaviour == "batches" for c in own)
+    return None if batched and held > 1 else 1.0
 
 
 def _copies(reading: Reading) -> Iterator[float]:

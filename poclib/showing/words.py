@@ -145,7 +145,7 @@ def in_flight(limit: int | None, slots: int | None) -> str:
 
 def slowdowns(headline: Headline) -> dict[str, float]:
     """Mean request over one alone there, per provider; empty unless calibration timed it."""
-    alone_ms = headline.alone_ms if headline.ideal_from == "calibration" else {}
+    alone_ms = headline.alone_ms if "calibration" in (headline.ideal_from or "") else {}
     walls = headline.wall_ms.items()
     return {p: wall.mean / alone_ms[p] for p, wall in walls if wall and p in alone_ms}
 
