@@ -7,7 +7,7 @@ Times are milliseconds; `*_ms` marks are offsets from the report's one wall-cloc
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -81,9 +81,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
         """The row with these fields. Raises `ValueError` for a wrong or an unknown one."""
         return fields if isinstance(fields, cls) else msgspec.convert(fields, cls)
 
-    def but(self: _Row, **fields: Any) -> _Row:
-        """The same row, with these fields instead of its own."""
-        return msgspec.structs.replace(self, **fields)
+    def model_copy(self: _Row, update: Mapping[str, Any]) -> _Row:
+        """The same row with other values, in the words of the other records."""
+        return msgspec.structs.replace(self, **update)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: Any, handler: Any) -> Any:

@@ -43,7 +43,7 @@ def test_an_error_is_what_was_measured_minus_what_is_true() -> None:
     with pytest.raises(EngineError, match="gone"):
         biases(Request(prompt=0, provider="known", outcome="failed", error="gone"))
     with pytest.raises(EngineError, match="no times"):
-        biases(answered(0, 1).but(marks=RequestMarks(start_ms=0, end_ms=61)))
+        biases(answered(0, 1).model_copy(update={"marks": RequestMarks(start_ms=0, end_ms=61)}))
 
 
 ANEW = Case(6, in_flight=3, delay_ms=2, tokens=2, gap_ms=1, keep_alive=False)

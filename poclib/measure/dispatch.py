@@ -266,7 +266,7 @@ class _Dispatch:
         copies = [copy for copy, (_, other) in in_flight.items() if other.prompt is job.prompt]
         if copies and request.outcome == "ok":
             for late in await _cancelled(copies):
-                self.keep(late.but(**BEATEN | NO_ANSWER))
+                self.keep(late.model_copy(update=BEATEN | NO_ANSWER))
             for copy in copies:
                 where, _ = self.in_flight.pop(copy)
                 where.ended(copy, None, now_ms)
