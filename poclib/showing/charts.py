@@ -41,16 +41,18 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     if round is None and (usual_ms := headline.makespan_ms):
         took = {one.round: one.strategy_ms for one in reading.timed[0] if one.strategy_ms}
         chosen = min(took, key=lambda index: abs(took[index] - usual_ms))
-    places = [place for place in reading.places if place[0] == chosen]
-    arm = tables.frame_of_requests(reading, [p for p in places if p[2].arm == "strategy"])
-    timed = arm.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
-    shown = timed.head(MOST_ROWS)
-    drawn = f"round {chosen + 1}: {len(shown):,} of {len(arm):,} requests drawn"
+    places = [p for p in reading.places if p[0] == chosen and p[2].arm == "strategy"]
+    every = [row for *_, arm in places for row in arm.requests]
+    timed = [row for row in every if None not in (row.marks.start_ms, row.wall_ms)]
+    first = sorted(timed, key=lambda row: row.marks.start_ms or 0.0)[:MOST_ROWS]
+    few = [(of, at, a.model_copy(update={"requests": first})) for of, at, a in places]
+    shown = tables.frame_of_requests(reading, few)
+    drawn = f"round {chosen + 1}: {len(shown):,} of {len(every):,} requests drawn"
     titles(ax, words.title_timeline(headline), f"{drawn} · {words.where_and_when(headline)}")
     if shown.empty:
         instead(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
         return
-    zero, end, y = float(timed["start_ms"].min()), headline.ideal_ms or 0.0, 0
+    zero, end, y = float(shown["start_ms"].min()), headline.ideal_ms or 0.0, 0
     ticks, seen = dict[int, str](), set[str]()
     for provider, group in shown.groupby("provider"):
         ax.axhspan(y - 0.5, y + 0.5, color=BAND, zorder=0)
