@@ -29,6 +29,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
+import msgspec  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
@@ -258,7 +259,7 @@ def answers(kind: str) -> Callable[[Path], tuple[list[bytes], Target]]:
                 status = draw.choice([200, 200, 200, 404, 500])
                 sender.client = Answering(status, data, draw.choice([7, 10**6]))  # type: ignore[assignment]
                 row = await attempt(sender, Prompt(0, "x"), time.perf_counter, Rules())
-                Request.model_validate_json(row.model_dump_json())
+                msgspec.json.decode(msgspec.json.encode(row), type=Request)
                 printable(f"{row.error or ''}{row.finish_reason or ''}", page=False)
                 with contextlib.suppress(PocError):
                     facts = await sender.describe()
