@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import ipaddress
 import os
 import socket
 import ssl
@@ -30,6 +29,7 @@ import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
 
+from ..addresses import is_private
 from ..errors import BadAnswer, Forbidden, ParameterError, ProviderError, TimedOut, Unreachable
 from ..records import Exchange
 
@@ -42,9 +42,6 @@ KEEPALIVE_S = 4.0
 # How long a request that is being sent keeps others waiting: enough for our own work, not for a
 # network's round trip.
 TURN_S = 0.001
-_NETWORKS = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 "
-_NETWORKS += "::1/128 fc00::/7 fe80::/10"
-PRIVATE = [ipaddress.ip_network(network) for network in _NETWORKS.split()]
 # Linux's number of the option by which the kernel tells when a packet was received.
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("@ll")
@@ -53,12 +50,6 @@ _SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 _LATEST_S = 5.0
 # For aiohttp's callbacks, which run in the requesting task: what to mark, and what ends its turn.
 _current: ContextVar[tuple[Exchange, Callable[[], None]]] = ContextVar("current")
-
-
-def is_private(address: str) -> bool:
-    """Whether an IP address is loopback, link-local or private (RFC 1918, 4193)."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return any((getattr(ip, "ipv4_mapped", None) or ip) in network for network in PRIVATE)
 
 
 class Stamped(socket.socket):
@@ -296,7 +287,7 @@ class TimedClient:
         kind: type[ProviderError] = Unreachable
         match cause:
             case aiohttp.ClientConnectorError(os_error=NotAllowed()):
-                kind, what = Forbidden, "its address is neither loopback nor private; set "
+                kind, what = Forbidden, "its address is not private, nor of a mesh that is up; set "
                 what += f"allow_public: [{self.provider}] in the parameters if that is meant."
             case aiohttp.ConnectionTimeoutError():
                 what = f"no connection within {self.connect_timeout_s:g} s; is it on?{self.hint}"
