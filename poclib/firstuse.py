@@ -50,8 +50,7 @@ def file_of(words: Sequence[str], models: Sequence[str] = (), public: bool = Fal
     servers = [one for one in looked if isinstance(one, Found)]
     for one in servers:
         has = one.models[0] if len(one.models) == 1 else f"{len(one.models)} models"
-        away = milliseconds(one.round_trip_ms)
-        click.echo(safe(f"{one.url}: {one.server}, {has}, round trip {away}"), err=True)
+        click.echo(safe(f"{one.url}: {one.server}, {has}"), err=True)
     urls = Counter(one.url for one in servers)
     problems = [one for one in looked if isinstance(one, str)]
     problems += [f"{url} was given twice." for url, count in urls.items() if count > 1]
@@ -69,7 +68,10 @@ def file_of(words: Sequence[str], models: Sequence[str] = (), public: bool = Fal
     ]
     folder = report.root() / "params"
     there = (path for path in sorted(folder.glob(f"{NAME}*.yaml")) if _has(path, wanted))
-    path = next(there, None) or _written(folder, servers, wanted)
+    try:
+        path = next(there, None) or _written(folder, servers, wanted)
+    except OSError as error:
+        raise ParameterError(f"no file can be written into params/: {error.strerror}.") from None
     model = f"Model: {listed(chosen)}. " if any(chosen) else ""
     click.echo(f"{model}The next time: ./run-poc.sh params/{path.name}\n", err=True)
     return path

@@ -183,30 +183,22 @@ def open_pool(
         return
     with SharedEngines() as shared:
         engines = shared.of(parameters) if running is None else running
-        keys = {settings.name: _key(settings) for settings in parameters.providers}
-        known = parameters.providers
-        if any(settings.kind == "auto" for settings in known):
-            known = on_own_loop(lambda: discover.known(parameters, keys))
-        yield [_opened(settings, parameters, engines, keys[settings.name]) for settings in known]
-
-
-def _key(settings: ProviderSettings) -> str | None:
-    key, variable = None, settings.api_key_env
-    if settings.kind != "embedded" and variable and not (key := os.environ.get(variable)):
-        raise ParameterError(
-            f"provider {settings.name}: the environment variable {variable} is not set; "
-            f"export {variable}=… with its key."
-        )
-    return key
+        yield [_opened(settings, parameters, engines) for settings in parameters.providers]
 
 
 def _opened(
-    settings: ProviderSettings,
-    parameters: Parameters,
-    running: Mapping[str, RunningEngine],
-    key: str | None,
+    settings: ProviderSettings, parameters: Parameters, running: Mapping[str, RunningEngine]
 ) -> tuple[Measurable, dict[str, Any]]:
     if settings.kind != "embedded":
+        key, variable = None, settings.api_key_env
+        if variable and not (key := os.environ.get(variable)):
+            raise ParameterError(
+                f"provider {settings.name}: the environment variable {variable} is not set; "
+                f"export {variable}=… with its key."
+            )
+        if settings.kind == "auto":
+            asked = settings
+            settings = on_own_loop(lambda: discover.known(asked, parameters, key))
         return KINDS[settings.kind](settings, parameters, settings.url or "", key), {}
     engine = running[settings.name]
     # An engine behind a link plays the remote machine, unless it is told its role.

@@ -10,9 +10,8 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from urllib.parse import urlsplit
 
 from .. import addresses
@@ -23,7 +22,7 @@ from .provider import SURPRISES, Json, short
 from .transport import TimedClient, failed
 
 LIMIT_S, CONNECT_S = 3.0, 2.0
-ROUND_TRIPS, ROUND_TRIPS_S = 20, 0.5
+ROUND_TRIPS = 10
 SILENT = f"no answer within {LIMIT_S:g} s; is it on, and does its firewall let others in?"
 NO_SERVER = "no Ollama, llama-server or other server of OpenAI's API answers there; right port?"
 BOUND = " Ollama listens beyond loopback where started with OLLAMA_HOST=<that machine's address>."
@@ -42,14 +41,9 @@ class Found:
     server: str
     models: Sequence[str]
     any_model: bool = False  # it answers with the one that it has, whatever is asked for
-    round_trip_ms: float = 0.0  # the best of a few
     own: bool = False  # whether its address is one of this machine
+    round_trip_ms: float = 0.0  # there, the best of a few
     public: bool = False
-
-    @property
-    def only(self) -> str | None:
-        """The model, where a request must name one and there is no choice."""
-        return self.models[0] if len(self.models) == 1 and not self.any_model else None
 
 
 async def look(words: Sequence[str], allow_public: bool = False) -> list[Found | str]:
@@ -57,22 +51,14 @@ async def look(words: Sequence[str], allow_public: bool = False) -> list[Found |
     return await asyncio.gather(*(_at_any(word, allow_public) for word in words))
 
 
-async def known(p: Parameters, keys: Mapping[str, str | None]) -> list[ProviderSettings]:
-    """The providers, those of kind auto with what they are. Raises `ParameterError`."""
-    where = {s.name: (s, addresses.urls(s.url or "")[-1]) for s in p.providers if s.kind == "auto"}
-    found = await asyncio.gather(
-        *(
-            _at(name, url, p.may_be_public(name), keys[name], settings.ca_file)
-            for name, (settings, url) in where.items()
-        )
-    )
-    if problems := [str(one) for one in found if isinstance(one, PocError)]:
-        raise ParameterError(" ".join(problems))
-    kinds = {one.word: one for one in found if isinstance(one, Found)}
-    return [
-        s.model_copy(update={"kind": one.kind, "model": s.model or one.only}) if one else s
-        for s, one in ((s, kinds.get(s.name)) for s in p.providers)
-    ]
+async def known(s: ProviderSettings, p: Parameters, key: str | None) -> ProviderSettings:
+    """A provider of kind auto with the kind that its server has. Raises a `PocError`."""
+    url = (s.url or "").rstrip("/").removesuffix("/v1")
+    found = await _at(s.name, url, p.may_be_public(s.name), key, s.ca_file)
+    if isinstance(found, PocError):
+        raise found
+    only = found.models[0] if len(found.models) == 1 and not found.any_model else None
+    return s.model_copy(update={"kind": found.kind, "model": s.model or only})
 
 
 async def _at_any(word: str, allow_public: bool) -> Found | str:
@@ -104,17 +90,18 @@ async def _at(
         client = TimedClient(name, url, key, CONNECT_S, 2 * LIMIT_S, public, ca_file)
         async with contextlib.aclosing(client), asyncio.timeout(LIMIT_S):
             found = await _identified(client, url)
-            best_ms = await _round_trip_ms(client, found)
             infos = await asyncio.get_running_loop().getaddrinfo(urlsplit(url).hostname, None)
+            ips = [str(info[4][0]) for info in infos]
+            own, private = (any(map(of, ips)) for of in (addresses.is_own, addresses.is_private))
+            trips = [await _round_trip_ms(client, found.kind) for _ in range(own * ROUND_TRIPS)]
     except PocError as error:
         return error
     except OSError:  # no time left
         return failed(Unreachable, name, SILENT)
     except SURPRISES:
         return failed(BadAnswer, name, NO_SERVER)
-    ips = [str(info[4][0]) for info in infos]
-    own, private = (any(map(of, ips)) for of in (addresses.is_own, addresses.is_private))
-    return replace(found, round_trip_ms=best_ms, own=own, public=not private)
+    # The best round trip, as a busy machine only adds.
+    return replace(found, own=own, public=not private, round_trip_ms=min(trips, default=0.0))
 
 
 async def _identified(client: TimedClient, url: str) -> Found:
@@ -161,14 +148,8 @@ async def _get(client: TimedClient, path: str) -> Json:
     return {}
 
 
-async def _round_trip_ms(client: TimedClient, found: Found) -> float:
-    """The best of a few, as a busy machine only adds."""
-    path, best_ms, begun_s = PROBED[found.kind], inf, time.monotonic()
-    for _ in range(ROUND_TRIPS):
-        trip = Exchange(lambda: time.perf_counter() * 1000)
-        async with client.request("GET", path, exchange=trip) as response:
-            await response.body()
-        best_ms = min(best_ms, trip.marks["first_byte_ms"] - trip.marks["sent_ms"])
-        if time.monotonic() - begun_s > ROUND_TRIPS_S:
-            break
-    return best_ms
+async def _round_trip_ms(client: TimedClient, kind: str) -> float:
+    trip = Exchange(lambda: time.perf_counter() * 1000)
+    async with client.request("GET", PROBED[kind], exchange=trip) as response:
+        await response.body()
+    return trip.marks["first_byte_ms"] - trip.marks["sent_ms"]
