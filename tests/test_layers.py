@@ -33,7 +33,7 @@ FOLDERS: dict[str, set[str]] = {
     "reading": {""},
     "showing": {"", "reading"},
 }
-ON_TOP = {"__init__", "__main__", "cli", "suite"}  # they join the two halves
+ON_TOP = {"__init__", "__main__", "cli", "firstuse", "suite"}  # they join the two halves
 FREE = {"__init__", "cli"}  # of every room
 # Heavy libraries, and the only folders and rooms that may load them.
 ONLY_IN = {
@@ -46,8 +46,10 @@ ONLY_IN = {
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
 ROOMS = """
 __main__: cli
+addresses: errors
 contention: records stats
 errors:
+firstuse: errors parameters providers.discover report showing.format
 pacing: records stats
 parameters: errors
 progress:
@@ -64,11 +66,12 @@ engines.link:
 engines.llama: errors parameters
 engines.pool: .llama errors parameters
 providers: .ollama .openai .provider
-providers.fake: errors records
 providers.connection: errors records
+providers.discover: .provider .transport addresses errors parameters records
+providers.fake: errors records
 providers.ollama: .provider records
 providers.openai: .connection .provider errors records
-providers.origin: .connection records
+providers.origin: .connection addresses records
 providers.provider: .connection .transport errors parameters records
 providers.transport: .connection .origin errors records
 measure.adaptive: .attempt records
@@ -77,7 +80,7 @@ measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies
     pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .strategies contention errors records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
-    providers recording records report workload
+    providers providers.discover recording records report workload
 measure.forecast: .strategies pacing records
 measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
