@@ -135,6 +135,68 @@ def sweep(file: Path, changes: Sequence[str]) -> None:
 
 
 @poc.command()
+@click.argument("prompts", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    "answers",
+    metavar="ANSWERS",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The file for the answers, of the same kind as PROMPTS.",
+)
+@click.option("--params", type=click.Path(path_type=Path), required=True, help="Names the pool.")
+@_set
+@click.option(
+    "--strategy", type=click.Choice(list(STRATEGIES)), help="Not the one that last won there."
+)
+@click.option("--column", default="prompt", show_default=True, help="The prompts' column or key.")
+@click.option("--again", is_flag=True, help="Answer anew what ANSWERS, or its part, holds.")
+def batch(
+    prompts: Path,
+    answers: Path,
+    params: Path,
+    changes: Sequence[str],
+    strategy: str | None,
+    column: str,
+    again: bool,
+) -> None:
+    """Have the prompts of a file answered by the pool of PARAMS, and keep the answers in order.
+
+    PROMPTS is one of these, and ANSWERS becomes the same:
+
+    \b
+    .jsonl  lines of OpenAI's batch (custom_id, url, body), as `vllm run-batch` takes them
+    .jsonl  objects with a `prompt`, or texts; .json: a list of such
+    .csv    a table with a column `prompt`, or no other column; .tsv: the same with tabs
+    others  a prompt on each line; an answer's own line breaks are written as \\n
+
+    Every provider is asked for its own model. max_tokens, seed and the rest come from PARAMS (and
+    --set), unless a body asks for others; what of a body cannot be carried is told first.
+
+    Answers are kept in ANSWERS.part as they come. Stopped in any way, the same command goes on,
+    and no prompt is answered twice. Failures are rows with their reason: the exit code is 1, and
+    the same command tries only those again. No report is written.
+
+    \b
+    poc batch mine.csv -o answers.csv --params params/two-machines.yaml
+    poc batch mine.jsonl -o out.jsonl --params params/embedded.yaml --set max_tokens=200
+    """
+    from . import suite
+
+    given = read_yaml(params, changes)
+    for key in ("sweep", "live"):
+        given.pop(key, None)
+    try:
+        out = suite.batch(given, params.name, prompts, answers, strategy, column, again)
+    except KeyboardInterrupt:
+        click.echo("poc: the same command goes on from here.", err=True)
+        raise
+    if out.failed:
+        _fail(f"{out.failed:,} failed; the same command tries only those again.", 1)
+
+
+@poc.command()
 @click.argument("name", metavar="REPORT", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every derived number as JSON.")
 def show(name: str | None, as_json: bool) -> None:

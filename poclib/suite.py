@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import click
 
 from . import recording, report
 from .errors import ParameterError, PocError, RunFailed
+from .measure import batch as batches
 from .measure import experiment
 from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, by_name
@@ -24,7 +26,7 @@ from .parameters import Parameters
 from .reading.reading import of
 from .showing import curves, documents, site, words
 from .showing import notebooks as publish
-from .showing.format import many, safe
+from .showing.format import many, number, safe
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,62 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
     conclude(name)
     if problems:
         raise RunFailed(f"{len(problems)} strategies or notebooks failed: {problems[0]}")
+
+
+def batch(
+    given: Mapping[str, Any],
+    where: str,
+    prompts: Path,
+    answers: Path,
+    strategy: str | None = None,
+    column: str = "prompt",
+    again: bool = False,
+) -> batches.Outcome:
+    """Have a file's prompts answered by a pool; say by which strategy and why, and what it took."""
+    wanted = Parameters.read(dict(given), where)
+    chosen, why = strategy or given.get("strategy"), "as asked for"
+    if not chosen:
+        chosen, why = winner(wanted)
+    click.echo(f"By {by_name(chosen).name}: {why}.", err=True)
+    wanted = wanted.model_copy(update={"strategy": chosen})
+    asked = wanted, prompts, answers, column, again, experiment.bar(prompts.name)
+    out = batches.answer(*asked, lambda told: click.echo(f"poc: {safe(told)}", err=True))
+    shares = ", ".join(f"{name} {count:,}" for name, (count, *_) in out.seen.items())
+    if out.alone:
+        name, alone_s = out.alone
+        click.echo(
+            f"{many(out.seen.total(0), 'answer')} in {number(out.took_s, 1)} s ({shares}). {name} "
+            f"alone would have taken about {number(alone_s, 1)} s, estimated from {out.source}: "
+            f"spreading took {number(out.took_s / alone_s)} times as long."
+        )
+    earlier = f", {out.before:,} of them before" if out.before else ""
+    click.echo(f"{out.prompts - out.failed:,} of {out.prompts:,} prompts answered{earlier}.")
+    return out
+
+
+def winner(wanted: Parameters) -> tuple[str, str]:
+    """The lowest ratio in the newest experiment with the same providers, and where it was so.
+
+    Of strategies that limit what is in flight: a batch may be far longer than what was measured.
+    """
+    mine = [one.model_dump() for one in wanted.providers]
+    limited = {name for name, strategy in STRATEGIES.items() if strategy.limit != "none"}
+    found = [
+        entry
+        for entry in documents.entries(passed_over=pass_over)
+        if (report := entry.reading.report).parameters and report.strategy in limited
+        if mine == [one.model_dump() for one in report.parameters.providers]
+    ]
+    last = [e for e in found if e.reading.report.experiment == found[0].reading.report.experiment]
+    if not last:
+        return "shared-queue", "no saved experiment has these providers, and it suits most"
+    name, day, _, strategy, ratio, _ = min(
+        last, key=lambda e: e.reading.headline.overhead_ratio.median or inf
+    ).cells
+    return (
+        strategy,
+        f"the best of the last experiment with these providers, {ratio} in {name}, {day}",
+    )
 
 
 def conclude(experiment: str) -> None:

@@ -46,6 +46,7 @@ ONLY_IN = {
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
 ROOMS = """
 __main__: cli
+batchfiles: errors
 contention: records
 errors:
 pacing: records stats
@@ -55,10 +56,10 @@ recording: errors records report
 records: parameters
 report: errors parameters records
 stats: errors
-suite: errors measure.experiment measure.strategies measure.sweep parameters reading.reading
+suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters reading.reading
     recording report showing.curves showing.documents showing.format showing.notebooks
     showing.site showing.words
-workload: errors parameters records report
+workload: batchfiles errors parameters records report
 engines.keeper: .link errors
 engines.link:
 engines.llama: errors parameters
@@ -71,6 +72,8 @@ providers.provider: .transport errors parameters records
 providers.transport: errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
+measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
+    pacing parameters progress records report
 measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
     pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .strategies contention errors records

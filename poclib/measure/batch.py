@@ -1,0 +1,260 @@
+"""A person's own prompts, each answered once by a pool; however often it is stopped, none twice.
+
+Here, and only here, texts are kept on purpose: in ANSWERS.part, a database of prompts and answers,
+each answer on its way to disk before the next request is sent. It becomes ANSWERS at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from .. import batchfiles, pacing
+from ..errors import ParameterError, ReportError
+from ..parameters import Parameters
+from ..progress import Progress, quiet
+from ..records import Prompt, Request
+from ..report import explained
+from . import experiment, forecast
+from .calibration import Measurable
+from .dispatch import run_arm
+from .run import Run
+from .strategies import by_name
+
+LONG = {"length", "limit", "max_tokens", "model_length"}  # endings of an answer that was cut
+KEPT = ("answer", "error", "error_kind", "provider", "prompt_tokens", "wall_ms")
+# A kill loses nothing; a power failure may lose the last answers. Nobody else may open it.
+TABLES = """
+pragma locking_mode = exclusive; pragma journal_mode = wal; pragma synchronous = normal;
+create table if not exists head (digest text);
+create table if not exists prompts
+    (number integer primary key, custom_id text unique, asked text, known text, done integer);
+"""
+
+
+class Seen(dict[str, tuple[int, int, float]]):
+    """By provider its answers, their tokens, and the sum of its requests' times in ms."""
+
+    def add(self, row: Request) -> None:
+        count, tokens, wall_ms = self.get(row.provider, (0, 0, 0.0))
+        tokens += pacing.length(row) or 0
+        self[row.provider] = count + 1, tokens, wall_ms + (row.wall_ms or 0.0)
+
+    def total(self, what: int) -> int:
+        return sum(int(one[what]) for one in self.values())
+
+    def fastest(self, work: Seen) -> tuple[str, float]:
+        """Who would have done that work alone the soonest, and in how many seconds: by tokens."""
+        by = 1 if all(tokens for _, tokens, _ in [*self.values(), *work.values()]) else 0
+        pace_ms = {name: one[2] / one[by] for name, one in self.items()}
+        name = min(pace_ms, key=pace_ms.__getitem__)
+        return name, pace_ms[name] * work.total(by) / 1000
+
+
+@dataclass
+class Outcome:
+    """What a batch came to: `before` were answered by earlier sessions, those `seen` by this one.
+
+    `alone`: who alone would have been the soonest, and after how many seconds; an estimate from
+    `source`, its own answers here where it had one request at a time, else from calibration.
+    """
+
+    prompts: int
+    before: int
+    took_s: float = 0.0
+    failed: int = 0
+    seen: Seen = field(default_factory=Seen)
+    alone: tuple[str, float] | None = None
+    source: str = ""
+
+
+class Book(Sequence[Prompt]):
+    """The prompts of a file that are left to be answered, and all answers; on disk, not in memory.
+
+    A prompt's index is its place among those left. Raises `ParameterError` where one is empty, has
+    another's custom_id or is to be asked in another way, and where the answers are to others.
+    """
+
+    def __init__(self, part: Path, rows: Iterable[batchfiles.Row], asked: str, again: bool) -> None:
+        self.taken: set[str] = set()  # names of columns and keys
+        self.dropped: Counter[str] = Counter()  # how many prompts ask for what nobody carries
+        self.api: str | None = None
+        self._db = sqlite3.connect(part, isolation_level=None, check_same_thread=False)
+        self._db.executescript(TABLES)
+        self._db.execute("begin")
+        for table in ("head", "prompts") if again else ():
+            self._db.execute(f"delete from {table}")
+        new, digest = not self._one("select count(*) from head"), hashlib.sha256(asked.encode())
+        for number, row in enumerate(rows):
+            problem = "its prompt is empty; fill it in or remove it" if not row.text.strip() else ""
+            if number and row.api != self.api:
+                problem = "it is to be asked unlike those before it; use two files"
+            blob = json.dumps([row.fields, row.text, row.messages, row.options or {}])
+            digest.update(blob.encode())
+            values = number, row.fields["custom_id"] if row.api else None, blob
+            insert = "insert or ignore into prompts values (?, ?, ?, null, 0)"
+            if new and not self._db.execute(insert, values).rowcount:
+                problem = "its custom_id stands in an earlier line, too"
+            if problem:
+                raise ParameterError(f"prompts: line {row.line}: {problem}.")
+            self.api, self.taken = row.api, self.taken | row.fields.keys()
+            self.dropped.update(row.dropped)
+        if new:
+            self._db.execute("insert into head values (?)", [digest.hexdigest()])
+        self._db.execute("commit")
+        if self._one("select digest from head") != digest.hexdigest():
+            raise ParameterError(
+                f"{part.name} holds answers to other prompts, or of another model, length or seed; "
+                "name another file for these, or start anew with --again."
+            )
+        self.size: int = self._one("select count(*) from prompts")
+        if not self.size:
+            raise ParameterError("prompts: there is none in the file.")
+        left = self._db.execute("select number from prompts where not done order by number")
+        self.left = [number for (number,) in left]
+
+    def _one(self, query: str, *values: int) -> Any:
+        return self._db.execute(query, values).fetchone()[0]
+
+    def __len__(self) -> int:
+        return len(self.left)
+
+    def __getitem__(self, index: Any) -> Any:
+        blob = self._one("select asked from prompts where number = ?", self.left[index])
+        _, text, messages, options = json.loads(blob)
+        return Prompt(index, text, messages=messages, options=options)
+
+    def keep(self, row: Request, model: str | None) -> bool:
+        """Keep how an attempt ended; False where there is an answer already."""
+        known = {key: getattr(row, key) for key in KEPT}
+        known |= {"created": int(time.time()), "model": model, "output_tokens": pacing.length(row)}
+        known["finish_reason"] = "length" if row.finish_reason in LONG else "stop"
+        values = json.dumps(known), row.outcome == "ok", self.left[row.prompt]
+        update = "update prompts set known = ?, done = ? where number = ? and not done"
+        return self._db.execute(update, values).rowcount > 0
+
+    def write(self, answers: Path, kind: str) -> int:
+        """Put all in order and in its place, whole or not at all; returns how many failed."""
+        partial = answers.with_name(f".{answers.name}.partial")
+        lost = json.dumps(dict.fromkeys((*KEPT, *batchfiles.TOLD)) | {"error": "not answered"})
+        select = "select asked, coalesce(known, ?) from prompts order by number"
+        rows = (map(json.loads, row) for row in self._db.execute(select, [lost]))
+        with explained(answers.name, "written"):
+            try:
+                with partial.open("w", encoding="utf-8", errors="replace", newline="") as file:
+                    found = ((asked[0], known) for asked, known in rows)
+                    batchfiles.write(file, kind, self.taken, found)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(answers)
+            finally:
+                partial.unlink(missing_ok=True)
+        return int(self._one("select count(*) from prompts where not done"))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+class Batch(Run):
+    """Prepared as a run is, by prompts of our own; then a person's are sent."""
+
+    async def carry(self, book: Book, out: Outcome, tell: Callable[[str], None]) -> None:
+        """Answer what is left, and estimate what the fastest provider alone would have taken."""
+        show, self.progress = self.progress, quiet
+        try:
+            await self.describe()
+            await self.prepare()
+            begun_ms, models = self.clock(), {one.name: one.model for one in self.report.providers}
+
+            def done(row: Request) -> None:
+                if row.outcome == "cancelled" or not book.keep(row, models[row.provider]):
+                    return
+                if row.outcome == "ok":
+                    out.seen.add(row)
+                out.took_s = max(0.001, (self.clock() - begun_ms) / 1000)
+                answers, tokens = out.seen.total(0), out.seen.total(1)
+                pace = f"{answers / out.took_s:,.1f} answers, {tokens / out.took_s:,.0f} tokens a s"
+                show(pace, out.before + answers, out.prompts)
+
+            strategy, senders = by_name(self.parameters.strategy), [*self.senders.values()]
+            limits, live = self._limits(strategy.name, list(self.senders))
+            rules = replace(self.rules, deadline_ms=inf, store_text=True)
+            given = (strategy, book, senders, limits, self.expected_ms, self.clock, rules, done)
+            await run_arm("strategy", *given, keep_rows=False, live=live, tell=tell)
+            show("done", out.prompts, out.prompts)
+        finally:
+            await self.aclose()
+        alone, out.source = out.seen, "its own answers here"
+        if not limits or set(limits.values()) != {1}:
+            alone, out.source = Seen(), "calibration"
+            for rows in forecast.calibrated(self.report.preparation).values():
+                for row in rows:
+                    alone.add(row)
+        out.alone = alone.fastest(out.seen) if out.seen else None
+
+
+def answer(
+    parameters: Parameters,
+    prompts: Path,
+    answers: Path,
+    column: str = "prompt",
+    again: bool = False,
+    progress: Progress = quiet,
+    tell: Callable[[str], None] = print,
+    pool: Sequence[Measurable] | None = None,
+) -> Outcome:
+    """Have every prompt in the file `prompts` answered into the file `answers`, or go on with it.
+
+    What failed is a row with its reason; the same call tries only those once more. `again` begins
+    anew. `tell` gets what a person should know before anything is sent. Raises any `PocError`.
+    """
+    kinds = [path.suffix.lower() for path in (prompts, answers)]
+    kind, other = (kind if kind in batchfiles.KINDS else "" for kind in kinds)
+    part = answers.with_name(f"{answers.name}.part")
+    if kind != other:
+        raise ParameterError(f"{answers.name}: answers are kept as prompts are: *{prompts.suffix}.")
+    if not answers.parent.is_dir():
+        raise ParameterError(f"{answers.name}: its folder is not there; make it first.")
+    if answers.exists() and (answers.samefile(prompts) or not (again or part.exists())):
+        raise ParameterError(
+            f"{answers.name} is there already, and finished; name another file, or answer all its "
+            "prompts anew with --again (never into the prompts' own file)."
+        )
+    p, begun = parameters, part.exists()
+    models = sorted({one.model or one.kind for one in p.providers})
+    asked = json.dumps([column, p.max_tokens, p.seed, p.context_tokens, models])
+    rows = batchfiles.rows(prompts, column, bodies=True)
+    try:
+        with contextlib.closing(Book(part, rows, asked, again)) as book:
+            for key, count in book.dropped.items():
+                tell(f"{key} is not carried: {count:,} of {book.size:,} prompts ask for it.")
+            out = Outcome(book.size, book.size - len(book))
+            if book.left:
+                ways = [one.model_copy(update={"api": book.api or one.api}) for one in p.providers]
+                wanted = p.model_copy(update={"providers": ways, "prompts": len(book)})
+                with experiment.open_pool(wanted, pool) as providers:
+                    batch = Batch(wanted, providers, progress)
+                    experiment.on_own_loop(lambda: batch.carry(book, out, tell))
+            out.failed = book.write(answers, kind)
+    except ParameterError:
+        if not begun:
+            part.unlink()
+        raise
+    except sqlite3.Error as error:
+        raise ReportError(
+            f"{part.name}: {error}; free the disk, or end the other command that writes it: the "
+            "same one goes on from here."
+        ) from None
+    if not out.failed:
+        part.unlink()
+    return out
