@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import csv
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -57,6 +57,7 @@ def rows(path: Path, column: str = "prompt", bodies: bool = False) -> Iterator[R
         newline = "" if kind in (".csv", ".tsv") else None
         with path.open(encoding="utf-16" if wide else "utf-8-sig", newline=newline) as file:
             for line, value in _values(file, kind, column.strip().lower()):
+                value = json.loads(value) if kind == ".jsonl" else value
                 if bodies and isinstance(value, dict) and isinstance(value.get("body"), dict):
                     yield _of_batch(line, value)
                     continue
@@ -70,9 +71,9 @@ def rows(path: Path, column: str = "prompt", bodies: bool = False) -> Iterator[R
     except (AttributeError, csv.Error, LookupError, RecursionError, TypeError, ValueError) as error:
         why = f" ({error})" if isinstance(error, csv.Error) else ""
         raise ParameterError(
-            f"prompts: the {kind} file is not one of prompts after line {line}{why}: a .csv or "
-            f".tsv needs a column headed {column} or no other; a .json or .jsonl needs texts, or "
-            f'objects like {{"{column}": "…"}}.'
+            f"prompts: the {kind} file holds none in line {max(1, line)}{why}: a .csv or .tsv needs "
+            f"a column headed {column} or no other, and quotes around a text that holds what parts "
+            f'them; a .json or .jsonl needs texts, or objects like {{"{column}": "…"}}.'
         ) from None
 
 
@@ -85,22 +86,18 @@ def _values(file: IO[str], kind: str, column: str) -> Iterator[tuple[int, Any]]:
     if kind not in (".csv", ".tsv"):
         for number, line in enumerate(_lines(file), start=1):
             if line.strip():
-                yield number, json.loads(line) if kind == ".jsonl" else line.strip()
+                yield number, line.strip()
         return
     for separator in "\t" if kind == ".tsv" else ",;\t":  # whatever parts its columns
         file.seek(0)
         table = csv.DictReader(_lines(file), delimiter=separator, restval="")
         if column in [head.strip().lower() for head in table.fieldnames or []]:
-            for row in table:
-                if None in row:
-                    raise csv.Error("a row with more cells than the head: quotes are missing")
-                yield table.line_num, row
+            yield from ((table.line_num, row) for row in table)
             return
     file.seek(0)
     for number, cells in enumerate(csv.reader(_lines(file)), start=1):
-        if len(cells) > 1 or column != "prompt":
-            raise csv.Error("it has others")
-        yield from ((number, cell) for cell in cells)
+        if cells:
+            yield number, cells[0] if len(cells) == 1 and column == "prompt" else None
 
 
 def _lines(file: Iterable[str]) -> Iterator[str]:
@@ -145,17 +142,15 @@ def _words(content: Any) -> str:
     return "\n".join({"text": part["text"]}[part["type"]] for part in parts)
 
 
-def write(
-    file: IO[str], kind: str, taken: Collection[str], answered: Iterable[tuple[Fields, Fields]]
-) -> None:
+def write(file: IO[str], kind: str, answered: Iterable[tuple[Fields, Fields]]) -> None:
     """Write rows, each with what is known of its answer, as a file of that kind holds prompts.
 
     Where a column or key has the name of one that is added, that one's is longer.
     """
-    names = {key: key + "_" * sum(f"{key}{'_' * n}" in taken for n in range(9)) for key in TOLD}
     table: Any = None
     for number, (fields, known) in enumerate(answered):
-        row = fields | {name: known[key] for key, name in names.items()}
+        longer = {key: "_" * sum(name.rstrip("_") == key for name in fields) for key in TOLD}
+        row = fields | {key + longer[key]: known[key] for key in TOLD}
         if kind in (".csv", ".tsv"):
             if table is None:
                 separator = "\t" if kind == ".tsv" else ","

@@ -127,13 +127,12 @@ def batch(
     wanted = wanted.model_copy(update={"strategy": chosen})
     asked = wanted, prompts, answers, column, again, experiment.bar(prompts.name)
     out = batches.answer(*asked, lambda told: click.echo(f"poc: {safe(told)}", err=True))
-    shares = ", ".join(f"{name} {count:,}" for name, (count, *_) in out.seen.items())
-    if out.alone:
-        name, alone_s = out.alone
+    if count := out.shares.total():
+        shares = ", ".join(f"{name} {share:,}" for name, share in out.shares.items())
         click.echo(
-            f"{many(out.seen.total(0), 'answer')} in {number(out.took_s, 1)} s ({shares}). {name} "
-            f"alone would have taken about {number(alone_s, 1)} s, estimated from {out.source}: "
-            f"spreading took {number(out.took_s / alone_s)} times as long."
+            f"{many(count, 'answer')} in {number(out.took_s, 1)} s ({shares}). {out.fastest} alone "
+            f"would have taken about {number(out.alone_s, 1)} s, an estimate from its calibration: "
+            f"spread, it took {number(out.took_s / out.alone_s)} times as long."
         )
     earlier = f", {out.before:,} of them before" if out.before else ""
     click.echo(f"{out.prompts - out.failed:,} of {out.prompts:,} prompts answered{earlier}.")

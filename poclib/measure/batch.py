@@ -42,40 +42,22 @@ create table if not exists prompts
 """
 
 
-class Seen(dict[str, tuple[int, int, float]]):
-    """By provider its answers, their tokens, and the sum of its requests' times in ms."""
-
-    def add(self, row: Request) -> None:
-        count, tokens, wall_ms = self.get(row.provider, (0, 0, 0.0))
-        tokens += pacing.length(row) or 0
-        self[row.provider] = count + 1, tokens, wall_ms + (row.wall_ms or 0.0)
-
-    def total(self, what: int) -> int:
-        return sum(int(one[what]) for one in self.values())
-
-    def fastest(self, work: Seen) -> tuple[str, float]:
-        """Who would have done that work alone the soonest, and in how many seconds: by tokens."""
-        by = 1 if all(tokens for _, tokens, _ in [*self.values(), *work.values()]) else 0
-        pace_ms = {name: one[2] / one[by] for name, one in self.items()}
-        name = min(pace_ms, key=pace_ms.__getitem__)
-        return name, pace_ms[name] * work.total(by) / 1000
-
-
 @dataclass
 class Outcome:
-    """What a batch came to: `before` were answered by earlier sessions, those `seen` by this one.
+    """What a batch came to: `before` were answered by earlier sessions, `shares` by this one.
 
-    `alone`: who alone would have been the soonest, and after how many seconds; an estimate from
-    `source`, its own answers here where it had one request at a time, else from calibration.
+    `alone_s` is how long these would have taken the `fastest` provider alone, one at a time: an
+    estimate from its calibration, by tokens where they are counted.
     """
 
     prompts: int
     before: int
+    shares: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
     took_s: float = 0.0
     failed: int = 0
-    seen: Seen = field(default_factory=Seen)
-    alone: tuple[str, float] | None = None
-    source: str = ""
+    fastest: str = ""
+    alone_s: float = 0.0
 
 
 class Book(Sequence[Prompt]):
@@ -85,11 +67,12 @@ class Book(Sequence[Prompt]):
     another's custom_id or is to be asked in another way, and where the answers are to others.
     """
 
-    def __init__(self, part: Path, rows: Iterable[batchfiles.Row], asked: str, again: bool) -> None:
-        self.taken: set[str] = set()  # names of columns and keys
+    def __init__(
+        self, db: sqlite3.Connection, rows: Iterable[batchfiles.Row], asked: str, again: bool
+    ) -> None:
         self.dropped: Counter[str] = Counter()  # how many prompts ask for what nobody carries
         self.api: str | None = None
-        self._db = sqlite3.connect(part, isolation_level=None, check_same_thread=False)
+        self._db = db
         self._db.executescript(TABLES)
         self._db.execute("begin")
         for table in ("head", "prompts") if again else ():
@@ -107,15 +90,15 @@ class Book(Sequence[Prompt]):
                 problem = "its custom_id stands in an earlier line, too"
             if problem:
                 raise ParameterError(f"prompts: line {row.line}: {problem}.")
-            self.api, self.taken = row.api, self.taken | row.fields.keys()
+            self.api = row.api
             self.dropped.update(row.dropped)
         if new:
             self._db.execute("insert into head values (?)", [digest.hexdigest()])
         self._db.execute("commit")
         if self._one("select digest from head") != digest.hexdigest():
             raise ParameterError(
-                f"{part.name} holds answers to other prompts, or of another model, length or seed; "
-                "name another file for these, or start anew with --again."
+                "ANSWERS.part is of other prompts, or of another model, length or seed; name another "
+                "file for these answers, or start anew with --again."
             )
         self.size: int = self._one("select count(*) from prompts")
         if not self.size:
@@ -153,7 +136,7 @@ class Book(Sequence[Prompt]):
             try:
                 with partial.open("w", encoding="utf-8", errors="replace", newline="") as file:
                     found = ((asked[0], known) for asked, known in rows)
-                    batchfiles.write(file, kind, self.taken, found)
+                    batchfiles.write(file, kind, found)
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(answers)
@@ -161,16 +144,14 @@ class Book(Sequence[Prompt]):
                 partial.unlink(missing_ok=True)
         return int(self._one("select count(*) from prompts where not done"))
 
-    def close(self) -> None:
-        self._db.close()
-
 
 class Batch(Run):
     """Prepared as a run is, by prompts of our own; then a person's are sent."""
 
-    async def carry(self, book: Book, out: Outcome, tell: Callable[[str], None]) -> None:
+    async def carry(
+        self, book: Book, out: Outcome, show: Progress, tell: Callable[[str], None]
+    ) -> None:
         """Answer what is left, and estimate what the fastest provider alone would have taken."""
-        show, self.progress = self.progress, quiet
         try:
             await self.describe()
             await self.prepare()
@@ -180,11 +161,11 @@ class Batch(Run):
                 if row.outcome == "cancelled" or not book.keep(row, models[row.provider]):
                     return
                 if row.outcome == "ok":
-                    out.seen.add(row)
-                out.took_s = max(0.001, (self.clock() - begun_ms) / 1000)
-                answers, tokens = out.seen.total(0), out.seen.total(1)
-                pace = f"{answers / out.took_s:,.1f} answers, {tokens / out.took_s:,.0f} tokens a s"
-                show(pace, out.before + answers, out.prompts)
+                    out.shares[row.provider] += 1
+                    out.tokens += pacing.length(row) or 0
+                out.took_s, count = max(0.001, (self.clock() - begun_ms) / 1000), out.shares.total()
+                pace = f"{count / out.took_s:,.1f} answers, {out.tokens / out.took_s:,.0f} tokens/s"
+                show(pace, out.before + count, out.prompts)
 
             strategy, senders = by_name(self.parameters.strategy), [*self.senders.values()]
             limits, live = self._limits(strategy.name, list(self.senders))
@@ -194,13 +175,11 @@ class Batch(Run):
             show("done", out.prompts, out.prompts)
         finally:
             await self.aclose()
-        alone, out.source = out.seen, "its own answers here"
-        if not limits or set(limits.values()) != {1}:
-            alone, out.source = Seen(), "calibration"
-            for rows in forecast.calibrated(self.report.preparation).values():
-                for row in rows:
-                    alone.add(row)
-        out.alone = alone.fastest(out.seen) if out.seen else None
+        out.fastest = self.report.fastest or ""
+        rows = forecast.calibrated(self.report.preparation)[out.fastest]
+        tokens = sum(pacing.length(row) or 0 for row in rows)
+        times = out.tokens / tokens if tokens and out.tokens else out.shares.total() / len(rows)
+        out.alone_s = times * sum(row.wall_ms or 0.0 for row in rows) / 1000
 
 
 def answer(
@@ -235,7 +214,9 @@ def answer(
     asked = json.dumps([column, p.max_tokens, p.seed, p.context_tokens, models])
     rows = batchfiles.rows(prompts, column, bodies=True)
     try:
-        with contextlib.closing(Book(part, rows, asked, again)) as book:
+        opened = sqlite3.connect(part, timeout=0, isolation_level=None, check_same_thread=False)
+        with contextlib.closing(opened) as db:
+            book = Book(db, rows, asked, again)
             for key, count in book.dropped.items():
                 tell(f"{key} is not carried: {count:,} of {book.size:,} prompts ask for it.")
             out = Outcome(book.size, book.size - len(book))
@@ -243,8 +224,8 @@ def answer(
                 ways = [one.model_copy(update={"api": book.api or one.api}) for one in p.providers]
                 wanted = p.model_copy(update={"providers": ways, "prompts": len(book)})
                 with experiment.open_pool(wanted, pool) as providers:
-                    batch = Batch(wanted, providers, progress)
-                    experiment.on_own_loop(lambda: batch.carry(book, out, tell))
+                    batch = Batch(wanted, providers)
+                    experiment.on_own_loop(lambda: batch.carry(book, out, progress, tell))
             out.failed = book.write(answers, kind)
     except ParameterError:
         if not begun:
