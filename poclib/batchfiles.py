@@ -71,7 +71,7 @@ def rows(path: Path, column: str = "prompt", bodies: bool = False) -> Iterator[R
     except (AttributeError, csv.Error, LookupError, RecursionError, TypeError, ValueError) as error:
         why = f" ({error})" if isinstance(error, csv.Error) else ""
         raise ParameterError(
-            f"prompts: the {kind} file holds none in line {max(1, line)}{why}: a .csv or .tsv needs "
+            f"prompts: the {kind} file has none in line {max(1, line)}{why}: a .csv or .tsv needs "
             f"a column headed {column} or no other, and quotes around a text that holds what parts "
             f'them; a .json or .jsonl needs texts, or objects like {{"{column}": "…"}}.'
         ) from None
@@ -88,14 +88,15 @@ def _values(file: IO[str], kind: str, column: str) -> Iterator[tuple[int, Any]]:
             if line.strip():
                 yield number, line.strip()
         return
-    for separator in "\t" if kind == ".tsv" else ",;\t":  # whatever parts its columns
+    separators = "\t" if kind == ".tsv" else ",;\t"  # whatever parts its columns
+    for separator in separators:
         file.seek(0)
         table = csv.DictReader(_lines(file), delimiter=separator, restval="")
         if column in [head.strip().lower() for head in table.fieldnames or []]:
             yield from ((table.line_num, row) for row in table)
             return
     file.seek(0)
-    for number, cells in enumerate(csv.reader(_lines(file)), start=1):
+    for number, cells in enumerate(csv.reader(_lines(file), delimiter=separators[0]), start=1):
         if cells:
             yield number, cells[0] if len(cells) == 1 and column == "prompt" else None
 

@@ -131,7 +131,7 @@ def batch(
         shares = ", ".join(f"{name} {share:,}" for name, share in out.shares.items())
         click.echo(
             f"{many(count, 'answer')} in {number(out.took_s, 1)} s ({shares}). {out.fastest} alone "
-            f"would have taken about {number(out.alone_s, 1)} s, an estimate from its calibration: "
+            f"would have taken about {number(out.alone_s, 1)} s, an estimate from {out.source}: "
             f"spread, it took {number(out.took_s / out.alone_s)} times as long."
         )
     earlier = f", {out.before:,} of them before" if out.before else ""

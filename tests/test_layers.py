@@ -56,9 +56,9 @@ recording: errors records report
 records: parameters
 report: errors parameters records
 stats: errors
-suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters reading.reading
-    recording report showing.curves showing.documents showing.format showing.notebooks
-    showing.site showing.words
+suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters
+    reading.reading recording report showing.curves showing.documents showing.format
+    showing.notebooks showing.site showing.words
 workload: batchfiles errors parameters records report
 engines.keeper: .link errors
 engines.link:

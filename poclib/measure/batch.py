@@ -47,17 +47,19 @@ class Outcome:
     """What a batch came to: `before` were answered by earlier sessions, `shares` by this one.
 
     `alone_s` is how long these would have taken the `fastest` provider alone, one at a time: an
-    estimate from its calibration, by tokens where they are counted.
+    estimate from its `source`: own answers, where it had one at a time, else its calibration.
     """
 
     prompts: int
     before: int
     shares: Counter[str] = field(default_factory=Counter)
+    walls_ms: dict[str, float] = field(default_factory=dict)
     tokens: int = 0
     took_s: float = 0.0
     failed: int = 0
     fastest: str = ""
     alone_s: float = 0.0
+    source: str = "its own answers here"
 
 
 class Book(Sequence[Prompt]):
@@ -97,8 +99,8 @@ class Book(Sequence[Prompt]):
         self._db.execute("commit")
         if self._one("select digest from head") != digest.hexdigest():
             raise ParameterError(
-                "ANSWERS.part is of other prompts, or of another model, length or seed; name another "
-                "file for these answers, or start anew with --again."
+                "ANSWERS.part is of other prompts, or of another model, length or seed; name "
+                "another file for these answers, or start anew with --again."
             )
         self.size: int = self._one("select count(*) from prompts")
         if not self.size:
@@ -121,6 +123,7 @@ class Book(Sequence[Prompt]):
         """Keep how an attempt ended; False where there is an answer already."""
         known = {key: getattr(row, key) for key in KEPT}
         known |= {"created": int(time.time()), "model": model, "output_tokens": pacing.length(row)}
+        known["wall_ms"] = row.wall_ms and round(row.wall_ms, 3)
         known["finish_reason"] = "length" if row.finish_reason in LONG else "stop"
         values = json.dumps(known), row.outcome == "ok", self.left[row.prompt]
         update = "update prompts set known = ?, done = ? where number = ? and not done"
@@ -162,6 +165,8 @@ class Batch(Run):
                     return
                 if row.outcome == "ok":
                     out.shares[row.provider] += 1
+                    before_ms = out.walls_ms.get(row.provider, 0.0)
+                    out.walls_ms[row.provider] = before_ms + (row.wall_ms or 0.0)
                     out.tokens += pacing.length(row) or 0
                 out.took_s, count = max(0.001, (self.clock() - begun_ms) / 1000), out.shares.total()
                 pace = f"{count / out.took_s:,.1f} answers, {out.tokens / out.took_s:,.0f} tokens/s"
@@ -175,10 +180,14 @@ class Batch(Run):
             show("done", out.prompts, out.prompts)
         finally:
             await self.aclose()
-        out.fastest = self.report.fastest or ""
-        rows = forecast.calibrated(self.report.preparation)[out.fastest]
+        name = out.fastest = self.report.fastest or ""
+        count = out.shares.total()
+        if out.shares[name] and limits and set(limits.values()) == {1}:
+            out.alone_s = count * out.walls_ms[name] / out.shares[name] / 1000
+            return
+        out.source, rows = "its calibration", forecast.calibrated(self.report.preparation)[name]
         tokens = sum(pacing.length(row) or 0 for row in rows)
-        times = out.tokens / tokens if tokens and out.tokens else out.shares.total() / len(rows)
+        times = out.tokens / tokens if tokens and out.tokens else count / len(rows)
         out.alone_s = times * sum(row.wall_ms or 0.0 for row in rows) / 1000
 
 
