@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; engines are stopped, finished rounds are saved.", 130)
+        _fail("interrupted; engines are stopped, finished rounds and answers are kept.", 130)
     except BrokenPipeError:
         sys.stderr.close()
 
@@ -136,31 +136,13 @@ def sweep(file: Path, changes: Sequence[str]) -> None:
 
 @poc.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    "answers",
-    metavar="ANSWERS",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The file for the answers, of the same kind as PROMPTS.",
-)
+@click.option("-o", "answers", metavar="ANSWERS", type=click.Path(path_type=Path), required=True)
 @click.option("--params", type=click.Path(path_type=Path), required=True, help="Names the pool.")
 @_set
-@click.option(
-    "--strategy", type=click.Choice(list(STRATEGIES)), help="Not the one that last won there."
-)
+@click.option("--strategy", metavar="NAME", help="Not the one that last won on this pool.")
 @click.option("--column", default="prompt", show_default=True, help="The prompts' column or key.")
-@click.option("--again", is_flag=True, help="Answer anew what ANSWERS, or its part, holds.")
-def batch(
-    prompts: Path,
-    answers: Path,
-    params: Path,
-    changes: Sequence[str],
-    strategy: str | None,
-    column: str,
-    again: bool,
-) -> None:
+@click.option("--again", is_flag=True, help="Answer all anew; what ANSWERS holds is replaced.")
+def batch(params: Path, changes: Sequence[str], **words: Any) -> None:
     """Have the prompts of a file answered by the pool of PARAMS, and keep the answers in order.
 
     PROMPTS is one of these, and ANSWERS becomes the same:
@@ -184,16 +166,8 @@ def batch(
     """
     from . import suite
 
-    given = read_yaml(params, changes)
-    for key in ("sweep", "live"):
-        given.pop(key, None)
-    try:
-        out = suite.batch(given, params.name, prompts, answers, strategy, column, again)
-    except KeyboardInterrupt:
-        click.echo("poc: the same command goes on from here.", err=True)
-        raise
-    if out.failed:
-        _fail(f"{out.failed:,} failed; the same command tries only those again.", 1)
+    if failed := suite.batch(read_yaml(params, changes), params.name, **words).failed:
+        _fail(f"{failed:,} failed; the same command tries only those again.", 1)
 
 
 @poc.command()

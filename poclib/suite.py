@@ -110,23 +110,22 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
 
 
 def batch(
-    given: Mapping[str, Any],
+    given: dict[str, Any],
     where: str,
     prompts: Path,
     answers: Path,
     strategy: str | None = None,
-    column: str = "prompt",
-    again: bool = False,
+    **more: Any,
 ) -> batches.Outcome:
     """Have a file's prompts answered by a pool; say by which strategy and why, and what it took."""
-    wanted = Parameters.read(dict(given), where)
-    chosen, why = strategy or given.get("strategy"), "as asked for"
-    if not chosen:
+    given = {key: value for key, value in given.items() if key not in ("sweep", "live")}
+    wanted, why = Parameters.read(given, where), "as asked for"
+    if not (chosen := strategy or given.get("strategy")):
         chosen, why = winner(wanted)
-    click.echo(f"By {by_name(chosen).name}: {why}.", err=True)
-    wanted = wanted.model_copy(update={"strategy": chosen})
-    asked = wanted, prompts, answers, column, again, experiment.bar(prompts.name)
-    out = batches.answer(*asked, lambda told: click.echo(f"poc: {safe(told)}", err=True))
+    wanted = wanted.model_copy(update={"strategy": by_name(chosen).name})
+    more |= {"progress": experiment.bar(prompts.name), "tell": _say}
+    _say(f"by {chosen}: {why}.")
+    out = batches.answer(wanted, prompts, answers, **more)
     if count := out.shares.total():
         shares = ", ".join(f"{name} {share:,}" for name, share in out.shares.items())
         click.echo(
@@ -137,6 +136,10 @@ def batch(
     earlier = f", {out.before:,} of them before" if out.before else ""
     click.echo(f"{out.prompts - out.failed:,} of {out.prompts:,} prompts answered{earlier}.")
     return out
+
+
+def _say(told: str) -> None:
+    click.echo(f"poc: {safe(told)}", err=True)
 
 
 def winner(wanted: Parameters) -> tuple[str, str]:
@@ -248,7 +251,7 @@ def _told(problem: object) -> str:
 
 def pass_over(problem: str) -> None:
     """Tell of a report that cannot be read and is left out."""
-    click.echo(f"poc: passed over: {problem}", err=True)
+    _say(f"passed over: {problem}")
 
 
 def write_site() -> Path:

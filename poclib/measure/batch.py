@@ -32,6 +32,7 @@ from .run import Run
 from .strategies import by_name
 
 LONG = {"length", "limit", "max_tokens", "model_length"}  # endings of an answer that was cut
+MOST_AT_ONCE = 1000  # without a limit, where one finds itself
 KEPT = ("answer", "error", "error_kind", "provider", "prompt_tokens", "wall_ms")
 # A kill loses nothing; a power failure may lose the last answers. Nobody else may open it.
 TABLES = """
@@ -50,10 +51,10 @@ class Outcome:
     estimate from its `source`: own answers, where it had one at a time, else its calibration.
     """
 
-    prompts: int
-    before: int
+    prompts: int = 0
+    before: int = 0
     shares: Counter[str] = field(default_factory=Counter)
-    walls_ms: dict[str, float] = field(default_factory=dict)
+    walls_ms: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     took_s: float = 0.0
     failed: int = 0
@@ -77,9 +78,10 @@ class Book(Sequence[Prompt]):
         self._db = db
         self._db.executescript(TABLES)
         self._db.execute("begin")
-        for table in ("head", "prompts") if again else ():
+        new = again or not self._one("select count(*) from prompts where done")
+        for table in ("head", "prompts") if new else ():
             self._db.execute(f"delete from {table}")
-        new, digest = not self._one("select count(*) from head"), hashlib.sha256(asked.encode())
+        digest = hashlib.sha256(asked.encode())
         for number, row in enumerate(rows):
             problem = "its prompt is empty; fill it in or remove it" if not row.text.strip() else ""
             if number and row.api != self.api:
@@ -165,8 +167,7 @@ class Batch(Run):
                     return
                 if row.outcome == "ok":
                     out.shares[row.provider] += 1
-                    before_ms = out.walls_ms.get(row.provider, 0.0)
-                    out.walls_ms[row.provider] = before_ms + (row.wall_ms or 0.0)
+                    out.walls_ms[row.provider] += round(row.wall_ms or 0)
                     out.tokens += pacing.length(row) or 0
                 out.took_s, count = max(0.001, (self.clock() - begun_ms) / 1000), out.shares.total()
                 pace = f"{count / out.took_s:,.1f} answers, {out.tokens / out.took_s:,.0f} tokens/s"
@@ -213,12 +214,14 @@ def answer(
         raise ParameterError(f"{answers.name}: answers are kept as prompts are: *{prompts.suffix}.")
     if not answers.parent.is_dir():
         raise ParameterError(f"{answers.name}: its folder is not there; make it first.")
-    if answers.exists() and (answers.samefile(prompts) or not (again or part.exists())):
+    if answers.exists() and (
+        answers.resolve() == prompts.resolve() or not (again or part.exists())
+    ):
         raise ParameterError(
             f"{answers.name} is there already, and finished; name another file, or answer all its "
             "prompts anew with --again (never into the prompts' own file)."
         )
-    p, begun = parameters, part.exists()
+    p, out, finished, begun = parameters, Outcome(), False, part.exists()
     models = sorted({one.model or one.kind for one in p.providers})
     asked = json.dumps([column, p.max_tokens, p.seed, p.context_tokens, models])
     rows = batchfiles.rows(prompts, column, bodies=True)
@@ -228,23 +231,22 @@ def answer(
             book = Book(db, rows, asked, again)
             for key, count in book.dropped.items():
                 tell(f"{key} is not carried: {count:,} of {book.size:,} prompts ask for it.")
-            out = Outcome(book.size, book.size - len(book))
+            out.prompts, out.before = book.size, book.size - len(book)
             if book.left:
                 ways = [one.model_copy(update={"api": book.api or one.api}) for one in p.providers]
-                wanted = p.model_copy(update={"providers": ways, "prompts": len(book)})
+                few = min(len(book), MOST_AT_ONCE)  # a run would hold so many texts of its own
+                wanted = p.model_copy(update={"providers": ways, "prompts": few})
                 with experiment.open_pool(wanted, pool) as providers:
                     batch = Batch(wanted, providers)
                     experiment.on_own_loop(lambda: batch.carry(book, out, progress, tell))
             out.failed = book.write(answers, kind)
-    except ParameterError:
-        if not begun:
-            part.unlink()
-        raise
+        finished = not out.failed
     except sqlite3.Error as error:
         raise ReportError(
             f"{part.name}: {error}; free the disk, or end the other command that writes it: the "
             "same one goes on from here."
         ) from None
-    if not out.failed:
-        part.unlink()
+    finally:
+        if finished or not (begun or out.shares):
+            part.unlink(missing_ok=True)
     return out
