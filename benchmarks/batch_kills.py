@@ -63,8 +63,9 @@ def main(prompts: int = 2000, kills: int = 5, max_tokens: int = 4) -> int:
             while running.poll() is None:
                 with contextlib.suppress(psutil.Error):
                     most_bytes = max(most_bytes, psutil.Process(running.pid).memory_info().rss)
-                if first_s is None and part.exists() and len(kept(part)) > len(answers):
-                    first_s = time.monotonic()
+                with contextlib.suppress(sqlite3.Error):  # it was just being written
+                    if first_s is None and part.exists() and len(kept(part)) > len(answers):
+                        first_s = time.monotonic()
                 if left and first_s and time.monotonic() - first_s > ends_s:
                     os.killpg(running.pid, signal.SIGKILL)
                     break

@@ -121,9 +121,7 @@ def _of_batch(number: int, fields: Fields) -> Row:
             text = body["prompt"] + ""
         else:
             needs = "messages in its body, each with a role and a content that is text"
-            messages = [
-                {"role": m["role"], "content": _words(m["content"])} for m in body["messages"]
-            ]
+            messages = [_message(one) for one in body["messages"]]
             text = "\n".join(message["content"] for message in messages)
     except (LookupError, TypeError):
         raise ParameterError(f"prompts: line {number} needs {needs}.") from None
@@ -137,10 +135,12 @@ def _of_batch(number: int, fields: Fields) -> Row:
     return Row(number, fields, text, messages, options, api, dropped)
 
 
-def _words(content: Any) -> str:
-    """A message's text, in one piece or several; raises where it holds anything else."""
+def _message(given: Fields) -> dict[str, str]:
+    """A message with its text, in one piece or several; raises where it holds anything else."""
+    content = given["content"]
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return "\n".join({"text": part["text"]}[part["type"]] for part in parts)
+    text = "\n".join({"text": part["text"]}[part["type"]] for part in parts)
+    return {"role": given["role"], "content": text}
 
 
 def write(file: IO[str], kind: str, answered: Iterable[tuple[Fields, Fields]]) -> None:
@@ -164,24 +164,22 @@ def write(file: IO[str], kind: str, answered: Iterable[tuple[Fields, Fields]]) -
             file.write(f"{start}{json.dumps(row, ensure_ascii=False)}{end}")
         else:
             text = f"[failed: {known['error']}]" if known["error"] else known["answer"]
-            file.write("\\n".join(text.replace("\\", "\\\\").splitlines()) + "\n")
+            for sign, written in (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r")):
+                text = text.replace(sign, written)
+            file.write(f"{text}\n")
     file.write("\n]\n" if kind == ".json" else "")
 
 
 def _as_batch(number: int, fields: Fields, known: Fields) -> Fields:
     """One line of OpenAI's batch output."""
-    error = {"code": known["error_kind"], "message": known["error"]} if known["error"] else None
     line = {"id": f"batch_req_{number}", "custom_id": fields["custom_id"], "response": None}
-    if error:
-        return line | {"error": error}
+    if known["error"]:
+        return line | {"error": {"code": known["error_kind"], "message": known["error"]}}
     text, chat = known["answer"], WAYS[fields["url"]] == "chat"
     said: Fields = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     choice = {"index": 0, **said, "logprobs": None, "finish_reason": known["finish_reason"]}
     counts = known["prompt_tokens"], known["output_tokens"]
-    body: Fields = {
-        "id": f"poc-{number}",
-        "object": "chat.completion" if chat else "text_completion",
-    }
+    body: Fields = {"id": f"poc-{number}", "object": f"{'chat.' if chat else 'text_'}completion"}
     body |= {"created": known["created"], "model": known["model"], "choices": [choice]}
     if None not in counts:
         body["usage"] = dict(zip(USAGE, (*counts, sum(counts)), strict=True))

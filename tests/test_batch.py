@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import io
 import json
 import sqlite3
 import tracemalloc
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from replay import LLAMA, OLLAMA, VLLM, Answer, Replay, recorded, replay
 
-from poclib import cli, report, suite
+from poclib import batchfiles, cli, report, suite
 from poclib.errors import ParameterError, Rejected, ReportError
 from poclib.measure import batch, experiment
 from poclib.measure.strategies import STRATEGIES
@@ -160,6 +161,9 @@ def test_a_line_of_text_stays_one(tmp_path: Path) -> None:
     assert row["answer"] == "answer to a\nb"
     (tmp_path / "x.txt").write_text("C:\\new\n")
     assert answered(tmp_path / "x.txt", pool)[1] == "answer to C:\\\\new\n"
+    told = [({}, {**dict.fromkeys(batchfiles.TOLD), "answer": "a\r\nb\\\n"})]
+    batchfiles.write(file := io.StringIO(), "", told)
+    assert file.getvalue() == "a\\r\\nb\\\\\\n\n"
 
 
 # ---- What is refused, in one sentence, before anything is sent ------------------------------
