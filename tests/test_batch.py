@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from replay import LLAMA, OLLAMA, VLLM, Answer, Replay, recorded, replay
+from replay import LLAMA, OLLAMA, VLLM, Answer, Replay, provider, recorded, replay
 
 from poclib import batchfiles, cli, report, suite
 from poclib.errors import ParameterError, Rejected, ReportError
@@ -370,6 +370,23 @@ def test_a_body_is_carried_to_every_kind_of_server_over_a_real_socket(
     assert [line.split(" is not")[0] for line in told] == ["tools", "user"]
     (line,) = from_jsonl((tmp_path / "out.jsonl").read_text("utf-8"))
     assert line["response"]["body"]["model"] == sent["model"] and said(line)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("openai", ""), ("llama-server", "n_"), ("ollama", "num_")]
+)
+def test_a_plain_text_is_carried_with_its_own_options_or_those_of_the_parameters(
+    kind: str, key: str
+) -> None:
+    sender = provider(kind, "http://127.0.0.1:9", api="completion", max_tokens=40, seed=5)
+    for options in ({}, {"max_tokens": 9, "seed": 3, "top_p": 0.5}):
+        sent = sender._request_body(Prompt(0, "Why?", options=options))
+        told = sent.get("options", sent)
+        assert sent["prompt"] == "Why?" and told[f"{key}predict" if key else "max_tokens"] == (
+            options.get("max_tokens", 40)
+        )
+        assert told["seed"] == options.get("seed", 5) and told.get("top_p") == options.get("top_p")
+        assert not {"ignore_eos", "cache_prompt", "cache_salt", "messages"} & {*sent, *told}
 
 
 @pytest.mark.parametrize(("strategy", "source"), [("shared-queue", "own"), ("batched", "calib")])
