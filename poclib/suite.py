@@ -1,4 +1,4 @@
-"""What `poc run` and `poc sweep` do: measure, execute notebooks on what was saved, make the site.
+"""What `poc run`, `sweep` and `batch` do: measure, execute notebooks, make the site; or answer.
 
 Between the command and the two halves. A notebook that declares the parameter `strategy` is
 executed once for each strategy, and a page is made of each; every other notebook once.

@@ -32,7 +32,6 @@ from .run import Run
 from .strategies import by_name
 
 LONG = {"length", "limit", "max_tokens", "model_length"}  # endings of an answer that was cut
-MOST_AT_ONCE = 1000  # without a limit, where one finds itself
 KEPT = ("answer", "error", "error_kind", "provider", "prompt_tokens", "wall_ms")
 # A kill loses nothing; a power failure may lose the last answers. Nobody else may open it.
 TABLES = """
@@ -234,7 +233,7 @@ def answer(
             out.prompts, out.before = book.size, book.size - len(book)
             if book.left:
                 ways = [one.model_copy(update={"api": book.api or one.api}) for one in p.providers]
-                few = min(len(book), MOST_AT_ONCE)  # a run would hold so many texts of its own
+                few = min(len(book), 1000)  # a run would hold so many texts of its own
                 wanted = p.model_copy(update={"providers": ways, "prompts": few})
                 with experiment.open_pool(wanted, pool) as providers:
                     batch = Batch(wanted, providers)
