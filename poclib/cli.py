@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; engines are stopped, finished rounds are saved.", 130)
+        _fail("interrupted; engines are stopped, finished rounds and answers are kept.", 130)
     except BrokenPipeError:
         sys.stderr.close()
 
@@ -167,6 +167,42 @@ def sweep(file: Path, changes: Sequence[str]) -> None:
     from . import suite
 
     suite.sweep(read_yaml(file, changes), file.name)
+
+
+@poc.command()
+@click.argument("prompts", type=click.Path(path_type=Path))
+@click.option("-o", "answers", metavar="ANSWERS", type=click.Path(path_type=Path), required=True)
+@click.option("--params", type=click.Path(path_type=Path), required=True, help="Names the pool.")
+@_set
+@click.option("--strategy", metavar="NAME", help="Not the one that last won on this pool.")
+@click.option("--column", default="prompt", show_default=True, help="The prompts' column or key.")
+@click.option("--again", is_flag=True, help="Answer all anew; what ANSWERS holds is replaced.")
+def batch(params: Path, changes: Sequence[str], **words: Any) -> None:
+    """Have the prompts of a file answered by the pool of PARAMS, and keep the answers in order.
+
+    PROMPTS is one of these, and ANSWERS becomes the same:
+
+    \b
+    .jsonl  lines of OpenAI's batch (custom_id, url, body), as `vllm run-batch` takes them
+    .jsonl  objects with a `prompt`, or texts; .json: a list of such
+    .csv    a table with a column `prompt`, or no other column; .tsv: the same with tabs
+    others  a prompt on each line; an answer's own line breaks are written as \\n
+
+    Every provider is asked for its own model. max_tokens, seed and the rest come from PARAMS (and
+    --set), unless a body asks for others; what of a body cannot be carried is told first.
+
+    Answers are kept in ANSWERS.part as they come. Stopped in any way, the same command goes on,
+    and no prompt is answered twice. Failures are rows with their reason: the exit code is 1, and
+    the same command tries only those again. No report is written.
+
+    \b
+    poc batch mine.csv -o answers.csv --params params/two-machines.yaml
+    poc batch mine.jsonl -o out.jsonl --params params/embedded.yaml --set max_tokens=200
+    """
+    from . import suite
+
+    if failed := suite.batch(read_yaml(params, changes), params.name, **words).failed:
+        _fail(f"{failed:,} failed; the same command tries only those again.", 1)
 
 
 @poc.command()

@@ -47,6 +47,7 @@ ONLY_IN = {
 ROOMS = """
 __main__: cli
 addresses: errors
+batchfiles: errors
 contention: records stats
 errors:
 firstuse: errors parameters providers.discover report showing.format
@@ -57,17 +58,17 @@ recording: errors records report
 records: parameters
 report: errors parameters records
 stats: errors
-suite: errors measure.experiment measure.strategies measure.sweep parameters reading.reading
-    recording report showing.curves showing.documents showing.format showing.notebooks
-    showing.site showing.words
-workload: errors parameters records report
+suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters
+    reading.reading recording report showing.curves showing.documents showing.format
+    showing.notebooks showing.site showing.words
+workload: batchfiles errors parameters records report
 engines.keeper: .link errors
 engines.link:
 engines.llama: errors parameters
 engines.pool: .llama errors parameters
 providers: .ollama .openai .provider
 providers.connection: errors records
-providers.discover: .provider .transport addresses errors parameters records
+providers.discover: .connection .provider .transport addresses errors parameters records
 providers.fake: errors records
 providers.ollama: .provider records
 providers.openai: .connection .provider errors records
@@ -76,6 +77,8 @@ providers.provider: .connection .transport errors parameters records
 providers.transport: .connection .origin errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
+measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
+    pacing parameters progress records report
 measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
     pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .strategies contention errors records

@@ -18,8 +18,9 @@ from .. import addresses
 from ..errors import BadAnswer, Forbidden, ParameterError, PocError, Unreachable
 from ..parameters import Parameters, ProviderSettings
 from ..records import Exchange
+from .connection import failed
 from .provider import SURPRISES, Json, short
-from .transport import TimedClient, failed
+from .transport import TimedClient
 
 LIMIT_S, CONNECT_S = 3.0, 2.0
 ROUND_TRIPS = 10
