@@ -7,6 +7,7 @@ and each order that a strategy asks for is a heap in which old entries are left 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ from .lengths import Lengths
 Key = Callable[["Place"], Any]
 # A machine takes a waiting prompt where one so many spreads shorter than usual would end in time.
 SHORTER = 1.5
-# The horizon is computed anew after one event for so many slots, and after so long in any case.
-SLOTS_AN_EVENT, STALE_MS = 16, 50.0
+# The horizon is computed anew after some events, the more the larger the pool, and after so long
+# for each so many providers; of a large pool so many providers stand for all.
+STALE_MS, SAMPLE = 50.0, 256
 NEAR = 1 + 1e-9  # what rounding may do to equal sums
 
 
@@ -167,11 +169,12 @@ class Pool:
         took_ms = place.expected_ms * usual * exp(-SHORTER * self.lengths.spread)
         if self.without or took_ms <= self.waiting * self.usual / self._pace:
             return True  # even with every slot free at once, all would take longer
-        slots = len(self.places)
-        late = self.now_ms - self._computed_ms > STALE_MS or self._computed_ms < 0
+        size = len(self.places)
+        late = self.now_ms - self._computed_ms > STALE_MS * max(1.0, size / SAMPLE)
         if self._horizon_left < 0 or late:
             self._horizon_ms = horizon_ms(self)
-            self._horizon_left, self._computed_ms = slots // SLOTS_AN_EVENT, self.now_ms
+            self._horizon_left = min(size, SAMPLE) * size // 512
+            self._computed_ms = self.now_ms
         return self.now_ms + took_ms <= self._horizon_ms * NEAR
 
     def rest_ms(self, place: Place, begun_ms: float, length: float) -> float:
@@ -182,21 +185,20 @@ class Pool:
 
 def horizon_ms(pool: Pool) -> float:
     """When the pool would have ended all that waits, each slot taking one after the other."""
+    sample = pool.places[:: max(1, len(pool.places) // SAMPLE)]
+    waiting = pool.waiting * len(sample) / len(pool.places)
     slots = [
         (free_ms, p.expected_ms * pool.usual)
-        for p in pool.places
+        for p in sample
         if p.admitted
         for free_ms in _free_ms(p, pool)
     ]
     low_ms = pool.now_ms
-    high_ms = pool.now_ms + min((f - low_ms + pool.waiting * e for f, e in slots), default=inf)
-    if high_ms == inf:
-        return inf
-    for _ in range(60):
+    high_ms = min((f + math.ceil(waiting) * e for f, e in slots), default=inf)
+    exact = 1e-8 if len(sample) == len(pool.places) else 1e-3
+    while high_ms < inf and high_ms - low_ms > exact * (high_ms - pool.now_ms):
         middle_ms = (low_ms + high_ms) / 2
-        if not low_ms < middle_ms < high_ms or high_ms - low_ms < 1e-7 * (high_ms - pool.now_ms):
-            break
-        if sum((middle_ms - f) // e for f, e in slots if f + e <= middle_ms) >= pool.waiting:
+        if sum((middle_ms - f) // e for f, e in slots if f + e <= middle_ms) >= waiting:
             high_ms = middle_ms
         else:
             low_ms = middle_ms

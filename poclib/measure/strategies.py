@@ -214,30 +214,6 @@ def shared_queue(pool: Pool) -> Place | None:
     return pool.least(emptiest, free=True)
 
 
-@strategy("ahead", "What if the next prompt is there before the slot is free?")
-def sent_ahead(pool: Pool) -> Place | None:
-    """One queue for all; a provider is sent one prompt more than it works on.
-
-    The next prompt waits inside the server, so a slot that becomes free goes on at once: the way
-    there and back is hidden behind the answer before. Only a server that queues or batches is
-    sent more; one that refuses or thrashes is held to its capacity, as under the shared queue.
-    At the end a prompt that has most likely not begun is taken back where another provider is
-    idle and would end it sooner. A request's time counts from when it is handed to the
-    connection, so its wait in the server is in it, though nobody loses it.
-
-    What this does not show:
-
-    - The first and the last request of each provider still pay for their way.
-    - A server that is told to stop may go on computing; what was begun unseen is then done twice.
-
-    Try:
-
-    - `link: {round_trip_ms: 200}`: compare with the shared queue at the same distance.
-    - `max_tokens = 4`: the shorter the answers, the more the way there counts.
-    """
-    return pool.least(emptiest, free=True)
-
-
 @strategy("capacity", "What if each prompt goes where it is expected to finish first?", True)
 def earliest_finish(pool: Pool) -> Place | None:
     """Each prompt goes to the provider expected to finish it first, and the late last ones twice.
@@ -283,6 +259,30 @@ def batched(pool: Pool) -> Place | None:
     - `max_tokens = 64`: longer answers, where shared steps count for more.
     """
     return shared_queue(pool)
+
+
+@strategy("ahead", "What if the next prompt is there before the slot is free?")
+def sent_ahead(pool: Pool) -> Place | None:
+    """One queue for all; a provider is sent one prompt more than it works on.
+
+    The next prompt waits inside the server, so a slot that becomes free goes on at once: the way
+    there and back is hidden behind the answer before. Only a server that queues or batches is
+    sent more; one that refuses or thrashes is held to its capacity, as under the shared queue.
+    At the end a prompt that has most likely not begun is taken back where another provider is
+    idle and would end it sooner. A request's time counts from when it is handed to the
+    connection, so its wait in the server is in it, though nobody loses it.
+
+    What this does not show:
+
+    - The first and the last request of each provider still pay for their way.
+    - A server that is told to stop may go on computing; what was begun unseen is then done twice.
+
+    Try:
+
+    - `link: {round_trip_ms: 200}`: compare with the shared queue at the same distance.
+    - `max_tokens = 4`: the shorter the answers, the more the way there counts.
+    """
+    return pool.least(emptiest, free=True)
 
 
 def sends_ahead(facts: ProviderFacts, queues: bool = True) -> bool:
