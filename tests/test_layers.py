@@ -81,15 +81,20 @@ measure.batch: .calibration .dispatch .experiment .forecast .run .strategies bat
     pacing parameters progress records report
 measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
     pacing parameters progress recording records report workload
-measure.dispatch: .adaptive .attempt .strategies contention errors records
+measure.copies: .attempt .slots .strategies
+measure.dispatch: .adaptive .attempt .copies .lanes .lengths .slots .strategies contention errors
+    records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
     providers providers.discover recording records report workload
 measure.forecast: .strategies pacing records
+measure.lanes: .adaptive .attempt .lengths .slots contention pacing records
+measure.lengths: records
 measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
 measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
     providers recording records report workload
-measure.strategies: errors
+measure.slots: .lengths
+measure.strategies: .slots errors records
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
 reading.belief: .phases records

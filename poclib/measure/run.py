@@ -22,7 +22,7 @@ from . import forecast, ruler
 from .adaptive import AdaptiveLimit
 from .calibration import Calibration
 from .machine import Monitor, undisturbed
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, sends_ahead
 
 # How much of the longest round so far must be left of the time for one more to begin.
 MARGIN = 1.2
@@ -210,7 +210,10 @@ class Run(Calibration):
         facts = [facts for facts in self.report.providers if facts.name in names]
         capacity = {each.name: each.capacity for each in facts}
         slots = {each.name: each.slots or each.capacity for each in facts}
-        most = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}[limit]
+        queues = {settings.name: settings.queues for settings in self.parameters.providers}
+        ahead = {each.name: each.capacity + sends_ahead(each, queues[each.name]) for each in facts}
+        held = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}
+        most = (held | {"ahead": ahead})[limit]
         return most, {
             name: AdaptiveLimit(name, self.expected_ms[name], most[name], most[name])
             for name in names
