@@ -74,14 +74,20 @@ class Lengths:
 
 
 class Fresh:
-    """The prompts that were never given: in their order, or, `longest_first`, in that of length."""
+    """The prompts that were never given: in their order, or, `longest_first`, in that of length.
+
+    Their texts are asked for one by one, when they are taken: there may be more than memory holds.
+    """
 
     def __init__(self, prompts: Sequence[Prompt], lengths: Lengths, longest_first: bool) -> None:
-        self._lengths = lengths
-        unlike = longest_first and len({len(prompt.text) for prompt in prompts}) > 1
-        ordered = sorted(prompts, key=lambda prompt: -len(prompt.text)) if unlike else prompts
-        self._left = deque(ordered)
-        self._sorted = unlike
+        self._prompts, self._lengths = prompts, lengths
+        order = range(len(prompts))
+        self._characters = [len(prompt.text) for prompt in prompts] if longest_first else []
+        self._sorted = len(set(self._characters)) > 1
+        if self._sorted:
+            self._left = deque(sorted(order, key=lambda index: -self._characters[index]))
+        else:
+            self._left = deque(order)
 
     def __len__(self) -> int:
         return len(self._left)
@@ -94,12 +100,12 @@ class Fresh:
         return sqrt(self._expected(0) * self._expected(-1))
 
     def _expected(self, end: int) -> float:
-        return self._lengths.expected(len(self._left[end].text))
+        return self._lengths.expected(self._characters[self._left[end]])
 
     def taken(self, in_time: Callable[[float], bool]) -> Prompt:
         """The longest for which `in_time` holds of the two ends; where for none, the shortest."""
-        if not self._sorted:
-            return self._left.popleft()
-        longest, shortest = (0, -1) if self._lengths.slope >= 0 else (-1, 0)
-        end = longest if in_time(self._expected(longest)) else shortest
-        return self._left.popleft() if end == 0 else self._left.pop()
+        end = 0
+        if self._sorted:
+            longest, shortest = (0, -1) if self._lengths.slope >= 0 else (-1, 0)
+            end = longest if in_time(self._expected(longest)) else shortest
+        return self._prompts[self._left.popleft() if end == 0 else self._left.pop()]
