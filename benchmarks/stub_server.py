@@ -40,21 +40,25 @@ def _whole(data: Any) -> bytes:
 @cache
 def answer(chat: bool, stream: bool, tokens: int) -> bytes:
     """All that a client reads of one answer."""
-    usage = {"prompt_tokens": 8, "completion_tokens": tokens, "total_tokens": 8 + tokens}
+    usage = {"prompt_tokens": 32, "completion_tokens": tokens, "total_tokens": 32 + tokens}
     kind = "chat.completion" if chat else "text_completion"
     same = {"id": "x", "object": kind, "created": 1, "model": "stub"}
 
     def choice(text: str, last: bool, key: str) -> dict[str, Any]:
         said: Any = {"role": "assistant", "content": text} if chat else text
-        return {"index": 0, key if chat else "text": said, "finish_reason": "length" if last else None}
+        return {
+            "index": 0,
+            key if chat else "text": said,
+            "finish_reason": "length" if last else None,
+        }
 
     if not stream:
-        choices = [choice("word " * tokens, True, "message")]
+        choices = [choice("x" * tokens, True, "message")]
         return _whole({**same, "choices": choices, "usage": usage})
     if chat:
         same["object"] += ".chunk"
     events: list[Any] = [
-        {**same, "choices": [choice("word ", number == tokens, "delta")]}
+        {**same, "choices": [choice("x", number == tokens, "delta")]}
         for number in range(1, tokens + 1)
     ]
     events.append({**same, "choices": [], "usage": usage})
@@ -146,7 +150,8 @@ class Stub:
         self._arrived_s, self._sent_s = array("d"), array("d")
         edge = int(_EDGE * len(sent_s))
         middle = slice(edge, len(sent_s) - edge)
-        took_s = [sent - arrived for sent, arrived in zip(sent_s[middle], arrived_s[middle])]
+        times_s = zip(arrived_s[middle], sent_s[middle], strict=True)
+        took_s = [sent - arrived for arrived, sent in times_s]
         lasted_s = sent_s[middle][-1] - sent_s[middle][0] if len(took_s) > 1 else 0.0
         return {
             "requests": len(sent_s),

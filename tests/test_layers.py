@@ -71,7 +71,8 @@ providers.provider: .transport errors parameters records
 providers.transport: errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
-measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
+measure.beside:
+measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies contention errors
     pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .strategies contention errors records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
