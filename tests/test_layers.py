@@ -72,8 +72,8 @@ providers.transport: errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.beside:
-measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies contention errors
-    pacing parameters progress recording records report workload
+measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies contention
+    errors pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .strategies contention errors records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
     providers recording records report workload
