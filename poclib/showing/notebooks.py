@@ -18,7 +18,6 @@ from typing import Any
 
 import nbformat
 import papermill
-from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
@@ -69,7 +68,7 @@ class Kernel(contextlib.ExitStack):
     and after a notebook that failed another kernel is started.
     """
 
-    _manager: KernelManager | None = None
+    _manager: Any = None
 
     def execute(self, notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
         """Run `notebook` with `values` into `target`, scrubbed.
@@ -97,7 +96,7 @@ class Kernel(contextlib.ExitStack):
             if target.exists():
                 scrub_file(target)
 
-    def _ready(self) -> KernelManager:
+    def _ready(self) -> Any:
         """A kernel that knows nothing of another notebook."""
         if self._manager is None:
             # The kernel is spoken to through files of this user, not over a network port; the
@@ -109,7 +108,6 @@ class Kernel(contextlib.ExitStack):
             config = Config({"KernelManager": spoken, "NotebookClient": quiet})
             client = NotebookClient(nbformat.v4.new_notebook(), config=config)
             self.enter_context(client.setup_kernel(cwd=str(report.root())))
-            assert client.km is not None, "a kernel has been started"
             self._manager = client.km
         else:
             speaker = self._manager.blocking_client()
