@@ -31,12 +31,11 @@ from .machine import EngineSampler, environment
 from .strategies import STRATEGIES
 
 Clock = Callable[[], float]
-# Round trips taken of each provider before every arm.
+# Round trips taken of each provider before every arm of a round; one warms a connection.
 PROBES = 5
-QUESTIONS = 64  # asked at once: nothing of them is timed
 # What must stay the same of a provider for its times to be of one kind.
 SAME = ("model", "digest", "server", "engine", "context_tokens")
-MOST_IN_FLIGHT = 64
+MOST_IN_FLIGHT, QUESTIONS = 64, 64  # at one provider; who are asked at once, which is not timed
 # Requests of a capacity level: enough that two loads are answered while a third is handed out.
 LEAST_REQUESTS, LOADS = 4, 3
 # A level may take so much longer than its requests would one at a time; then it has lost clearly.
@@ -283,7 +282,7 @@ class Calibration:
             self.report.notes.append(f"{stage}: {sentence}")
             self.progress(self.report.notes[-1], self._done, self._expected)
 
-        await self.probe(names if index == NO_ROUND else self.senders)
+        await self.probe(*((names, 1) if index == NO_ROUND else (self.senders, PROBES)))
         rules = self.rules
         if index == NO_ROUND:  # nothing is sent again, so that refusals show
             deadline_ms = min(rules.deadline_ms, self.clock() + limit_ms)
@@ -318,9 +317,10 @@ class Calibration:
         if index != NO_ROUND:
             if not span.answered:
                 raise RunFailed(f"{stage}: {error}")
-            if changed := await self.changed(names):
+            second = (begun.arm == "strategy") == (index % 2 == 0)  # of its round
+            if second and (changed := await self.changed(self.senders)):
                 raise RunFailed(
-                    f"{stage}: {changed[0]}, so answers of this arm may be of two kinds; the "
+                    f"{stage}: {changed[0]}, so answers of this round may be of two kinds; the "
                     "rounds before it are kept. Run again."
                 )
         end = {"engines": sampler.used, "struck_ms": struck_ms, "limit_changes": ran.limit_changes}
@@ -331,11 +331,11 @@ class Calibration:
             self.report.preparation.append(whole)
         return span, whole
 
-    async def probe(self, names: Collection[str]) -> None:
+    async def probe(self, names: Collection[str], times: int) -> None:
         """Take the round trip to each provider, and have its connection warm."""
 
         async def probed(name: str, file: Lines) -> None:
-            for _ in range(PROBES):
+            for _ in range(times):
                 try:
                     async with asyncio.timeout(self.parameters.connect_timeout_s):
                         trip = await self.senders[name].probe(self.clock)
