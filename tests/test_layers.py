@@ -98,6 +98,7 @@ showing.documents: .format .warnings .words errors reading.compare reading.phase
     records report stats
 showing.format:
 showing.notebooks: errors report
+showing.peers: .format .style errors
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
