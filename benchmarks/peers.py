@@ -411,6 +411,7 @@ def main() -> None:
     told.add_argument("--only", action="append", default=[], choices=[t.name for t in TOOLS])
     told.add_argument("--repeats", type=int, default=5)
     told.add_argument("--save", action="store_true", help=f"write {FILE.relative_to(ROOT)}")
+    told.add_argument("--json", action="store_true", help="print all rows, not a table")
     told.add_argument("--client", nargs=5, help=argparse.SUPPRESS)
     given = told.parse_args()
     if given.client:
@@ -421,7 +422,7 @@ def main() -> None:
         found = compared(folder, envs, given.only, given.repeats)
     if given.save:
         FILE.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found["rows"]))
+    print(json.dumps(found) if given.json else table(found["rows"]))
 
 
 if __name__ == "__main__":
