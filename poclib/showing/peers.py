@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..errors import ReportError
-from .format import day, many, number, table
+from .format import day, many, number
 from .style import FAINT, INK, label, titles
 
 if TYPE_CHECKING:
@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 FILE = Path("data", "peers.json")
 OURS, LIMIT = "poclib", "raw socket"
-SHOWN = {
-    "requests_per_s": "requests/s",
-    "said_ttft_ms": "says to first token (ms)",
-    "true_ttft_ms": "truly (ms)",
-    "said_latency_ms": "says a request (ms)",
-    "true_latency_ms": "truly (ms)",
-    "failed": "failed",
-}
-WHOLE = {"requests_per_s", "failed"}
 
 
 @dataclass(frozen=True)
@@ -83,16 +74,6 @@ def title_said(found: Peers, in_flight: int) -> str:
         f"{in_flight} in flight: of a first token that took {number(truly[OURS])} ms {OURS} says "
         f"{number(says[OURS])}, {worst} {number(says[worst])} of one of {number(truly[worst])}"
     )
-
-
-def compared(found: Peers) -> str:
-    """All of it, as Markdown."""
-    rows = [
-        [str(row["in_flight"]), row["tool"]]
-        + [number(row[key], 0 if key in WHOLE else 2) for key in SHOWN]
-        for row in found.medians.reset_index().to_dict("records")
-    ]
-    return table(["in flight", "tool", *SHOWN.values()], rows, markdown=True)
 
 
 def rates(ax: Axes, found: Peers, in_flight: int) -> None:
