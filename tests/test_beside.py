@@ -73,7 +73,12 @@ def test_a_thousand_machines_take_the_time_of_their_thirty_second_part() -> None
 
 
 def test_what_shares_a_machine_goes_one_after_the_other(tmp_path: Path) -> None:
-    hosts = {"a": "http://localhost:1", "b": "http://127.0.0.1:2", "far": "http://10.0.0.9:1"}
+    hosts = {
+        "far": "http://10.0.0.9:1",
+        "twin": "http://10.0.0.9:2",
+        "farther": "http://10.0.0.8:1",
+    }
+    hosts |= {"a": "http://localhost:1", "b": "http://127.0.0.1:2"}
     named = [{"name": n, "kind": "openai", "url": u, "model": "m"} for n, u in hosts.items()]
     found = measured(tmp_path, [fake.Provider(n, 100) for n in hosts], providers=named)
     spans: dict[str, list[tuple[float, float]]] = {name: [] for name in hosts}
@@ -84,7 +89,9 @@ def test_what_shares_a_machine_goes_one_after_the_other(tmp_path: Path) -> None:
     def overlap(one: str, other: str) -> bool:
         return any(a < d and c < b for a, b in spans[one] for c, d in spans[other])
 
-    assert not overlap("a", "b") and overlap("a", "far")
+    assert overlap("far", "farther") and not overlap("far", "twin")
+    # This machine's are alone: they take the coordinator's cores.
+    assert not any(overlap(own, name) for own in "ab" for name in hosts if name != own)
     assert host(None) == "" and host("http://[::1]:80") == "localhost"
 
 

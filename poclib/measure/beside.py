@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 # So many machines at once: few enough that the coordinator adds to none of their times (32 streams
 # of 50 tokens a second take a tenth of its core), enough that a thousand are done in minutes.
-MACHINES = 32
+MACHINES, HERE = 32, "localhost"
 _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 
 Answer = TypeVar("Answer")
@@ -41,9 +41,9 @@ class Block:
 
 
 def host(url: str | None) -> str:
-    """The machine in a url, `localhost` for all of loopback; "" where there is none."""
+    """The machine in a url, one name for all of loopback; "" where there is none."""
     name = urlsplit(url or "").hostname or ""
-    return "localhost" if _LOOPBACK.fullmatch(name) else name
+    return HERE if _LOOPBACK.fullmatch(name) else name
 
 
 async def side_by_side(
@@ -51,16 +51,18 @@ async def side_by_side(
 ) -> dict[str, Answer]:
     """What `work` gives for each provider; those of one machine go one after the other.
 
-    They would measure each other: all embedded engines are on one machine, and the coordinator
-    beside them. Machines go side by side, `MACHINES` at once; each arm then writes its block of
-    `file` when it has ended, however that was, and the first error ends all.
+    They would measure each other. What is on this machine, as all embedded engines are, goes first
+    and alone: it takes cores that the coordinator needs. Other machines go side by side, `MACHINES`
+    at once; each arm then writes its block of `file` when it has ended, however that was, and the
+    first error ends all.
     """
     machines: dict[str, list[str]] = {}
     for name in names:
         machines.setdefault(machine[name], []).append(name)
+    alone = machines.pop(HERE, [])
     if len(machines) == 1:
-        return {name: await work(name, file) for name in names}
-    found: dict[str, Answer] = {}
+        alone += machines.popitem()[1]
+    found = {name: await work(name, file) for name in alone}
     gate = asyncio.Semaphore(MACHINES)
 
     async def in_turn(own: Sequence[str]) -> None:
@@ -79,5 +81,6 @@ async def side_by_side(
                 group.create_task(in_turn(own))
     except ExceptionGroup as several:  # of which all but the first are the rarest of chances
         raise several.exceptions[0] from None
-    file.sync()
+    if machines:
+        file.sync()
     return {name: found[name] for name in names}

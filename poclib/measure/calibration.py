@@ -25,7 +25,7 @@ from ..report import NO_ROUND
 from . import forecast
 from .adaptive import AdaptiveLimit
 from .attempt import Policy, Rules, Sender
-from .beside import Lines, host, side_by_side
+from .beside import HERE, Lines, host, side_by_side
 from .dispatch import run_arm
 from .machine import EngineSampler, environment
 from .strategies import STRATEGIES
@@ -72,7 +72,7 @@ class Calibration:
         self._urls = {settings.name: settings.url for settings in p.providers if settings.url}
         self._engines = {n: f["running"] for n, f in self._known.items() if "running" in f}
         hosts = {name: host(self._urls.get(name)) for name in self.senders}
-        self._machines = {n: "localhost" if n in self._engines else hosts[n] or n for n in hosts}
+        self._machines = {n: HERE if n in self._engines else hosts[n] or n for n in hosts}
         self.texts = workload.texts(p.prompts)
         now = datetime.now(UTC)
         self.report = self.kept or begun(p, self.texts, now)
