@@ -215,7 +215,9 @@ def run() -> Iterator[Row]:
     with home() as folder:
         begun_s = time.perf_counter()
         command = [sys.executable, "-m", "poclib", "run", str(ROOT / "params" / "embedded.yaml")]
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if ran.returncode:
+            raise SystemExit(ran.stderr.strip().rpartition("\n")[2])
         took_s = time.perf_counter() - begun_s
         saved = [report.load(p) for p in (folder / report.FOLDER).glob("embedded-*.jsonl")]
     spans = [
