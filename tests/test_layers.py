@@ -79,8 +79,9 @@ measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
     pacing parameters progress records report
-measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
-    pacing parameters progress recording records report workload
+measure.beside:
+measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies
+    contention errors pacing parameters progress recording records report workload
 measure.copies: .attempt .slots .strategies
 measure.dispatch: .adaptive .attempt .copies .lanes .lengths .slots .strategies contention errors
     records
@@ -113,6 +114,7 @@ showing.documents: .format .warnings .words errors reading.compare reading.phase
     records report stats
 showing.format:
 showing.notebooks: errors report
+showing.peers: .format .style errors
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats

@@ -124,8 +124,7 @@ class Run(Calibration):
             for arm in arms[:: 1 if index % 2 == 0 else -1]:
                 if index not in done:
                     await self._arm(index, arm)
-            for name in self.senders:  # machines drift
-                await self.alone("calibration", name, 1, f" {index}")
+            await self.each_alone("calibration", 1, f" {index}")  # machines drift
             longest_ms = max(longest_ms, self.clock() - begun_ms)
         for change in await self.changed(self.senders):
             self.report.notes.append(f"{change} after its last round.")
@@ -157,7 +156,7 @@ class Run(Calibration):
         begun = Arm(arm=arm, strategy=name, limits=limits)
         prompts = self.prompts(arm, str(index), len(self.texts))
         stage = f"round {index + 1} of {self._of_rounds(index)}, {arm}"
-        span = await self.carry_out(begun, names, prompts, index, stage, live)
+        span, _ = await self.carry_out(begun, names, prompts, index, stage, live)
         self._note(index, arm, span)
 
     def _of_rounds(self, index: int) -> str:
