@@ -262,7 +262,7 @@ class Calibration:
         def done(request: Request) -> None:
             """Have it on disk before the next one is sent."""
             nonlocal error
-            self._file.write({"request": request.model_dump(exclude_none=True)})
+            self._file.write({"request": request})
             span.add(request)
             error = request.error or error
             self._done += 1
