@@ -97,6 +97,7 @@ showing.documents: .format .warnings .words errors reading.compare reading.phase
     records report stats
 showing.format:
 showing.notebooks: errors report
+showing.routers: .format .words contention parameters reading.reading stats
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats

@@ -26,7 +26,11 @@ from poclib.measure.strategies import (
 
 NAMES = sorted(STRATEGIES)
 ONE = {"sequential": "one", "serial-per-provider": "one"}
-LIMITS = ONE | {"all-parallel": "none", "batched": "slots"}  # the others: "capacity"
+LIMITS = ONE | {
+    "batched": "slots",
+    "all-parallel": "none",
+    "through-router": "none",
+}  # the others: "capacity"
 
 
 def view(

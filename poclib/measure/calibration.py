@@ -15,7 +15,7 @@ from math import inf
 from typing import Any, Protocol
 
 from .. import __version__, pacing, workload
-from ..contention import Found, Level, best_of, conclude, level, lost, next_in_flight
+from ..contention import REFUSALS, Found, Level, best_of, conclude, level, lost, next_in_flight
 from ..errors import ProviderError, RunFailed, UnlikeProviders
 from ..parameters import Parameters
 from ..progress import Progress, quiet
@@ -27,7 +27,7 @@ from .adaptive import AdaptiveLimit
 from .attempt import Policy, Rules, Sender
 from .dispatch import run_arm
 from .machine import EngineSampler, environment
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, THROUGH_ROUTER
 
 Clock = Callable[[], float]
 # Round trips taken of each provider before every arm.
@@ -67,6 +67,8 @@ class Calibration:
     def __post_init__(self) -> None:
         p = self.parameters
         self.senders = {provider.name: provider for provider, _ in self.providers}
+        self.routers = [p.name for p in p.providers if p.router_of]
+        self.machines = [name for name in self.senders if name not in self.routers]
         self._known = {provider.name: facts for provider, facts in self.providers}
         self.texts = workload.texts(p.prompts)
         now = datetime.now(UTC)
@@ -176,13 +178,16 @@ class Calibration:
             ("calibration", p.calibration_prompts, ""),
         ]
         for arm, count, which in steps:
-            for name in self.senders:
+            for name in self.machines if arm == "calibration" else self.senders:
                 rows = await self.alone(arm, name, count, which)
                 answered[name] = [row for row in rows if row.outcome == "ok" and row.wall_ms]
                 if rows and not answered[name]:
                     raise RunFailed(rows[0].error or f"provider {name} does not answer.")
-        self.expected_ms = forecast.expected_ms(answered)
-        self.know(fastest=min(self.expected_ms, key=self.expected_ms.__getitem__))
+        self.expected_ms = forecast.expected_ms({name: answered[name] for name in self.machines})
+        fastest = min(self.expected_ms, key=self.expected_ms.__getitem__)
+        self.know(fastest=fastest)
+        # A router is at best as fast as what it stands in front of.
+        self.expected_ms |= dict.fromkeys(self.routers, self.expected_ms[fastest])
 
     async def alone(self, arm: ArmName, name: str, count: int, which: str) -> list[Request]:
         """`count` requests, one at a time, with the same texts to each provider.
@@ -210,7 +215,7 @@ class Calibration:
         kept as an arm of the preparation.
         """
         capacities = {}
-        for name in self.senders:
+        for name in self.machines:
             seen: list[Level] = []
             while (in_flight := next_in_flight(seen, most)) is not None:
                 last = await self._level(name, in_flight)
@@ -247,7 +252,7 @@ class Calibration:
         Raises `RunFailed` where time is over or, in a round, its answers are none to count with.
         """
         stage = stage or f"{begun.arm} of {begun.turn}"
-        span, error = pacing.Span(), "no prompt was answered."
+        span, error, refused = pacing.Span(), "no prompt was answered.", False
         strike = self.parameters.strike if begun.arm == "strategy" else None
         struck_ms: dict[str, float] = {}
         engines: dict[str, Any] = {
@@ -261,10 +266,10 @@ class Calibration:
 
         def done(request: Request) -> None:
             """Have it on disk before the next one is sent."""
-            nonlocal error
+            nonlocal error, refused
             self._file.write({"request": request.model_dump(exclude_none=True)})
             span.add(request)
-            error = request.error or error
+            error, refused = request.error or error, refused or request.status in REFUSALS
             self._done += 1
             self._expected = max(self._expected, self._done)
             self.progress(stage, self._done, self._expected)
@@ -306,7 +311,8 @@ class Calibration:
             limit_s = self.parameters.run_limit_s
             raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
         if index != NO_ROUND:
-            if not span.answered:
+            # A router that has no room for anything is found to be so; another fault ends the run.
+            if not span.answered and not (refused and begun.strategy == THROUGH_ROUTER):
                 raise RunFailed(f"{stage}: {error}")
             if changed := await self.changed(names):
                 raise RunFailed(

@@ -21,7 +21,7 @@ from . import forecast, ruler
 from .adaptive import AdaptiveLimit
 from .calibration import Calibration
 from .machine import Monitor, undisturbed
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, THROUGH_ROUTER
 
 # How much of the longest round so far must be left of the time for one more to begin.
 MARGIN = 1.2
@@ -58,8 +58,9 @@ class Run(Calibration):
     def _requests(self, rounds: int) -> int:
         """How many requests a run of so many rounds sends, if none fails."""
         p = self.parameters
-        once = len(self.senders) * (p.warm_up_prompts + p.calibration_prompts)
-        return once + rounds * (2 * len(self.texts) + len(self.senders))
+        machines = len(self.machines)
+        once = len(self.senders) * p.warm_up_prompts + machines * p.calibration_prompts
+        return once + rounds * (2 * len(self.texts) + machines)
 
     async def examine(self, capacity: bool) -> tuple[dict[str, str], dict[str, Found]]:
         """The problem of each provider that cannot be used; with `capacity`, capacities found.
@@ -123,7 +124,7 @@ class Run(Calibration):
             for arm in arms[:: 1 if index % 2 == 0 else -1]:
                 if index not in done:
                     await self._arm(index, arm)
-            for name in self.senders:  # machines drift
+            for name in self.machines:  # they drift
                 await self.alone("calibration", name, 1, f" {index}")
             longest_ms = max(longest_ms, self.clock() - begun_ms)
         for change in await self.changed(self.senders):
@@ -149,9 +150,11 @@ class Run(Calibration):
         return ended is not None
 
     async def _arm(self, index: int, arm: ArmName) -> None:
-        name, names = self.parameters.strategy, list(self.senders)
+        name, names = self.parameters.strategy, self.machines
         if arm == "baseline":
             name, names = "sequential", [name for name in names if name == self.report.fastest]
+        elif name == THROUGH_ROUTER:
+            names = self.routers
         limits, live = self._limits(name, names)
         begun = Arm(arm=arm, strategy=name, limits=limits)
         prompts = self.prompts(arm, str(index), len(self.texts))
@@ -171,8 +174,9 @@ class Run(Calibration):
 
     def foretold_ratios(self) -> dict[str, float]:
         """Ratio to the baseline of each strategy, from calibration alone."""
-        capacity = {facts.name: facts.capacity for facts in self.report.providers}
-        return forecast.ratios(len(self.texts), self.expected_ms, capacity)
+        capacity = {f.name: f.capacity for f in self.report.providers if not f.router_of}
+        alone_ms = {name: self.expected_ms[name] for name in capacity}
+        return forecast.ratios(len(self.texts), alone_ms, capacity)
 
     def foretold_rounds(self) -> dict[str, pacing.Power]:
         """How many rounds each foretold ratio needs to be told from the gate, and from 1."""
@@ -187,7 +191,9 @@ class Run(Calibration):
 
         Without a limit those move that are forced, from 1 up; the next round begins with them.
         """
-        limit = STRATEGIES[strategy].limit
+        limit, router = STRATEGIES[strategy].limit, self.parameters.router
+        if strategy == THROUGH_ROUTER and router and router.in_flight:
+            return {router.name: router.in_flight}, {}
         adaptive = {settings.name: settings.adaptive for settings in self.parameters.providers}
         if limit == "none":
             for name in names:

@@ -112,6 +112,7 @@ def _show(function: Callable[..., object], shown: dict[str, str]) -> None:
 
 
 STRATEGIES: dict[str, Strategy] = {}
+THROUGH_ROUTER = "through-router"  # the only one that asks a router, and nobody else
 
 
 def strategy(limit: Limit, question: str) -> Callable[[Decide], Decide]:
@@ -346,6 +347,28 @@ def batched(pool: PoolView) -> list[str]:
     - `max_tokens = 64`: longer answers, where shared steps count for more.
     """
     return shared_queue(pool)
+
+
+@strategy("none", "What does a router make of the same machines?")
+def through_router(pool: PoolView) -> list[str]:
+    """Every prompt goes at once to a router that stands in front of the machines.
+
+    Where each goes on to, and whether it waits, is up to the router: this side only holds back what
+    is beyond its `in_flight`, where that is set. The baseline goes past the router, straight to the
+    fastest machine, so that what the router itself costs is in the ratio. A router that refuses is
+    asked again as often as `retries` says; what then has no answer is counted as failed.
+
+    What this does not show:
+
+    - A router does more than spread: keys, budgets, logs, a fallback to other models.
+    - Where it runs on one of the machines it takes a part of its time.
+
+    Try:
+
+    - `in_flight: 2` for the router: does it do better when it is given less at once?
+    - Another of its own routing strategies; name it in `note`, so that the page tells it.
+    """
+    return [pool.fastest_first[0].name] * pool.waiting
 
 
 def simulated_makespan_ms(

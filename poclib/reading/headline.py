@@ -42,8 +42,9 @@ def headline(reading: Reading) -> stats.Headline:
     ratio = stats.overhead_ratio(ratios)
     alone, ideal_from = _alone(reading)
     count = len(prompts(report))
-    known = bool(roles) and count > 0 and roles.keys() <= alone.keys()
-    ideal = count / math.fsum(1 / alone[p] for p in roles) if known else None
+    machines = {facts.name for facts in report.providers if not facts.router_of}
+    known = bool(machines) and count > 0 and machines <= alone.keys()
+    ideal = count / math.fsum(1 / alone[p] for p in machines) if known else None
     efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
     over = {role: _known(row.over_ms for row in own) for role, own in by_role.items()}
     remote_ms = math.fsum(_walls(row for row in by_role["remote"] if row.over_ms is not None))
