@@ -21,39 +21,39 @@ def router(reading: Reading) -> ProviderSettings | None:
 
 def named(reading: Reading) -> Headline:
     """The headline under the router's name, if it went through one; its pool is the machines."""
-    behind = [p for p in reading.report.providers if not p.router_of]
-    names = [f"{p.name} (speed {p.speed:g})" if p.speed else p.name for p in behind]
-    through = router(reading)
+    through, behind = router(reading), (p for p in reading.report.providers if not p.router_of)
+    names = [f"{p.name} at {p.speed:g}" if p.speed else p.name for p in behind]
     called = through.name if through else reading.report.strategy
     return replace(reading.headline, strategy=called, roles=dict.fromkeys(names, "local"))
 
 
+def pools(readings: Sequence[Reading]) -> dict[str, list[Reading]]:
+    """The reports by the machines that they were measured on."""
+    found: dict[str, list[Reading]] = {}
+    for one in readings:
+        found.setdefault(", ".join(named(one).providers), []).append(one)
+    return found
+
+
 def told(readings: Sequence[Reading]) -> str:
     """How the best router does beside the best strategy, and which routers refused. Markdown."""
-    lines = []
-    ours, theirs = (
-        words.best_first(named(one) for one in readings if bool(router(one)) is through)
-        for through in (False, True)
-    )
-    for each in (ours, theirs):
-        lines += [words.finding(one) for one in each[:1]]
-    if ours and theirs and ours[0].speedup and theirs[0].speedup:
-        times = number(ours[0].speedup / theirs[0].speedup)
-        lines.append(f"{theirs[0].strategy} took {times} times as long as {ours[0].strategy}")
-    for one in readings:
-        turned_away, unanswered, requests, prompts = refused(one)
-        if turned_away:
-            what = f"{named(one).strategy} refused {turned_away:,} of {many(requests, 'request')}"
-            lines.append(
-                f"{what}; {unanswered:,} of {many(prompts, 'prompt')} had no answer at last"
-            )
-    return bullets([f"{line}." for line in lines])
+    ours = words.best_first(named(one) for one in readings if not router(one))[:1]
+    theirs = words.best_first(named(one) for one in readings if router(one))[:1]
+    lines = [words.finding(one) for one in (*ours, *theirs)]
+    for our, their in zip(ours, theirs, strict=False):
+        if our.speedup and their.speedup:
+            times = number(our.speedup / their.speedup)
+            lines.append(f"{their.strategy} took {times} times as long as {our.strategy}")
+    return bullets([f"{line}." for line in [*lines, *filter(None, map(refused, readings))]])
 
 
-def refused(reading: Reading) -> tuple[int, int, int, int]:
-    """Requests refused and prompts never answered under the strategy, and how many each was."""
+def refused(reading: Reading) -> str:
+    """How often a router had no room, and what that left unanswered; empty where it always had."""
     arms = reading.arms("strategy")
     rows = [row for arm in arms for row in arm.requests]
-    prompts = len(arms) * len(reading.report.prompt_sha256)
-    turned_away = sum(row.status in REFUSALS for row in rows)
-    return turned_away, prompts - len(reading.answered("strategy")), len(rows), prompts
+    asked = len(arms) * len(reading.report.prompt_sha256)
+    unanswered = asked - len(reading.answered("strategy"))
+    if not (turned_away := sum(row.status in REFUSALS for row in rows)):
+        return ""
+    what = f"{named(reading).strategy} refused {turned_away:,} of {many(len(rows), 'request')}"
+    return f"{what}; {unanswered:,} of {many(asked, 'prompt')} had no answer at last"
