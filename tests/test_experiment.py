@@ -217,8 +217,8 @@ def test_each_strategy_runs_under_its_limit_and_gives_the_ratio_computed_by_hand
     assert [arm.limits for arm in reading.report.rounds[0].arms] == [{"fast": 1}, limits]
     ratio = reading.headline.overhead_ratio
     assert ratio.median == pytest.approx(makespan_ms / 600) and ratio.rounds == 6
-    assert reading.rounds["baseline_ms"].tolist() == pytest.approx([600] * 6)
-    assert reading.rounds["strategy_ms"].tolist() == pytest.approx([makespan_ms] * 6)
+    assert [one.baseline_ms for one in reading.timed[0]] == pytest.approx([600] * 6)
+    assert [one.strategy_ms for one in reading.timed[0]] == pytest.approx([makespan_ms] * 6)
 
 
 @pytest.mark.parametrize(("mode", "most"), [("on", 8), ("off", 8), ("forced", 2)])

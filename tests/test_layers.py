@@ -46,7 +46,7 @@ ONLY_IN = {
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
 ROOMS = """
 __main__: cli
-contention: records
+contention: records stats
 errors:
 pacing: records stats
 parameters: errors
@@ -65,10 +65,12 @@ engines.llama: errors parameters
 engines.pool: .llama errors parameters
 providers: .ollama .openai .provider
 providers.fake: errors records
+providers.connection: errors records
 providers.ollama: .provider records
-providers.openai: .provider .transport errors records
-providers.provider: .transport errors parameters records
-providers.transport: errors records
+providers.openai: .connection .provider errors records
+providers.origin: .connection records
+providers.provider: .connection .transport errors parameters records
+providers.transport: .connection .origin errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
@@ -87,12 +89,15 @@ measure.sweep: .experiment errors parameters records report workload
 reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
-reading.headline: .belief .phases .reading contention pacing records report stats
+reading.headline: .belief .order .phases .reading contention pacing records report stats
+reading.order: .reading contention pacing records stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
-showing.charts: .documents .format .style .words reading.phases reading.reading records stats
-showing.curves: .charts .format .style .words contention parameters reading.reading records stats
+showing.charts: .documents .format .style .words reading.phases reading.reading reading.tables
+    records stats
+showing.curves: .charts .documents .format .style .words contention parameters reading.reading
+    records stats
 showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
     records report stats
 showing.format:

@@ -267,7 +267,7 @@ class Calibration:
         def done(request: Request) -> None:
             """Have it on disk before the next one is sent."""
             nonlocal error, refused
-            self._file.write({"request": request.model_dump(exclude_none=True)})
+            self._file.write({"request": request})
             span.add(request)
             error, refused = request.error or error, refused or request.status in REFUSALS
             self._done += 1

@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from ..errors import ProviderError, Rejected
 from ..records import Exchange, Prompt, ProviderFacts, ServerTimings
+from .connection import failed
 from .provider import HINTS, Json, Provider, add, count_of, ms_of, part_of, short, total
-from .transport import failed
 
 
 class OpenAI(Provider):
