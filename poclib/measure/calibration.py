@@ -68,7 +68,7 @@ class Calibration:
         p = self.parameters
         self.senders = {provider.name: provider for provider, _ in self.providers}
         self.routers = [p.name for p in p.providers if p.router_of]
-        self.machines = [name for name in self.senders if name not in self.routers]
+        self.calibrated = [name for name in self.senders if name not in self.routers]
         self._known = {provider.name: facts for provider, facts in self.providers}
         self.texts = workload.texts(p.prompts)
         now = datetime.now(UTC)
@@ -178,12 +178,12 @@ class Calibration:
             ("calibration", p.calibration_prompts, ""),
         ]
         for arm, count, which in steps:
-            for name in self.machines if arm == "calibration" else self.senders:
+            for name in self.calibrated if arm == "calibration" else self.senders:
                 rows = await self.alone(arm, name, count, which)
                 answered[name] = [row for row in rows if row.outcome == "ok" and row.wall_ms]
                 if rows and not answered[name]:
                     raise RunFailed(rows[0].error or f"provider {name} does not answer.")
-        self.expected_ms = forecast.expected_ms({name: answered[name] for name in self.machines})
+        self.expected_ms = forecast.expected_ms({name: answered[name] for name in self.calibrated})
         fastest = min(self.expected_ms, key=self.expected_ms.__getitem__)
         self.know(fastest=fastest)
         # A router is at best as fast as what it stands in front of.
@@ -215,7 +215,7 @@ class Calibration:
         kept as an arm of the preparation.
         """
         capacities = {}
-        for name in self.machines:
+        for name in self.calibrated:
             seen: list[Level] = []
             while (in_flight := next_in_flight(seen, most)) is not None:
                 last = await self._level(name, in_flight)

@@ -58,7 +58,7 @@ class Run(Calibration):
     def _requests(self, rounds: int) -> int:
         """How many requests a run of so many rounds sends, if none fails."""
         p = self.parameters
-        machines = len(self.machines)
+        machines = len(self.calibrated)
         once = len(self.senders) * p.warm_up_prompts + machines * p.calibration_prompts
         return once + rounds * (2 * len(self.texts) + machines)
 
@@ -124,7 +124,7 @@ class Run(Calibration):
             for arm in arms[:: 1 if index % 2 == 0 else -1]:
                 if index not in done:
                     await self._arm(index, arm)
-            for name in self.machines:  # they drift
+            for name in self.calibrated:  # they drift
                 await self.alone("calibration", name, 1, f" {index}")
             longest_ms = max(longest_ms, self.clock() - begun_ms)
         for change in await self.changed(self.senders):
@@ -150,7 +150,7 @@ class Run(Calibration):
         return ended is not None
 
     async def _arm(self, index: int, arm: ArmName) -> None:
-        name, names = self.parameters.strategy, self.machines
+        name, names = self.parameters.strategy, self.calibrated
         if arm == "baseline":
             name, names = "sequential", [name for name in names if name == self.report.fastest]
         elif name == THROUGH_ROUTER:
