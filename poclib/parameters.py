@@ -46,7 +46,8 @@ class ProviderSettings(Asked):
     """One provider as a person configures it. Address, key name and file never leave memory."""
 
     name: Name
-    kind: Literal["embedded", "ollama", "llama-server", "openai"] = "embedded"
+    # auto, and what a url without a kind has: asked of the server when the pool is opened.
+    kind: Literal["embedded", "auto", "ollama", "llama-server", "openai"] = "embedded"
     url: str | None = Field(default=None, exclude=True)
     model: str | None = None
     role: Literal["local", "remote"] | None = None
@@ -77,6 +78,12 @@ class ProviderSettings(Asked):
     batching: bool = True
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
     link: Link = Link()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_may_be_left_out(cls, given: Any) -> Any:
+        known = not isinstance(given, dict) or "kind" in given or given.get("url") is None
+        return given if known else {**given, "kind": "auto"}
 
     @model_validator(mode="after")
     def _kind_and_keys_agree(self) -> ProviderSettings:

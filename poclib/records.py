@@ -125,11 +125,17 @@ class RequestMarks(Row, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as it is sent: `salt` keeps a server from answering it out of its cache."""
+    """One prompt as it is sent: `salt` keeps a server from answering it out of its cache.
+
+    `options`, by OpenAI's names, are those of a person's own prompt, whose answer is for use: its
+    length is its own, and a cache may help. None: it is sent to be measured.
+    """
 
     index: int
     text: str
     salt: str = ""
+    messages: list[dict[str, str]] | None = None  # in place of `text`, where it is a conversation
+    options: dict[str, Any] | None = None
 
 
 @dataclass

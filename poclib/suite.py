@@ -1,4 +1,4 @@
-"""What `poc run` and `poc sweep` do: measure, execute notebooks on what was saved, make the site.
+"""What `poc run`, `sweep` and `batch` do: measure, execute notebooks, make the site; or answer.
 
 Between the command and the two halves. A notebook that declares the parameter `strategy` is
 executed once for each strategy, and a page is made of each; every other notebook once.
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import click
 
 from . import recording, report
 from .errors import ParameterError, PocError, RunFailed
+from .measure import batch as batches
 from .measure import experiment
 from .measure import sweep as sweeps
 from .measure.strategies import STRATEGIES, THROUGH_ROUTER, by_name
@@ -24,7 +26,7 @@ from .parameters import Parameters
 from .reading.reading import of
 from .showing import curves, documents, site, words
 from .showing import notebooks as publish
-from .showing.format import many, safe
+from .showing.format import many, number, safe
 
 
 @dataclass(frozen=True)
@@ -254,3 +256,61 @@ def _sample_pages() -> list[Path]:
                     continue
         pages.append(page)
     return sorted(pages, key=lambda path: path.name)
+
+
+def batch(
+    given: dict[str, Any],
+    where: str,
+    prompts: Path,
+    answers: Path,
+    strategy: str | None = None,
+    **more: Any,
+) -> batches.Outcome:
+    """Have a file's prompts answered by a pool; say by which strategy and why, and what it took."""
+    given = {key: value for key, value in given.items() if key not in ("sweep", "live")}
+    wanted, why = Parameters.read(given, where), "as asked for"
+    if not (chosen := strategy or given.get("strategy")):
+        chosen, why = winner(wanted)
+    wanted = wanted.model_copy(update={"strategy": by_name(chosen).name})
+    more |= {"progress": experiment.bar(prompts.name), "tell": _say}
+    _say(f"by {chosen}: {why}.")
+    out = batches.answer(wanted, prompts, answers, **more)
+    if count := out.shares.total():
+        shares = ", ".join(f"{name} {share:,}" for name, share in out.shares.items())
+        click.echo(
+            f"{many(count, 'answer')} in {number(out.took_s, 1)} s ({shares}). {out.fastest} alone "
+            f"would have taken about {number(out.alone_s, 1)} s, an estimate from {out.source}: "
+            f"spread, it took {number(out.took_s / out.alone_s)} times as long."
+        )
+    earlier = f", {out.before:,} of them before" if out.before else ""
+    click.echo(f"{out.prompts - out.failed:,} of {out.prompts:,} prompts answered{earlier}.")
+    return out
+
+
+def _say(told: str) -> None:
+    click.echo(f"poc: {safe(told)}", err=True)
+
+
+def winner(wanted: Parameters) -> tuple[str, str]:
+    """The lowest ratio in the newest experiment with the same providers, and where it was so.
+
+    Of strategies that limit what is in flight: a batch may be far longer than what was measured.
+    """
+    mine = [one.model_dump() for one in wanted.providers]
+    limited = {name for name, strategy in STRATEGIES.items() if strategy.limit != "none"}
+    found = [
+        entry
+        for entry in documents.entries(passed_over=pass_over)
+        if (report := entry.reading.report).parameters and report.strategy in limited
+        if mine == [one.model_dump() for one in report.parameters.providers]
+    ]
+    last = [e for e in found if e.reading.report.experiment == found[0].reading.report.experiment]
+    if not last:
+        return "shared-queue", "no saved experiment has these providers, and it suits most"
+    name, day, _, strategy, ratio, _ = min(
+        last, key=lambda e: e.reading.headline.overhead_ratio.median or inf
+    ).cells
+    return (
+        strategy,
+        f"the best of the last experiment with these providers, {ratio} in {name}, {day}",
+    )

@@ -33,7 +33,7 @@ FOLDERS: dict[str, set[str]] = {
     "reading": {""},
     "showing": {"", "reading"},
 }
-ON_TOP = {"__init__", "__main__", "cli", "suite"}  # they join the two halves
+ON_TOP = {"__init__", "__main__", "cli", "firstuse", "suite"}  # they join the two halves
 FREE = {"__init__", "cli"}  # of every room
 # Heavy libraries, and the only folders and rooms that may load them.
 ONLY_IN = {
@@ -46,8 +46,11 @@ ONLY_IN = {
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
 ROOMS = """
 __main__: cli
+addresses: errors
+batchfiles: errors
 contention: records stats
 errors:
+firstuse: errors parameters providers.discover report showing.format
 pacing: records stats
 parameters: errors
 progress:
@@ -55,29 +58,32 @@ recording: errors records report
 records: parameters
 report: errors parameters records
 stats: errors
-suite: errors measure.experiment measure.strategies measure.sweep parameters reading.reading
-    recording report showing.curves showing.documents showing.format showing.notebooks
-    showing.site showing.words
-workload: errors parameters records report
+suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters
+    reading.reading recording report showing.curves showing.documents showing.format
+    showing.notebooks showing.site showing.words
+workload: batchfiles errors parameters records report
 engines.keeper: .link errors
 engines.link:
 engines.llama: errors parameters
 engines.pool: .llama errors parameters
 providers: .ollama .openai .provider
-providers.fake: errors records
 providers.connection: errors records
+providers.discover: .connection .provider .transport addresses errors parameters records
+providers.fake: errors records
 providers.ollama: .provider records
 providers.openai: .connection .provider errors records
-providers.origin: .connection records
+providers.origin: .connection addresses records
 providers.provider: .connection .transport errors parameters records
 providers.transport: .connection .origin errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
+measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
+    pacing parameters progress records report
 measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
     pacing parameters progress recording records report workload
 measure.dispatch: .adaptive .attempt .strategies contention errors records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
-    providers recording records report workload
+    providers providers.discover recording records report workload
 measure.forecast: .strategies pacing records
 measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report

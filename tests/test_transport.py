@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 from replay import Answer, Replay, clock, free_port, provider, recorded, replay, resolved
 
+from poclib.addresses import is_private
 from poclib.errors import (
     BadAnswer,
     Forbidden,
@@ -31,7 +32,6 @@ from poclib.errors import (
 )
 from poclib.providers import connection, origin
 from poclib.providers.connection import Response, Stamped
-from poclib.providers.origin import is_private
 from poclib.providers.transport import TimedClient
 from poclib.records import Exchange
 

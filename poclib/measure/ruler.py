@@ -174,7 +174,7 @@ def _errors(case: Case, row: Request) -> dict[str, float]:
     errors: dict[str, float] = {}
     if marks.connected_ms is not None and marks.connect_start_ms is not None:
         connect_ms = errors["connect_ms"] = marks.connected_ms - marks.connect_start_ms
-    if (ahead_ms := getattr(marks, "ahead_ms", None)) is not None:
+    if (ahead_ms := marks.ahead_ms) is not None:
         errors["ahead_ms"] = ahead_ms
     errors["ttft_ms"] = ttft_ms - connect_ms - prompt_ms - case.round_trip_ms
     errors["over_ms"] = (row.over_ms or 0) - connect_ms - case.round_trip_ms

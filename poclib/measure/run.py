@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 from .. import pacing, recording, report, workload
@@ -150,11 +151,8 @@ class Run(Calibration):
         return ended is not None
 
     async def _arm(self, index: int, arm: ArmName) -> None:
-        name, names = self.parameters.strategy, self.calibrated
-        if arm == "baseline":
-            name, names = "sequential", [name for name in names if name == self.report.fastest]
-        elif name == THROUGH_ROUTER:
-            names = self.routers
+        name = "sequential" if arm == "baseline" else self.parameters.strategy
+        names = [self.report.fastest or ""] if arm == "baseline" else self.asked_by(name)
         limits, live = self._limits(name, names)
         begun = Arm(arm=arm, strategy=name, limits=limits)
         prompts = self.prompts(arm, str(index), len(self.texts))
@@ -183,6 +181,20 @@ class Run(Calibration):
         p, arms = self.parameters, self.report.preparation
         expected = self.foretold_ratios()
         return forecast.powers(expected, arms, len(self.texts), p.gate_max_ratio, p.band)
+
+    def foretold_s(self, strategies: int) -> float:
+        """How long so many strategies take by calibration; one not foretold as the baseline."""
+        p, ratios = self.parameters, self.foretold_ratios().values()
+        alone_ms = len(self.texts) * min(self.expected_ms.values())
+        once_ms = sum(self.expected_ms.values())
+        rounds = pacing.LEAST if p.rounds == "auto" else p.rounds
+        round_ms = alone_ms * (1 + fmean([*ratios, 1.0])) + once_ms
+        before_ms = (p.warm_up_prompts + p.calibration_prompts) * once_ms
+        return strategies * (before_ms + rounds * round_ms) / 1000
+
+    def asked_by(self, strategy: str) -> list[str]:
+        """Whom a strategy may name: a router only if it is there for that, and then nobody else."""
+        return self.routers if strategy == THROUGH_ROUTER else self.calibrated
 
     def _limits(
         self, strategy: str, names: Sequence[str]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import ipaddress
 import socket
 import ssl
@@ -18,6 +17,7 @@ from collections import deque
 from math import inf
 from typing import Any
 
+from ..addresses import is_private
 from ..records import Exchange
 from .connection import Connection, Stamped
 
@@ -30,9 +30,6 @@ MOST_AHEAD, LOOK_S = 4, 1.0
 # for a network's round trip.
 TURN_S = 0.001
 NAME_S = 10.0  # how long the addresses of a name are believed
-_NETWORKS = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 "
-_NETWORKS += "::1/128 fc00::/7 fe80::/10"
-PRIVATE = [ipaddress.ip_network(network) for network in _NETWORKS.split()]
 # Of `getaddrinfo`: family, type, protocol, name, address.
 Info = tuple[int, int, int, str, Any]
 
@@ -43,13 +40,6 @@ class NotAllowed(OSError):
 
 class NotConnected(Exception):
     """No connection was opened; its cause says why."""
-
-
-@functools.lru_cache
-def is_private(address: str) -> bool:
-    """Whether an IP address is loopback, link-local or private (RFC 1918, 4193)."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return any((getattr(ip, "ipv4_mapped", None) or ip) in network for network in PRIVATE)
 
 
 def looked_up(host: str, port: int) -> asyncio.Future[list[Info]]:

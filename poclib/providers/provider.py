@@ -303,7 +303,7 @@ class Provider:
     def _asked(self, prompt: Prompt) -> Json:
         if self.api == "completion":
             return {"prompt": prompt.text}
-        return {"messages": [{"role": "user", "content": prompt.text}]}
+        return {"messages": prompt.messages or [{"role": "user", "content": prompt.text}]}
 
     async def _describe(self) -> ProviderFacts:
         raise NotImplementedError

@@ -133,7 +133,7 @@ class TimedClient:
         kind: type[ProviderError] = Unreachable
         match error.__cause__ if opening else error:
             case NotAllowed():
-                kind, what = Forbidden, "its address is neither loopback nor private; set "
+                kind, what = Forbidden, "its address is not private, nor of a mesh that is up; set "
                 what += f"allow_public: [{self.provider}] in the parameters if that is meant."
             case TimeoutError(errno=None) if opening:
                 what = f"no connection within {self.connect_timeout_s:g} s; is it on?{self.hint}"

@@ -46,6 +46,7 @@ rows_text: Callable[[Reading], str] = partial(say, "rows")
 report_text: Callable[[Reading], str] = partial(say, "report")
 doctor_table: Callable[..., str] = partial(say, "doctor")  # reading, problems, markdown=False
 expected_gain: Callable[..., str] = partial(say, "gain")  # ratios, alone_ms, powers={}
+duration: Callable[..., str] = partial(say, "duration")  # seconds, strategies, limit_s
 
 
 def effect(headline: Headline) -> str:
