@@ -172,10 +172,8 @@ class Batch(Run):
                 pace = f"{count / out.took_s:,.1f} answers, {out.tokens / out.took_s:,.0f} tokens/s"
                 show(pace, out.before + count, out.prompts)
 
-            strategy, senders = (
-                by_name(self.parameters.strategy),
-                [self.senders[n] for n in self.asked_by(self.parameters.strategy)],
-            )
+            strategy = by_name(self.parameters.strategy)
+            senders = [self.senders[name] for name in self.asked_by(strategy.name)]
             limits, live = self._limits(strategy.name, self.asked_by(strategy.name))
             rules = replace(self.rules, deadline_ms=inf, store_text=True)
             given = (strategy, book, senders, limits, self.expected_ms, self.clock, rules, done)

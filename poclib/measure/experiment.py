@@ -27,7 +27,7 @@ from ..records import Report
 from ..workload import sha256, texts
 from .calibration import Measurable
 from .run import Run as Run
-from .strategies import STRATEGIES, THROUGH_ROUTER, by_name
+from .strategies import STRATEGIES, by_name
 
 # A rerun is saved beside the first, under its name behind this.
 PREFIX = "rerun-"
@@ -52,11 +52,7 @@ def measure(
     inside a running event loop too, as in a notebook. Raises any `PocError`; whatever rounds were
     finished by then are saved in a report marked incomplete, and every request in the run's file.
     """
-    if by_name(parameters.strategy).name == THROUGH_ROUTER and not parameters.router:
-        raise ParameterError(
-            f"strategy {THROUGH_ROUTER} needs a provider that is a router: give it its url and "
-            "router_of, the names of the providers behind it (see params/routers.yaml)."
-        )
+    by_name(parameters.strategy)
     path = run_path(parameters, folder)
     begun_s = time.monotonic()
     with recording.only_one(path.parent):

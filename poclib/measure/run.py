@@ -14,7 +14,7 @@ from typing import Literal
 
 from .. import pacing, recording, report, workload
 from ..contention import Found
-from ..errors import PocError, RunFailed
+from ..errors import ParameterError, PocError, RunFailed
 from ..providers import Provider
 from ..recording import ReportFile
 from ..records import Arm, ArmName
@@ -35,6 +35,11 @@ class Run(Calibration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.parameters.strategy == THROUGH_ROUTER and not self.routers:
+            raise ParameterError(
+                f"strategy {THROUGH_ROUTER} needs a provider that is a router: give it its url and "
+                "router_of, the names of the providers behind it (see params/routers.yaml)."
+            )
         self._learned: dict[str, AdaptiveLimit] = {}
         rounds = self.parameters.rounds
         # After how many rounds it is expected to end.
