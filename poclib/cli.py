@@ -283,8 +283,10 @@ def ruler_command() -> None:
 def publish_command() -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""
     from . import suite
+    from .showing import notebooks
 
-    click.echo(f"Open {suite.write_site()}")
+    with notebooks.Kernel() as kernel:
+        click.echo(f"Open {suite.write_site(kernel)}")
 
 
 @poc.command()
@@ -297,9 +299,10 @@ def refresh() -> None:
     from .showing import charts
     from .showing import notebooks as publish
 
-    for notebook in publish.notebooks():
-        click.echo(notebook.name)
-        suite.Task(notebook, notebook.name).renew(notebook)
+    with publish.Kernel() as kernel:
+        for notebook in publish.notebooks():
+            click.echo(notebook.name)
+            suite.Task(notebook, notebook.name).renew(notebook, kernel)
     samples = reading.experiment("sample")
     documents.write(documents.phase_0_result(samples))
     picture, readme = report.root() / "docs" / "phase-0.png", report.root() / "README.md"

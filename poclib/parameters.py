@@ -61,6 +61,9 @@ class ProviderSettings(Asked):
     # Whether trouble lowers the number of requests in flight: under strategies that have a limit
     # (on), under all-parallel too (forced, from 1 upwards), or never (off).
     adaptive: Literal["on", "off", "forced"] = "on"
+    # Whether it queues or batches what it is sent beyond its capacity, as `doctor --capacity` says;
+    # false where it thrashes or refuses: sent-ahead then keeps it to its capacity.
+    queues: bool = True
     api: Literal["chat", "completion"] | None = None
     # Whether a model that can think does, or how much; None: as its server does. Chat only.
     think: bool | Literal["low", "medium", "high"] | None = None
@@ -126,7 +129,7 @@ class Parameters(Asked):
     experiment: Name = "embedded"
     notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
     strategy: Name = "serial-per-provider"
-    providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
+    providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=20_000)]
     prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = Field(
         8, description="a number from 1 to 100,000, a list of texts, or the name of a file"
     )

@@ -79,17 +79,23 @@ measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
     pacing parameters progress records report
-measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
-    pacing parameters progress recording records report workload
-measure.dispatch: .adaptive .attempt .strategies contention errors records
+measure.beside:
+measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies
+    contention errors pacing parameters progress recording records report workload
+measure.copies: .attempt .slots .strategies
+measure.dispatch: .adaptive .attempt .copies .lanes .lengths .slots .strategies contention errors
+    records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
     providers providers.discover recording records report workload
 measure.forecast: .strategies pacing records
+measure.lanes: .adaptive .attempt .lengths .slots contention pacing records
+measure.lengths: records
 measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
 measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
     providers recording records report workload
-measure.strategies: errors
+measure.slots: .lengths
+measure.strategies: .slots errors records
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
 reading.belief: .phases records
@@ -108,6 +114,7 @@ showing.documents: .format .warnings .words errors reading.compare reading.phase
     records report stats
 showing.format:
 showing.notebooks: errors report
+showing.peers: .format .style errors
 showing.routers: .format .words contention parameters reading.reading stats
 showing.site: .notebooks recording records report
 showing.style: reading.phases

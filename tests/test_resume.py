@@ -160,7 +160,7 @@ def test_a_model_that_was_changed_ends_the_run_and_is_noted_after_the_last_round
 ) -> None:
     with pytest.raises(RunFailed) as caught:
         measured(tmp_path, [fake.Provider("fast", 100), Restarted("slow", 160)])
-    assert str(caught.value).startswith(f"round 2 of 3, strategy: {CHANGED}")
+    assert str(caught.value).startswith(f"round 2 of 3, baseline: {CHANGED}")
     saved = report.load("trial-shared-queue", tmp_path)
     assert not saved.complete and [one.index for one in saved.rounds] == [0]
     (cut,) = saved.cut  # no ratio is made of it, and its rows are there

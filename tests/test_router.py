@@ -105,11 +105,10 @@ def test_a_router_that_refuses_is_a_finding(tmp_path: Path) -> None:
     assert measured(tmp_path / "none", three(most=0), retries=0, warm_up_prompts=0).complete
 
 
-def test_a_router_that_is_away_ends_the_run(tmp_path: Path) -> None:
-    pool = three()
-    pool[2].script = [None, *[Unreachable("provider router: no connection", "router")] * 99]
+def test_a_router_that_is_away_at_its_warm_up_ends_the_run(tmp_path: Path) -> None:
+    away = fake.Provider("router", script=[Unreachable("provider router: no connection")] * 9)
     with pytest.raises(RunFailed, match="no connection"):
-        measured(tmp_path, [*pool[:2], fake.Provider("router", script=pool[2].script)], retries=0)
+        measured(tmp_path, [*three()[:2], away])
 
 
 def test_routers_and_strategies_stand_side_by_side(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from . import forecast, ruler
 from .adaptive import AdaptiveLimit
 from .calibration import Calibration
 from .machine import Monitor, undisturbed
-from .strategies import STRATEGIES, THROUGH_ROUTER
+from .strategies import STRATEGIES, THROUGH_ROUTER, sends_ahead
 
 # How much of the longest round so far must be left of the time for one more to begin.
 MARGIN = 1.2
@@ -130,8 +130,7 @@ class Run(Calibration):
             for arm in arms[:: 1 if index % 2 == 0 else -1]:
                 if index not in done:
                     await self._arm(index, arm)
-            for name in self.calibrated:  # they drift
-                await self.alone("calibration", name, 1, f" {index}")
+            await self.each_alone("calibration", 1, f" {index}")  # machines drift
             longest_ms = max(longest_ms, self.clock() - begun_ms)
         for change in await self.changed(self.senders):
             self.report.notes.append(f"{change} after its last round.")
@@ -162,7 +161,7 @@ class Run(Calibration):
         begun = Arm(arm=arm, strategy=name, limits=limits)
         prompts = self.prompts(arm, str(index), len(self.texts))
         stage = f"round {index + 1} of {self._of_rounds(index)}, {arm}"
-        span = await self.carry_out(begun, names, prompts, index, stage, live)
+        span, _ = await self.carry_out(begun, names, prompts, index, stage, live)
         self._note(index, arm, span)
 
     def _of_rounds(self, index: int) -> str:
@@ -222,7 +221,10 @@ class Run(Calibration):
         facts = [facts for facts in self.report.providers if facts.name in names]
         capacity = {each.name: each.capacity for each in facts}
         slots = {each.name: each.slots or each.capacity for each in facts}
-        most = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}[limit]
+        queues = {settings.name: settings.queues for settings in self.parameters.providers}
+        ahead = {each.name: each.capacity + sends_ahead(each, queues[each.name]) for each in facts}
+        held = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}
+        most = (held | {"ahead": ahead})[limit]
         return most, {
             name: AdaptiveLimit(name, self.expected_ms[name], most[name], most[name])
             for name in names

@@ -12,6 +12,7 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,24 @@ def _write_page(notebook: Path, site: Path, place: str, title: str, data: str | 
         executed.cells.remove(computed)  # it stands in for the first line
         first = executed.cells[0]
         first.source = "".join([f"# {title}", *first.source.partition("\n")[1:]])
+    resources = {"output_files_dir": f"{notebook.stem}_files"}
+    body, made = _exporter().from_notebook_node(executed, resources)
+    page = _rendered("page", title=title, up="../" * place.count("/"), data=data, body=body)
+    files = {**made["outputs"], Path(place).name: page.encode()}
+    for name, content in files.items():
+        target = (site / place).parent / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+@cache
+def _exporter() -> HTMLExporter:
+    """One for all pages: it compiles its templates once, which takes as long as a page."""
     extract = ExtractOutputPreprocessor(
         output_filename_template="figure-{cell_index}-{index}{extension}",
         extract_output_types={"image/png", "image/svg+xml"},
     )
-    exporter = HTMLExporter(
+    return HTMLExporter(
         raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"),
         template_name="basic",
         sanitize_html=True,
@@ -160,14 +174,6 @@ def _write_page(notebook: Path, site: Path, place: str, title: str, data: str | 
         exclude_output_prompt=True,
         preprocessors=[extract],
     )
-    resources = {"output_files_dir": f"{notebook.stem}_files"}
-    body, made = exporter.from_notebook_node(executed, resources)
-    page = _rendered("page", title=title, up="../" * place.count("/"), data=data, body=body)
-    files = {**made["outputs"], Path(place).name: page.encode()}
-    for name, content in files.items():
-        target = (site / place).parent / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
 
 
 def _rendered(template: str, **given: Any) -> str:
