@@ -99,7 +99,7 @@ def test_a_router_that_refuses_is_a_finding(tmp_path: Path) -> None:
     reading = of(found)
     assert reading.headline.overhead_ratio.rounds == 0 and reading.headline.incomplete_rounds == 2
     told = routers.told([reading])
-    assert "router refused 12 of 16 requests; 12 of 16 prompts had no answer" in told
+    assert "router failed 12 of 16 requests (HTTP 429); 12 of 16 prompts had no answer" in told
     assert "router has no complete round" in told
     # A strategy of ours that has no answer at all ends the run, a router without room does not.
     assert measured(tmp_path / "none", three(most=0), retries=0, warm_up_prompts=0).complete

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..contention import REFUSALS
 from ..parameters import ProviderSettings
 from ..reading.reading import Reading
 from ..stats import Headline
 from . import words
-from .format import bullets, many, number
+from .format import bullets, listed, many, number
 
 
 def router(reading: Reading) -> ProviderSettings | None:
@@ -36,7 +35,7 @@ def pools(readings: Sequence[Reading]) -> dict[str, list[Reading]]:
 
 
 def told(readings: Sequence[Reading]) -> str:
-    """How the best router does beside the best strategy, and which routers refused. Markdown."""
+    """How the best router does beside the best strategy, and what failed. Markdown."""
     ours = words.best_first(named(one) for one in readings if not router(one))[:1]
     theirs = words.best_first(named(one) for one in readings if router(one))[:1]
     lines = [words.finding(one) for one in (*ours, *theirs)]
@@ -44,16 +43,20 @@ def told(readings: Sequence[Reading]) -> str:
         if our.speedup and their.speedup:
             times = number(our.speedup / their.speedup)
             lines.append(f"{their.strategy} took {times} times as long as {our.strategy}")
-    return bullets([f"{line}." for line in [*lines, *filter(None, map(refused, readings))]])
+    return bullets([f"{line}." for line in [*lines, *filter(None, map(failed, readings))]])
 
 
-def refused(reading: Reading) -> str:
-    """How often a router had no room, and what that left unanswered; empty where it always had."""
+def failed(reading: Reading) -> str:
+    """What was refused or failed, and what that left unanswered; empty where nothing was."""
     arms = reading.arms("strategy")
     rows = [row for arm in arms for row in arm.requests]
+    faults = [row for row in rows if row.outcome == "failed"]
+    if not faults:
+        return ""
+    why = listed(f"HTTP {row.status}" if row.status else str(row.error_kind) for row in faults)
     asked = len(arms) * len(reading.report.prompt_sha256)
     unanswered = asked - len(reading.answered("strategy"))
-    if not (turned_away := sum(row.status in REFUSALS for row in rows)):
-        return ""
-    what = f"{named(reading).strategy} refused {turned_away:,} of {many(len(rows), 'request')}"
+    what = (
+        f"{named(reading).strategy} failed {len(faults):,} of {many(len(rows), 'request')} ({why})"
+    )
     return f"{what}; {unanswered:,} of {many(asked, 'prompt')} had no answer at last"
