@@ -111,7 +111,7 @@ CASES = [
         "sglang-queue",
         "sglang",
         "power_of_two, max-concurrent-requests 2, the rest in its queue",
-        # What waits longer than its bucket takes to gain a token it answers 408: half a second here,
+        # What waits longer than its bucket takes to gain a token it answers 408: half a second,
         # whatever --queue-timeout-secs and --rate-limit-tokens-per-second 0 say.
         {"policy": "power_of_two", "max-concurrent-requests": 2, "queue-size": 100},
     ),

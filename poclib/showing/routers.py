@@ -21,7 +21,7 @@ def router(reading: Reading) -> ProviderSettings | None:
 def named(reading: Reading) -> Headline:
     """The headline under the router's name, if it went through one; its pool is the machines."""
     through, behind = router(reading), (p for p in reading.report.providers if not p.router_of)
-    names = [f"{p.name} at {p.speed:g}" if p.speed else p.name for p in behind]
+    names = [f"{p.name} at {p.speed:g}" if (p.speed or 1) < 1 else p.name for p in behind]
     called = through.name if through else reading.report.strategy
     return replace(reading.headline, strategy=called, roles=dict.fromkeys(names, "local"))
 
