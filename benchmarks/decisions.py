@@ -1,11 +1,12 @@
 """What a decision costs, from ten providers to ten thousand, and a pool of thousands at work.
 
-    python benchmarks/decisions.py              every strategy, then 1,000 providers × 4 slots
+    python benchmarks/decisions.py              every strategy, then 1,000 providers of 4 slots
     python benchmarks/decisions.py decisions    only the first
+    python benchmarks/decisions.py 20000        fewer requests
 
-First: microseconds a decision (the strategy's and the pool's bookkeeping of it), all prompts of a
-small arm counted, fastest answer first, on a clock that costs no time. Then 200,000 requests through
-one coordinator, real loop, fake providers: requests a second, the loop's lag, slots, memory.
+First: microseconds a decision (the strategy's and the pool's bookkeeping of one answer), on a clock
+that costs no time. Then 200,000 requests through one coordinator, on a real loop with providers
+that only wait: requests a second, the loop's lag, the most in flight at one provider, memory.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def microseconds(strategy: Strategy, providers: int, answers: int = 3000) -> flo
 
 
 class AtOnce:
-    """Answers after about as long as it is told, `most` at once are counted."""
+    """Answers when it is told to; `most` is how many it ever held at once."""
 
     def __init__(self, name: str, took_s: Callable[[], float]) -> None:
         self.name, self.took_s = name, took_s
@@ -96,10 +97,11 @@ class AtOnce:
 
 async def thousands(name: str, providers: int, slots: int, requests: int, mean_s: float) -> str:
     draw = random.Random(1)
-    pool = [
-        AtOnce(f"p{i}", lambda m=mean_s * (0.5 + draw.random()): m * draw.uniform(0.8, 1.2))
-        for i in range(providers)
-    ]
+
+    def took_s() -> float:
+        return mean_s * draw.uniform(0.5, 1.5)
+
+    pool = [AtOnce(f"p{i}", took_s) for i in range(providers)]
     lags: list[float] = []
 
     async def watch() -> None:
@@ -131,7 +133,7 @@ async def thousands(name: str, providers: int, slots: int, requests: int, mean_s
     p99 = statistics.quantiles(lags, n=100)[98] if len(lags) > 1 else 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return (
-        f"{name}: {providers:,} providers × {slots}, {requests:,} requests, {done:,} rows: "
+        f"{name}: {providers:,} providers of {slots}, {requests:,} requests, {done:,} rows: "
         f"{requests / took_s:,.0f}/s, {1e6 * cpu_s / requests:.0f} µs of CPU a request; lag p99 "
         f"{p99:.1f} ms, most {max(lags, default=0):.0f} ms; at most {most} in flight at one; "
         f"peak memory {peak:.0f} MB"
@@ -146,9 +148,10 @@ def main(words: list[str]) -> None:
         print(f"{strategy.name:20} {told}   {max(cost) / min(cost):.1f}", flush=True)
     if "decisions" in words:
         return
+    requests = next((int(word) for word in words if word.isdecimal()), REQUESTS)
     print(asyncio.run(thousands("shared-queue", 1, 64, 20_000, 0.0)))
     for name in ("shared-queue", "earliest-finish"):
-        print(asyncio.run(thousands(name, PROVIDERS, SLOTS, REQUESTS, 1.0)), flush=True)
+        print(asyncio.run(thousands(name, PROVIDERS, SLOTS, requests, 2.0)), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Cuttable(fake.Provider):
     """A provider behind a link: what is under way fails when the link is cut, and what comes."""
 
     cut = False
+    pids: tuple[int, ...] = ()
 
     def drop_link(self) -> None:
         self.cut = True

@@ -336,3 +336,72 @@ def test_a_full_disk_or_a_strategy_that_stalls_ends_in_an_error_not_in_a_wait() 
     # It works at first, then stalls: what was answered stays.
     at_first = own(lambda pool: pool.least(fastest) if pool.waiting > 4 else None)
     assert failing(RunFailed, pool, at_first) == [(0, "ok"), (1, "ok")]
+
+
+@pytest.mark.parametrize(
+    ("way_ms", "queued_ms", "ahead_ms"),
+    [
+        # The way is as long as the work: the slot never waits. One way, then six times 100 ms.
+        (100, 6 * 200, 100 + 6 * 100),
+        # Twice as long: two are on their way in each 300 ms; the sixth ends 100 ms after the fifth.
+        (200, 6 * 300, 3 * 300 + 100),
+    ],
+)
+def test_what_is_sent_ahead_hides_the_way(way_ms: float, queued_ms: float, ahead_ms: float) -> None:
+    for name, expected in (("shared-queue", queued_ms), ("sent-ahead", ahead_ms)):
+        pool = [fake.Provider(one, 100, overhead_ms=way_ms) for one in ("a", "b")]
+        given = {"a": 100.0 + way_ms, "b": 100.0 + way_ms}
+        done, over_ms = arm(name, 12, pool, given)
+        assert over_ms == pytest.approx(expected) and len(done.requests) == 12
+
+
+def test_what_waits_at_a_slow_server_is_taken_back_when_another_is_idle() -> None:
+    done, over_ms = arm("sent-ahead", 4, constant(a=100, b=1000), {"a": 100.0, "b": 1000.0})
+    back, again = [r for r in done.requests if r.prompt == 3]
+    assert (back.provider, back.outcome, back.attempt) == ("b", "cancelled", 1)
+    assert "taken back before it began" in (back.error or "")
+    assert (again.provider, again.outcome, again.attempt) == ("a", "ok", 2)
+    assert again.marks.end_ms == pytest.approx(300) and over_ms == pytest.approx(1000)
+
+
+def test_the_late_last_prompt_is_sent_twice_by_the_strategy_that_foresees() -> None:
+    """Prompt 1 is long: b needs two seconds for it, a one; all others are equal."""
+    work = {1: 20}
+    pool = [
+        fake.Provider("a", lambda prompt: 50 * work.get(prompt.index, 1)),
+        fake.Provider("b", lambda prompt: 100 * work.get(prompt.index, 1)),
+    ]
+    done, over_ms = arm("earliest-finish", 8, pool, {"a": 50.0, "b": 100.0})
+    assert answered(done) == [*range(8)] and over_ms < 1700
+    assert [(r.provider, r.role, r.outcome) for r in done.requests if r.prompt == 1] == [
+        ("a", "hedge", "ok"), ("b", "first", "cancelled"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("speeds", [(1, 1), (1, 0.6), (1, 0.25, 0.2), (1,) * 8])
+def test_prompts_of_equal_length_are_never_sent_twice(speeds: tuple[float, ...]) -> None:
+    times = {f"p{i}": 100 / speed for i, speed in enumerate(speeds)}
+    for count in (1, 2, 8, 20):
+        assert len(ran("earliest-finish", count, constant(**times), times).requests) == count
+
+
+def test_the_longest_go_first_once_longer_prompts_have_had_longer_answers() -> None:
+    pool = [fake.Provider("a", lambda prompt: len(prompt.text))]
+    texts = [Prompt(i, "x" * (10 + 7 * i % 60)) for i in range(12)]
+
+    async def story(clock: Clock) -> Arm:
+        chosen = STRATEGIES["earliest-finish"]
+        return await run_arm("strategy", chosen, texts, pool, {"a": 1}, {"a": 40}, clock, Rules())
+
+    sent = [len(texts[r.prompt].text) for r in fake.run(story).requests]
+    assert sent == sorted(sent, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["shared-queue", "earliest-finish", "sent-ahead", "batched"])
+def test_no_limit_is_exceeded_in_a_pool_of_hundreds(name: str) -> None:
+    draw = random.Random(name)
+    pool = [fake.Provider(f"p{i}", lambda _: draw.uniform(50, 900), 4) for i in range(200)]
+    done = ran(name, 3000, pool)
+    assert answered(done) == [*range(3000)]
+    limits = limits_of(STRATEGIES[name], pool) or {}
+    assert all(p.most_in_flight <= limits[p.name] for p in pool)

@@ -222,7 +222,7 @@ class Run(Calibration):
         capacity = {each.name: each.capacity for each in facts}
         slots = {each.name: each.slots or each.capacity for each in facts}
         queues = {settings.name: settings.queues for settings in self.parameters.providers}
-        ahead = {each.name: each.capacity + sends_ahead(each, queues[each.name]) for each in facts}
+        ahead = {f.name: f.capacity + sends_ahead(f, queues.get(f.name, True)) for f in facts}
         held = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}
         most = (held | {"ahead": ahead})[limit]
         return most, {
