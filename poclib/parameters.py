@@ -53,6 +53,11 @@ class ProviderSettings(Asked):
     role: Literal["local", "remote"] | None = None
     capacity: Amount = 1
     slots: Amount | None = None
+    # A router is no machine of its own: it sends what it is given on to these providers. Only
+    # the strategy through-router asks it, for `in_flight` prompts at once (None: for all).
+    router_of: Annotated[list[Name], Field(min_length=1)] | None = None
+    in_flight: Amount | None = None
+    note: Annotated[str, Field(max_length=200)] | None = None  # its settings, told on the page
     # Whether trouble lowers the number of requests in flight: under strategies that have a limit
     # (on), under all-parallel too (forced, from 1 upwards), or never (off).
     adaptive: Literal["on", "off", "forced"] = "on"
@@ -89,6 +94,10 @@ class ProviderSettings(Asked):
             raise ValueError("an embedded provider is started here: leave out url")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
+        if self.in_flight and not self.router_of:
+            raise ValueError("in_flight is of a router (router_of); others have a capacity")
+        if self.router_of and self.kind == "embedded":
+            raise ValueError("a router has a url and a kind, such as openai; embedded is an engine")
         if self.think is not None and self.api == "completion":
             raise ValueError("think needs the chat template: leave it out, or set api: chat")
         if not self.batching and self.engine not in (None, "unbatched"):
@@ -162,6 +171,13 @@ class Parameters(Asked):
             raise ValueError(f"provider names must differ, found {', '.join(names)}")
         if isinstance(self.allow_public, list) and (new := set(self.allow_public) - set(names)):
             raise ValueError(f"allow_public names no provider: {', '.join(sorted(new))}")
+        routers = [p.name for p in self.providers if p.router_of]
+        if len(routers) > 1:
+            raise ValueError(f"a run measures one router, found {', '.join(routers)}")
+        behind = {name for p in self.providers for name in p.router_of or ()}
+        if no_machine := behind - (set(names) - set(routers)):
+            told = "names what is no machine of the file"
+            raise ValueError(f"router_of {told}: {', '.join(sorted(no_machine))}")
         linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
         if self.strike and (self.strike.provider not in linked or len(names) < 2):
             raise ValueError(
@@ -169,6 +185,11 @@ class Parameters(Asked):
                 f"that survives; with a link there are: {', '.join(linked) or 'none'}"
             )
         return self
+
+    @property
+    def router(self) -> ProviderSettings | None:
+        """The provider that stands in front of others, if one does."""
+        return next((p for p in self.providers if p.router_of), None)
 
     def may_be_public(self, provider: str) -> bool:
         """Whether that provider's address may lie outside loopback and private ranges."""

@@ -50,6 +50,7 @@ class ProviderFacts(Record):
     reports_time: bool | None = None
     fixed_length: bool = False
     cache_defeated: bool = False
+    router_of: list[Name] | None = None  # no machine, but in front of these
     keeps_streams: bool | None = None  # whether a connection outlives a streamed answer
     # What is known of an embedded engine; None for a person's own server.
     engine: str | None = None

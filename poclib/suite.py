@@ -21,7 +21,7 @@ from .errors import ParameterError, PocError, RunFailed
 from .measure import batch as batches
 from .measure import experiment
 from .measure import sweep as sweeps
-from .measure.strategies import STRATEGIES, by_name
+from .measure.strategies import STRATEGIES, THROUGH_ROUTER, by_name
 from .parameters import Parameters
 from .reading.reading import of
 from .showing import curves, documents, site, words
@@ -82,7 +82,8 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
-    strategies = only or ([wanted.strategy] if "strategy" in given else list(STRATEGIES))
+    every = [name for name in STRATEGIES if name != THROUGH_ROUTER or wanted.router]
+    strategies = only or ([wanted.strategy] if "strategy" in given else every)
     # A run never replaces what the samples' pages are made of.
     name = "live" if wanted.experiment == "sample" else wanted.experiment
     folder = report.root() / "data" / "runs" / name

@@ -28,7 +28,8 @@ from poclib.providers import fake
 from poclib.records import Arm, Exchange, Prompt, Request
 
 Clock = Callable[[], float]
-SPREADING = [name for name in STRATEGIES if name not in ("sequential", "all-parallel")]
+UNLIMITED = ["all-parallel", "through-router"]
+SPREADING = [name for name in STRATEGIES if name not in ("sequential", *UNLIMITED)]
 SIMULATED = [name for name in SPREADING if name != "sent-ahead"]  # it waits in servers
 NAMES = sorted(STRATEGIES)
 DOWN = Unreachable("provider a: no connection", "a")

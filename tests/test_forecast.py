@@ -24,7 +24,7 @@ def test_the_promise_is_the_schedule_over_the_baseline() -> None:
     assert found["shared-queue"] == pytest.approx(600 / 900)
     unknown = set(STRATEGIES) - set(found)
     # What several at once do is for a run to show.
-    assert unknown == {"all-parallel", "batched", "sent-ahead"}
+    assert unknown == {"all-parallel", "batched", "sent-ahead", "through-router"}
     assert forecast.ratios(9, {}, {}) == {}
 
 

@@ -115,6 +115,7 @@ showing.documents: .format .warnings .words errors reading.compare reading.phase
 showing.format:
 showing.notebooks: errors report
 showing.peers: .format .style errors
+showing.routers: .format .words parameters reading.reading stats
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats

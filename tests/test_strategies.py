@@ -29,6 +29,7 @@ LIMITS = ONE | {
     "all-parallel": "none",
     "batched": "slots",
     "sent-ahead": "ahead",
+    "through-router": "none",
 }  # the others: "capacity"
 
 

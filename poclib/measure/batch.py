@@ -172,8 +172,9 @@ class Batch(Run):
                 pace = f"{count / out.took_s:,.1f} answers, {out.tokens / out.took_s:,.0f} tokens/s"
                 show(pace, out.before + count, out.prompts)
 
-            strategy, senders = by_name(self.parameters.strategy), [*self.senders.values()]
-            limits, live = self._limits(strategy.name, list(self.senders))
+            strategy = by_name(self.parameters.strategy)
+            senders = [self.senders[name] for name in self.asked_by(strategy.name)]
+            limits, live = self._limits(strategy.name, self.asked_by(strategy.name))
             rules = replace(self.rules, deadline_ms=inf, store_text=True)
             given = (strategy, book, senders, limits, self.expected_ms, self.clock, rules, done)
             await run_arm("strategy", *given, keep_rows=False, live=live, tell=tell)

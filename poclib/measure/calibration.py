@@ -28,7 +28,7 @@ from .attempt import Policy, Rules, Sender
 from .beside import HERE, Lines, host, side_by_side
 from .dispatch import run_arm
 from .machine import EngineSampler, environment
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, THROUGH_ROUTER
 
 Clock = Callable[[], float]
 # Round trips taken of each provider before every arm of a round; one warms a connection.
@@ -68,6 +68,8 @@ class Calibration:
     def __post_init__(self) -> None:
         p = self.parameters
         self.senders = {provider.name: provider for provider, _ in self.providers}
+        self.routers = [p.name for p in p.providers if p.router_of]
+        self.calibrated = [name for name in self.senders if name not in self.routers]
         self._known = {provider.name: facts for provider, facts in self.providers}
         self._urls = {settings.name: settings.url for settings in p.providers if settings.url}
         self._engines = {n: f["running"] for n, f in self._known.items() if "running" in f}
@@ -187,14 +189,13 @@ class Calibration:
                 answered[name] = [row for row in rows if row.outcome == "ok" and row.wall_ms]
                 if rows and not answered[name]:
                     raise RunFailed(rows[0].error or f"provider {name} does not answer.")
-        self.expected_ms = forecast.expected_ms(answered)
+        self.expected_ms = forecast.expected_ms({name: answered[name] for name in self.calibrated})
         self.know(fastest=min(self.expected_ms, key=self.expected_ms.__getitem__))
+        self.expected_ms |= dict.fromkeys(self.routers, min(self.expected_ms.values()))  # at best
 
     async def each_alone(self, arm: ArmName, count: int, which: str) -> dict[str, list[Request]]:
-        """`count` requests to each provider, one at a time, with the same texts to each.
-
-        Those that a stopped run has answered are kept.
-        """
+        """`count` requests to each, one by one, of the same texts; a stopped run's answers stay."""
+        names = self.calibrated if arm == "calibration" else self.senders
         urls, kept = self._urls, self.kept.preparation if self.kept else []
 
         async def alone(name: str, file: Lines) -> list[Request]:
@@ -210,16 +211,15 @@ class Calibration:
                 rows += (await self.carry_out(begun, [name], prompts, file=file))[1].requests
             return rows
 
-        return await side_by_side(self.senders, self._machines, alone, self._file)
+        return await side_by_side(names, self._machines, alone, self._file)
 
     async def capacities(self, most: int = MOST_IN_FLIGHT) -> dict[str, Found]:
         """What each provider, already prepared, does with 1, 2, 4, … requests at once.
 
-        One provider after the other, so that they cannot be in each other's way. Every level is
-        kept as an arm of the preparation.
+        In turn, so that they cannot be in each other's way. Every level is kept as an arm.
         """
         capacities = {}
-        for name in self.senders:
+        for name in self.calibrated:
             seen: list[Level] = []
             while (in_flight := next_in_flight(seen, most)) is not None:
                 last = await self._level(name, in_flight)
@@ -315,7 +315,7 @@ class Calibration:
             limit_s = self.parameters.run_limit_s
             raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
         if index != NO_ROUND:
-            if not span.answered:
+            if not span.answered and begun.strategy != THROUGH_ROUTER:  # there it is a finding
                 raise RunFailed(f"{stage}: {error}")
             second = (begun.arm == "strategy") == (index % 2 == 0)  # of its round
             if second and (changed := await self.changed(self.senders)):

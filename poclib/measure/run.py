@@ -14,7 +14,7 @@ from typing import Literal
 
 from .. import pacing, recording, report, workload
 from ..contention import Found
-from ..errors import PocError, RunFailed
+from ..errors import ParameterError, PocError, RunFailed
 from ..providers import Provider
 from ..recording import ReportFile
 from ..records import Arm, ArmName
@@ -22,7 +22,7 @@ from . import forecast, ruler
 from .adaptive import AdaptiveLimit
 from .calibration import Calibration
 from .machine import Monitor, undisturbed
-from .strategies import STRATEGIES, sends_ahead
+from .strategies import STRATEGIES, THROUGH_ROUTER, sends_ahead
 
 # How much of the longest round so far must be left of the time for one more to begin.
 MARGIN = 1.2
@@ -35,6 +35,11 @@ class Run(Calibration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.parameters.strategy == THROUGH_ROUTER and not self.routers:
+            raise ParameterError(
+                f"strategy {THROUGH_ROUTER} needs a provider that is a router: give it its url and "
+                "router_of, the names of the providers behind it (see params/routers.yaml)."
+            )
         self._learned: dict[str, AdaptiveLimit] = {}
         rounds = self.parameters.rounds
         # After how many rounds it is expected to end.
@@ -59,8 +64,9 @@ class Run(Calibration):
     def _requests(self, rounds: int) -> int:
         """How many requests a run of so many rounds sends, if none fails."""
         p = self.parameters
-        once = len(self.senders) * (p.warm_up_prompts + p.calibration_prompts)
-        return once + rounds * (2 * len(self.texts) + len(self.senders))
+        machines = len(self.calibrated)
+        once = len(self.senders) * p.warm_up_prompts + machines * p.calibration_prompts
+        return once + rounds * (2 * len(self.texts) + machines)
 
     async def examine(self, capacity: bool) -> tuple[dict[str, str], dict[str, Found]]:
         """The problem of each provider that cannot be used; with `capacity`, capacities found.
@@ -149,9 +155,8 @@ class Run(Calibration):
         return ended is not None
 
     async def _arm(self, index: int, arm: ArmName) -> None:
-        name, names = self.parameters.strategy, list(self.senders)
-        if arm == "baseline":
-            name, names = "sequential", [name for name in names if name == self.report.fastest]
+        name = "sequential" if arm == "baseline" else self.parameters.strategy
+        names = [self.report.fastest or ""] if arm == "baseline" else self.asked_by(name)
         limits, live = self._limits(name, names)
         begun = Arm(arm=arm, strategy=name, limits=limits)
         prompts = self.prompts(arm, str(index), len(self.texts))
@@ -171,8 +176,9 @@ class Run(Calibration):
 
     def foretold_ratios(self) -> dict[str, float]:
         """Ratio to the baseline of each strategy, from calibration alone."""
-        capacity = {facts.name: facts.capacity for facts in self.report.providers}
-        return forecast.ratios(len(self.texts), self.expected_ms, capacity)
+        capacity = {f.name: f.capacity for f in self.report.providers if not f.router_of}
+        alone_ms = {name: self.expected_ms[name] for name in capacity}
+        return forecast.ratios(len(self.texts), alone_ms, capacity)
 
     def foretold_rounds(self) -> dict[str, pacing.Power]:
         """How many rounds each foretold ratio needs to be told from the gate, and from 1."""
@@ -190,6 +196,10 @@ class Run(Calibration):
         before_ms = (p.warm_up_prompts + p.calibration_prompts) * once_ms
         return strategies * (before_ms + rounds * round_ms) / 1000
 
+    def asked_by(self, strategy: str) -> list[str]:
+        """Whom a strategy may name: a router only if it is there for that, and then nobody else."""
+        return self.routers if strategy == THROUGH_ROUTER else self.calibrated
+
     def _limits(
         self, strategy: str, names: Sequence[str]
     ) -> tuple[dict[str, int] | None, dict[str, AdaptiveLimit]]:
@@ -197,7 +207,9 @@ class Run(Calibration):
 
         Without a limit those move that are forced, from 1 up; the next round begins with them.
         """
-        limit = STRATEGIES[strategy].limit
+        limit, router = STRATEGIES[strategy].limit, self.parameters.router
+        if strategy == THROUGH_ROUTER and router and router.in_flight:
+            return {router.name: router.in_flight}, {}
         adaptive = {settings.name: settings.adaptive for settings in self.parameters.providers}
         if limit == "none":
             for name in names:

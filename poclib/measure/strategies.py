@@ -76,6 +76,7 @@ def _show(function: Callable[..., object], shown: dict[str, str]) -> None:
 
 
 STRATEGIES: dict[str, Strategy] = {}
+THROUGH_ROUTER = "through-router"  # the only one that asks a router, and nobody else
 
 
 def strategy(limit: Limit, question: str, foresees: bool = False) -> Callable[[Decide], Decide]:
@@ -283,6 +284,28 @@ def sent_ahead(pool: Pool) -> Place | None:
     - `max_tokens = 4`: the shorter the answers, the more the way there counts.
     """
     return pool.least(emptiest, free=True)
+
+
+@strategy("none", "What does a router make of the same machines?")
+def through_router(pool: Pool) -> Place | None:
+    """Every prompt goes at once to a router that stands in front of the machines.
+
+    Where each goes on to, and whether it waits, is up to the router: this side only holds back what
+    is beyond its `in_flight`, where that is set. The baseline goes past the router, straight to the
+    fastest machine, so that what the router itself costs is in the ratio. A router that refuses is
+    asked again as often as `retries` says; what then has no answer is counted as failed.
+
+    What this does not show:
+
+    - A router does more than spread: keys, budgets, logs, a fallback to other models.
+    - Where it runs on one of the machines it takes a part of its time.
+
+    Try:
+
+    - `in_flight: 2` for the router: does it do better when it is given less at once?
+    - Another of its own routing strategies; name it in `note`, so that the page tells it.
+    """
+    return pool.least(fastest)
 
 
 def sends_ahead(facts: ProviderFacts, queues: bool = True) -> bool:

@@ -63,6 +63,8 @@ class OpenAI(Provider):
             body["chat_template_kwargs"] = {"enable_thinking": think}
         elif think:
             body["reasoning_effort"] = think
+        if self.settings.router_of and prompt.options is None:
+            body["ignore_eos"] = True  # as the machines are told; a router hands it on to them
         if self.is_vllm and prompt.options is None:
             # vLLM shares prefixes by content; a salt keeps each arm to its own. It allows 128
             # characters and not all of them: a digest fits, whatever the salt.

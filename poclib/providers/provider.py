@@ -283,7 +283,7 @@ class Provider:
         s = self.settings
         known: Json = {"name": s.name, "kind": s.kind, "model": s.model, "role": self.role}
         known |= {"slots": s.slots, "capacity": s.capacity, "keeps_streams": self.keeps_streams}
-        return ProviderFacts(**known | facts)
+        return ProviderFacts(router_of=s.router_of, **known | facts)
 
     def _missing(self, there: list[str]) -> ModelMissing:
         names = ", ".join(short(name) for name in sorted(there)[:8]) or "none"

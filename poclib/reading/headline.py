@@ -43,10 +43,11 @@ def headline(reading: Reading) -> stats.Headline:
     ratio = stats.overhead_ratio(ratios)
     alone, ideal_from = _alone(reading)
     count = len(prompts(report))
-    sure = bool(roles) and count > 0 and roles.keys() <= alone.keys()
+    machines = [facts.name for facts in report.providers if not facts.router_of]
+    sure = bool(machines) and count > 0 and alone.keys() >= {*machines}
     at_once = _at_once(reading)
-    gains = {p: _gain(reading, p, at_once.get(p, 1)) for p in roles}
-    ideal = count / math.fsum((gains.get(p) or 1) / alone[p] for p in roles) if sure else None
+    gains = {p: _gain(reading, p, at_once.get(p, 1)) for p in machines}
+    ideal = count / math.fsum((gains.get(p) or 1) / alone[p] for p in machines) if sure else None
     efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
     over = {role: known(row.over_ms for row in own) for role, own in by_role.items()}
     remote_ms = math.fsum(_walls(row for row in by_role["remote"] if row.over_ms is not None))

@@ -40,6 +40,10 @@ def best_order(
     queued = set[str]()  # whose own time is taken, which waiting there does not change
     for facts in reading.report.providers:
         name, limits = facts.name, {(arm.limits or {}).get(facts.name) for arm, _ in arms}
+        if facts.router_of and name in own:
+            return None, f"to which machine {name} sent each is not known here"
+        if facts.router_of:
+            continue
         held, cause = at_once.get(name, 1), causes.get(name)
         slots[name] = held
         if name not in own or (held == 1 and (name in at_once or limits == {1})):

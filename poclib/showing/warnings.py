@@ -113,7 +113,7 @@ def prompts(report: Report) -> dict[str, str]:
 
 def models(report: Report) -> str:
     """Whether providers hold unlike models; digests of two schemes cannot be compared."""
-    digests = {facts.digest for facts in report.providers}
+    digests = {facts.digest for facts in report.providers if not facts.router_of}
     schemes = Counter(digest.partition(":")[0] for digest in digests if digest)
     if max(schemes.values(), default=0) > 1:
         return "unlike"
