@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from poclib.measure.attempt import Rules
 from poclib.measure.dispatch import run_arm
+from poclib.measure.machine import undisturbed
 from poclib.measure.slots import Place, Pool
 from poclib.measure.strategies import STRATEGIES, Strategy
 from poclib.records import Exchange, Prompt
@@ -123,10 +124,11 @@ async def thousands(name: str, providers: int, slots: int, requests: int, mean_s
     limits = None if STRATEGIES[name].limit == "none" else {p.name: slots for p in pool}
     prompts = [Prompt(i, "x") for i in range(requests)]
     expected = {p.name: 1000 * mean_s for p in pool}
-    await run_arm(
-        "strategy", STRATEGIES[name], prompts, pool, limits, expected, clock,
-        Rules(request_timeout_s=1e6), count, keep_rows=False,
-    )  # fmt: skip
+    with undisturbed():
+        await run_arm(
+            "strategy", STRATEGIES[name], prompts, pool, limits, expected, clock,
+            Rules(request_timeout_s=1e6), count, keep_rows=False,
+        )  # fmt: skip
     took_s, cpu_s = time.perf_counter() - begun_s, time.process_time() - cpu_s
     watching.cancel()
     most = max(p.most for p in pool)

@@ -37,6 +37,8 @@ def late(pool: Pool, flights: Iterable[Flight]) -> Iterator[tuple[Job, Place]]:
     Each pair is to be given before the next is asked for.
     """
     found: dict[int, _Late] = {}
+    if pool.least(fastest, free=True) is None:
+        return
     for task, where, job in flights:
         usual, begun_ms = pool.lengths.expected(len(job.prompt.text)), where.running[task]
         rest_ms = pool.rest_ms(where, begun_ms, usual)
@@ -48,18 +50,18 @@ def late(pool: Pool, flights: Iterable[Flight]) -> Iterator[tuple[Job, Place]]:
     latest = [(-one.rest_ms, index) for index, one in found.items()]
     heapq.heapify(latest)
     while latest and (place := pool.least(fastest, free=True)) and place.admitted:
-        for rest_ms, index in heapq.nsmallest(WEIGHED, latest):
-            one = found[index]
-            copy_ms = one.whole * place.expected_ms
+        weighed = [heapq.heappop(latest) for _ in range(min(WEIGHED, len(latest)))]
+        for number, (rest_ms, index) in enumerate(weighed):
+            one, copy_ms = found[index], found[index].whole * place.expected_ms
             if copy_ms < -CLEARLY * rest_ms and place not in one.places:
-                latest.remove((rest_ms, index))
-                heapq.heapify(latest)
-                heapq.heappush(latest, (-copy_ms, index))
+                weighed[number] = (-copy_ms, index)
                 one.places.append(place)
                 yield one.job, place
                 break
         else:
             return
+        for each in weighed:
+            heapq.heappush(latest, each)
 
 
 def overdue(

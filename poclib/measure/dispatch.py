@@ -28,8 +28,9 @@ from .strategies import Strategy
 # How long a strategy that keeps prompts waiting is left alone: a request that is long overdue is
 # no event, yet may change where it wants the next prompt.
 ASK_AGAIN_S = 0.1
-# Once nothing waits, all that is in flight is looked through after one event for so many.
-FLIGHTS_AN_EVENT = 16
+# Once nothing waits, all that is in flight is looked through: at every event where that is little,
+# after some, the more the larger the pool, where it is much.
+FEW, MANY = 32, 256
 # How long what is cancelled may take to close its connection before it is left behind.
 CLOSING_S = 0.5
 Why = Mapping[str, str | None]
@@ -172,7 +173,8 @@ class _Dispatch:
             self.overdue_ms = inf
         elif self.look_again <= 0:
             self._see_to_the_late(now_ms)
-            self.look_again = len(self.in_flight) // FLIGHTS_AN_EVENT
+            size = len(self.in_flight)
+            self.look_again = min(size, MANY) * size // FEW**2
 
     def _queue(self, place: Place, job: Job) -> None:
         lane = self.lanes[place.rank]
@@ -335,7 +337,7 @@ class _Dispatch:
         if self.strategy.foresees:
             for job, place in late(self.pool, flights):
                 self._copy(job, place)
-            self.overdue_ms = now_ms + 1000 * ASK_AGAIN_S if flights else inf
+            self.overdue_ms = now_ms + 1000 * ASK_AGAIN_S * max(1, len(flights) / MANY)
         elif after is not None:
             for one in overdue(self.pool, flights, after, set(self.copies)):
                 if isinstance(one, float):
