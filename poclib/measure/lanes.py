@@ -64,7 +64,9 @@ class Lane(Place):
                 self.running[following] = now_ms
         if request and request.outcome == "ok":
             self.refusing_ms = None
-            if self.live:
+            if self.live and self.works < inf:  # what is sent ahead waits: that tells of no load
+                self.live.failed(id(task))
+            elif self.live:
                 ended_ms, sent_ms = request.marks.last_byte_ms, request.marks.sent_ms
                 server_ms = None if ended_ms is None or sent_ms is None else ended_ms - sent_ms
                 self.live.answered(id(task), now_ms, server_ms)
