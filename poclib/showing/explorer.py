@@ -25,7 +25,6 @@ from . import notebooks as publish
 from .format import safe, table
 
 EXPERIMENT = "lab"  # the name of what is measured here
-TYPICAL = "typical"
 EVERY_S = 0.2  # telling how far it is takes time from what is measured
 # What is drawn of a reading, one of its rounds (None: of about the median length), and others.
 VIEWS: dict[str, Callable[[Any, Reading, int | None, Iterable[Reading]], None]] = {
@@ -37,15 +36,15 @@ VIEWS: dict[str, Callable[[Any, Reading, int | None, Iterable[Reading]], None]] 
 
 
 def contents() -> str:
-    """The notebooks in reading order, as Markdown: what each asks, holds, and how long it takes."""
+    """The other notebooks in reading order, as Markdown: the question of each, and how long."""
     rows = []
-    for path in publish.notebooks():
+    for path in publish.notebooks()[1:]:
         notebook = nbformat.read(path, as_version=4)
         title, *rest = notebook.cells[0].source.split("\n\n")
-        text = next((" ".join(one.split()) for one in rest if one[0] != "*"), "-")  # no terms
-        link = f"[{title.lstrip('# ')}]({path.name})"
-        rows.append([link, text.partition(". ")[0], notebook.metadata.get("takes", "-")])
-    return table(["notebook", "what it holds", "takes"], rows, markdown=True)
+        text = next((" ".join(one.split()) for one in rest if one[0] != "*"), "")  # no terms
+        about = f"[{title.lstrip('# ')}]({path.name}) {text.partition('. ')[0].rstrip('.')}."
+        rows.append([path.stem[:2], about, notebook.metadata.get("takes", "-")])
+    return table(["", "what it asks, and what it holds", "takes"], rows, markdown=True)
 
 
 class Explorer:
@@ -64,23 +63,22 @@ class Explorer:
         self._saved: dict[str, dict[str, Reading]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread = threading.Thread()
-        names = "experiment", "strategy", "round"
+        names = "experiment", "strategy", "round", "strategy"
         choices = [w.Dropdown(description=name) for name in names]
-        choices.append(w.ToggleButtons(options=[*VIEWS]))
-        self.experiment, self.strategy, self.round, self.view = choices
-        self.wanted = w.Dropdown(description="strategy")
+        self.experiment, self.strategy, self.round, self.wanted = choices
+        self.view = choices[3] = w.ToggleButtons(options=[*VIEWS])
         self.rounds = w.BoundedIntText(2, min=1, max=1000, description="rounds")
         self.prompts = w.BoundedIntText(4, min=1, max=1000, description="prompts")
         self.now = w.Button(description="Measure now", button_style="primary")
         self.stop = w.Button(description="Stop", disabled=True)
         self.picture, self.bar, self.said = w.HTML(), w.IntProgress(), w.HTML()
-        asked = [self.wanted, self.rounds, self.prompts]
-        self._controls, self._choosing = [*choices, *asked, self.now], False
+        asked = [self.wanted, self.rounds, self.prompts, self.now]
+        self._controls, self._choosing = [*choices, *asked], False
         for choice in choices:
             choice.observe(lambda _: self.show(), "value")
         self.now.on_click(self._begin)
         self.stop.on_click(self._end)
-        rows = choices, [self.picture], asked, [self.now, self.stop, self.bar], [self.said]
+        rows = choices, [self.picture], [*asked, self.stop], [self.bar, self.said]
         self.box = w.VBox([w.Box(row, layout={"flex_flow": "row wrap"}) for row in rows])
         self.show(experiment)
         _chosen(self.wanted, strategies, self.strategy.value)
@@ -100,13 +98,13 @@ class Explorer:
         alike = self._saved.get(_chosen(self.experiment, self._saved, experiment), {})
         one = alike.get(_chosen(self.strategy, alike, strategy))
         rounds = [str(each.index + 1) for each in one.report.rounds] if one else []
-        turn = _chosen(self.round, [TYPICAL, *rounds])
+        turn = _chosen(self.round, ["typical", *rounds])
         self._choosing = False
         figure = Figure(figsize=(8, 5))
         if one is None:
             style.instead(figure.gca(), documents.listing([]))
         else:
-            index = None if turn == TYPICAL else int(turn) - 1
+            index = int(turn) - 1 if turn.isdigit() else None
             VIEWS[self.view.value](figure.gca(), one, index, alike.values())
         svg, about = style.picture("svg", figure)
         source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"

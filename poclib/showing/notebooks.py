@@ -132,10 +132,8 @@ def scrub(notebook: Any) -> Any:
         if cell.cell_type != "code":
             continue
         cell.source = clean(cell.source, words)
-        live = [o for o in cell.outputs if o.get("data", {}).pop(WIDGET, None)]
-        gone = [o for o in live if [*o.data] == ["text/plain"]]  # such as a progress bar
-        kept = [o for o in cell.outputs if o not in gone]
-        cell.outputs = [o for o in kept if o.get("name") != "stderr"]
+        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         for output in cell.outputs:
             output.update({"traceback": []} if "traceback" in output else {})
             output.update({"text": clean(output.text, words)} if "text" in output else {})
