@@ -18,6 +18,8 @@ LAB_SETTINGS='{"@jupyterlab/apputils-extension:notification": {"fetchNews": "fal
 usage() {
   cat <<'END'
 ./run-poc.sh                      measure the embedded pool and print the verdict
+./run-poc.sh ADDRESS ADDRESS ...  find out which servers are there, and measure them: addresses such
+                                  as http://192.168.1.20:11434, desk:8080, 100.101.2.3 or desk.local
 ./run-poc.sh params/FILE.yaml     the same with the providers and settings of that file
 ./run-poc.sh lab [WORDS]          open JupyterLab on its start page, with WORDS for jupyter lab
 ./run-poc.sh test [PYTEST WORDS]  ruff, mypy and all tests; with words, only pytest with them
@@ -314,5 +316,8 @@ case ${1:-} in
     exec jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
       --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb "$@" "$root/notebooks"
     ;;
+  -*) exec poc "$@" ;;
+  # No command of poc's has a dot or a colon in it; a host called by one word needs `run` before it.
+  localhost | *.* | *:*) exec poc run "$@" ;;
   *) exec poc "$@" ;;
 esac

@@ -45,7 +45,7 @@ from poclib.measure.attempt import Policy, Rules  # noqa: E402
 from poclib.measure.dispatch import run_arm  # noqa: E402
 from poclib.measure.strategies import STRATEGIES  # noqa: E402
 from poclib.parameters import Parameters, ProviderSettings  # noqa: E402
-from poclib.providers import KINDS, Provider, transport  # noqa: E402
+from poclib.providers import KINDS, Provider, connection  # noqa: E402
 from poclib.recording import ReportFile  # noqa: E402
 from poclib.records import Arm, Prompt, Request  # noqa: E402
 from poclib.showing.format import many, safe, table  # noqa: E402
@@ -252,7 +252,7 @@ def faults(alone: bool = False) -> list[Row]:
 
     rows.append(asyncio.run(secure()))
     # They wait, most of the time.
-    with mock.patch.object(transport, "MAX_BODY_BYTES", 2**20), ThreadPoolExecutor() as threads:
+    with mock.patch.object(connection, "MAX_BODY_BYTES", 2**20), ThreadPoolExecutor() as threads:
         rows += threads.map(one_fault, FAULTS, FAULTS.values())
     return [*rows, another_model()]
 

@@ -29,7 +29,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-import httpx  # noqa: E402
+import msgspec  # noqa: E402
 import yaml  # noqa: E402
 from replay import SAMPLES, provider, recorded  # noqa: E402
 
@@ -38,7 +38,7 @@ from poclib.errors import PocError  # noqa: E402
 from poclib.measure import sweep  # noqa: E402
 from poclib.measure.attempt import Rules, attempt  # noqa: E402
 from poclib.parameters import Parameters  # noqa: E402
-from poclib.providers.transport import Response  # noqa: E402
+from poclib.providers.connection import Response  # noqa: E402
 from poclib.reading import tables  # noqa: E402
 from poclib.reading.reading import of  # noqa: E402
 from poclib.records import Exchange, Prompt, Request  # noqa: E402
@@ -215,15 +215,6 @@ def _written(path: Path, data: bytes) -> Path:
     return path
 
 
-class Body(httpx.AsyncByteStream):
-    def __init__(self, body: bytes, size: int) -> None:
-        self._pieces = [body[i : i + size] for i in range(0, len(body), size)]
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        for piece in self._pieces:
-            yield piece
-
-
 class Answering:
     """In a client's place: gives one body, whatever is asked, without a socket."""
 
@@ -237,9 +228,12 @@ class Answering:
         self, _method: str, _path: str, json: Any = None, exchange: Any = None, *_: Any
     ) -> AsyncIterator[Response]:
         status, body, size = self.given
-        headers = {"retry-after": "2"}
-        answer = httpx.Response(status, headers=headers, stream=Body(body, size))
-        yield Response(answer, "there", exchange or Exchange(time.perf_counter))
+        answer = Response("there", exchange or Exchange(time.perf_counter))
+        answer.feed(b"HTTP/1.1 %d x\r\nretry-after: 2\r\n\r\n" % status, 0.0)
+        for start in range(0, len(body), size):
+            answer.feed(body[start : start + size], 0.0)
+        answer.feed(b"", 0.0)  # the end
+        yield answer
 
     def redacted(self, text: str) -> str:
         return text
@@ -265,7 +259,7 @@ def answers(kind: str) -> Callable[[Path], tuple[list[bytes], Target]]:
                 status = draw.choice([200, 200, 200, 404, 500])
                 sender.client = Answering(status, data, draw.choice([7, 10**6]))  # type: ignore[assignment]
                 row = await attempt(sender, Prompt(0, "x"), time.perf_counter, Rules())
-                Request.model_validate_json(row.model_dump_json())
+                msgspec.json.decode(msgspec.json.encode(row), type=Request)
                 printable(f"{row.error or ''}{row.finish_reason or ''}", page=False)
                 with contextlib.suppress(PocError):
                     facts = await sender.describe()

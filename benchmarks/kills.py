@@ -25,6 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 HERE = Path(__file__).resolve().parent
@@ -108,7 +109,7 @@ def problems(found: Report, seen: set[str], prompts: int) -> Counter[str]:
     """How many rows are lost, doubled, or in a place where they cannot be right."""
     arms = [arm for one in (*found.rounds, *found.cut) for arm in one.arms]
     rows = Counter(
-        key(row.model_dump(mode="json")) for a in (*found.preparation, *arms) for row in a.requests
+        key(msgspec.to_builtins(row)) for a in (*found.preparation, *arms) for row in a.requests
     )
     count = Counter({"lost": len(seen - rows.keys()), "doubled": sum(rows.values()) - len(rows)})
     for one in found.rounds:

@@ -78,8 +78,7 @@ def measured(requests: int, strategy: str = "shared-queue") -> list[tuple[int, f
 
         def on_done(request: Request) -> None:
             nonlocal done, answered
-            row = request.model_dump(exclude_none=True)
-            file.write({"request": row})
+            file.write({"request": request})
             answered += request.outcome == "ok"
             done += 1
             if answered % (requests // 10) == 0 and request.outcome == "ok":

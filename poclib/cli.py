@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import __version__, parameters, recording, report
+from . import __version__, addresses, parameters, recording, report
 from .errors import ParameterError, PocError, ReportError, RunFailed
 from .measure.strategies import STRATEGIES
 from .parameters import Parameters
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; engines are stopped, finished rounds are saved.", 130)
+        _fail("interrupted; engines are stopped, finished rounds and answers are kept.", 130)
     except BrokenPipeError:
         sys.stderr.close()
 
@@ -56,7 +56,10 @@ def poc() -> None:
     """Measure what is gained, and what it costs, when prompts are spread over several servers."""
 
 
-_params = click.argument("params", type=click.Path(path_type=Path))
+_pool = click.argument("pool", metavar="PARAMS|ADDRESS...", nargs=-1, required=True)
+_model = click.option(
+    "--model", "models", multiple=True, help="Of addresses: once for all, or for each."
+)
 _report = click.argument("name", metavar="REPORT")
 _set = click.option(
     "--set",
@@ -68,20 +71,72 @@ _set = click.option(
 
 
 @poc.command()
-@_params
+@_pool
 @_set
+@_model
 @click.option("--capacity", is_flag=True, help="Find how many requests each should hold, too.")
-def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
+def doctor(
+    pool: Sequence[str], changes: Sequence[str], models: Sequence[str], capacity: bool
+) -> None:
     """Say of each provider whether it answers, how fast, and what gain to expect.
 
-    PARAMS is a YAML file such as params/two-machines.yaml. Nothing is saved, but with --capacity
-    its measurements as a report.
+    PARAMS is a YAML file such as params/two-machines.yaml. Nothing measured is saved, but with
+    --capacity as a report.
     """
+    file, _ = _file(pool, changes, models)
+    _examine(read_yaml(file, changes), file.name, capacity)
+
+
+@poc.command()
+@_pool
+@_set
+@_model
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
+)
+@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+def run(
+    pool: Sequence[str],
+    changes: Sequence[str],
+    models: Sequence[str],
+    only: Sequence[str],
+    resume: bool,
+) -> None:
+    """Measure every strategy on PARAMS, save reports and pages, print the verdict.
+
+    A file with a section `sweep` is measured as by `poc sweep`. At an ADDRESS (http://host:port,
+    host:port or a host) it finds out what is there, writes such a file for the next time, and says
+    what to expect and how long it takes.
+    """
+    from . import suite
+
+    file, found = _file(pool, changes, models)
+    given = read_yaml(file, changes) | ({"resume": True} if resume else {})
+    if found:
+        _examine(given, file.name, strategies=len(only) or len(STRATEGIES))
+    if "sweep" in given:
+        return suite.sweep(given, file.name, only)
+    given.pop("live", None)  # a notebook's own
+    suite.run(given, file.name, only)
+
+
+def _file(pool: Sequence[str], changes: Sequence[str], models: Sequence[str]) -> tuple[Path, bool]:
+    """The file of parameters that is meant, and whether it is of servers at addresses."""
+    if len(pool) == 1 and (Path(pool[0]).exists() or not addresses.is_one(pool[0])):
+        return Path(pool[0]), False
+    from . import firstuse
+
+    public = parameters.changes(changes).get("allow_public") is True
+    return firstuse.file_of(pool, models, public), True
+
+
+def _examine(
+    given: dict[str, Any], where: str, capacity: bool = False, strategies: int = len(STRATEGIES)
+) -> None:
     from .measure import experiment
 
-    given = read_yaml(params, changes)
-    given.pop("sweep", None)  # its points share the pool
-    wanted = Parameters.read(given, params.name)
+    given = {key: given[key] for key in given if key != "sweep"}  # its points share the pool
+    wanted = Parameters.read(given, where)
     with experiment.open_pool(wanted) as providers:
         run = experiment.Run(wanted, providers)
         problems, found = experiment.on_own_loop(lambda: run.examine(capacity))
@@ -89,6 +144,7 @@ def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds()))
+    click.echo(words.duration(run.foretold_s(strategies), strategies, wanted.run_limit_s))
     if found:
         from .showing import curves
 
@@ -96,27 +152,6 @@ def doctor(params: Path, changes: Sequence[str], capacity: bool) -> None:
         settings = " ".join(f"--set {name}.capacity={one.capacity}" for name, one in found.items())
         click.echo(curves.capacity_text(report.load(saved.stem)))
         click.echo(f"To use these capacities: {settings}\nThe levels are kept in {saved.name}.")
-
-
-@poc.command()
-@_params
-@_set
-@click.option(
-    "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
-)
-@click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-def run(params: Path, changes: Sequence[str], only: Sequence[str], resume: bool) -> None:
-    """Measure every strategy on PARAMS, save reports and pages, print the verdict.
-
-    A file with a section `sweep` is measured as by `poc sweep`.
-    """
-    from . import suite
-
-    given = read_yaml(params, changes) | ({"resume": True} if resume else {})
-    if "sweep" in given:
-        return suite.sweep(given, params.name, only)
-    given.pop("live", None)  # a notebook's own
-    suite.run(given, params.name, only)
 
 
 @poc.command()
@@ -132,6 +167,42 @@ def sweep(file: Path, changes: Sequence[str]) -> None:
     from . import suite
 
     suite.sweep(read_yaml(file, changes), file.name)
+
+
+@poc.command()
+@click.argument("prompts", type=click.Path(path_type=Path))
+@click.option("-o", "answers", metavar="ANSWERS", type=click.Path(path_type=Path), required=True)
+@click.option("--params", type=click.Path(path_type=Path), required=True, help="Names the pool.")
+@_set
+@click.option("--strategy", metavar="NAME", help="Not the one that last won on this pool.")
+@click.option("--column", default="prompt", show_default=True, help="The prompts' column or key.")
+@click.option("--again", is_flag=True, help="Answer all anew; what ANSWERS holds is replaced.")
+def batch(params: Path, changes: Sequence[str], **words: Any) -> None:
+    """Have the prompts of a file answered by the pool of PARAMS, and keep the answers in order.
+
+    PROMPTS is one of these, and ANSWERS becomes the same:
+
+    \b
+    .jsonl  lines of OpenAI's batch (custom_id, url, body), as `vllm run-batch` takes them
+    .jsonl  objects with a `prompt`, or texts; .json: a list of such
+    .csv    a table with a column `prompt`, or no other column; .tsv: the same with tabs
+    others  a prompt on each line; an answer's own line breaks are written as \\n
+
+    Every provider is asked for its own model. max_tokens, seed and the rest come from PARAMS (and
+    --set), unless a body asks for others; what of a body cannot be carried is told first.
+
+    Answers are kept in ANSWERS.part as they come. Stopped in any way, the same command goes on,
+    and no prompt is answered twice. Failures are rows with their reason: the exit code is 1, and
+    the same command tries only those again. No report is written.
+
+    \b
+    poc batch mine.csv -o answers.csv --params params/two-machines.yaml
+    poc batch mine.jsonl -o out.jsonl --params params/embedded.yaml --set max_tokens=200
+    """
+    from . import suite
+
+    if failed := suite.batch(read_yaml(params, changes), params.name, **words).failed:
+        _fail(f"{failed:,} failed; the same command tries only those again.", 1)
 
 
 @poc.command()
@@ -212,8 +283,10 @@ def ruler_command() -> None:
 def publish_command() -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""
     from . import suite
+    from .showing import notebooks
 
-    click.echo(f"Open {suite.write_site()}")
+    with notebooks.Kernel() as kernel:
+        click.echo(f"Open {suite.write_site(kernel)}")
 
 
 @poc.command()
@@ -226,9 +299,10 @@ def refresh() -> None:
     from .showing import charts
     from .showing import notebooks as publish
 
-    for notebook in publish.notebooks():
-        click.echo(notebook.name)
-        suite.Task(notebook, notebook.name).renew(notebook)
+    with publish.Kernel() as kernel:
+        for notebook in publish.notebooks():
+            click.echo(notebook.name)
+            suite.Task(notebook, notebook.name).renew(notebook, kernel)
     samples = reading.experiment("sample")
     documents.write(documents.phase_0_result(samples))
     picture, readme = report.root() / "docs" / "phase-0.png", report.root() / "README.md"

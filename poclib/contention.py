@@ -7,14 +7,14 @@ A level is one arm with so many requests in flight. From one level to the next a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import inf
-from statistics import fmean, median
 from typing import Literal
 
 from .records import Arm, Request
+from .stats import mean, median
 
 Behaviour = Literal["batches", "queues", "shares", "thrashes", "refuses", "undisturbed"]
 # Throughput against that of one request alone; between them the difference may be noise.
@@ -84,10 +84,10 @@ def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
         answered=len(good),
         refused=sum(row.status in REFUSALS for row in rows),
         tokens_per_s=rate,
-        request_ms=_mean(row.wall_ms for row in good),
-        server_ms=_mean(_work_ms(row) for row in good),
-        ttft_ms=_mean(_ttft_ms(row) for row in good),
-        queue_ms=_mean(row.server.queue_ms for row in good),
+        request_ms=mean(row.wall_ms for row in good),
+        server_ms=mean(work_ms(row) for row in good),
+        ttft_ms=mean(_ttft_ms(row) for row in good),
+        queue_ms=mean(row.server.queue_ms for row in good),
         spread=spread,
     )
 
@@ -95,9 +95,9 @@ def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
 def alone(rows: Sequence[Request]) -> Level:
     """As `level`, of requests sent one at a time, with pauses: medians, since few are enough."""
     good = [row for row in rows if row.outcome == "ok"]
-    wall_ms = middle(row.wall_ms for row in good)
+    wall_ms = median(row.wall_ms for row in good)
     rate = over(1000 * tokens(good), len(good) * (wall_ms or 0.0))
-    server_ms, ttft_ms = middle(map(_work_ms, good)), _mean(map(_ttft_ms, good))
+    server_ms, ttft_ms = median(map(work_ms, good)), mean(map(_ttft_ms, good))
     return Level(1, len(good), 0, rate, wall_ms, server_ms, ttft_ms)
 
 
@@ -129,7 +129,7 @@ def _steady(rows: Sequence[Request], in_flight: int) -> tuple[float, float] | No
     return rate(full_ms, last_ms), (most - least) / (most + least) if most else 0.0
 
 
-def _work_ms(row: Request) -> float | None:
+def work_ms(row: Request) -> float | None:
     """The server's own time without the queue that some servers report in it."""
     total_ms = row.server.total_ms
     return None if total_ms is None else total_ms - (row.server.queue_ms or 0.0)
@@ -217,17 +217,6 @@ def _beats(higher: Level, lower: Level) -> bool:
 
 def _rate(level: Level) -> float:
     return level.tokens_per_s or 0.0
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
-
-
-def middle(values: Iterable[float | None]) -> float | None:
-    """The median of those that are known; None of none."""
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
 
 
 def over(value: float | None, base: float | None) -> float | None:

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .errors import ParameterError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Name = Annotated[str, Field(pattern=NAME)]
 Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Amount = Annotated[int, Field(ge=1, le=4096)]
@@ -45,15 +46,24 @@ class ProviderSettings(Asked):
     """One provider as a person configures it. Address, key name and file never leave memory."""
 
     name: Name
-    kind: Literal["embedded", "ollama", "llama-server", "openai"] = "embedded"
+    # auto, and what a url without a kind has: asked of the server when the pool is opened.
+    kind: Literal["embedded", "auto", "ollama", "llama-server", "openai"] = "embedded"
     url: str | None = Field(default=None, exclude=True)
     model: str | None = None
     role: Literal["local", "remote"] | None = None
     capacity: Amount = 1
     slots: Amount | None = None
+    # A router is no machine of its own: it sends what it is given on to these providers. Only
+    # the strategy through-router asks it, for `in_flight` prompts at once (None: for all).
+    router_of: Annotated[list[Name], Field(min_length=1)] | None = None
+    in_flight: Amount | None = None
+    note: Annotated[str, Field(max_length=200)] | None = None  # its settings, told on the page
     # Whether trouble lowers the number of requests in flight: under strategies that have a limit
     # (on), under all-parallel too (forced, from 1 upwards), or never (off).
     adaptive: Literal["on", "off", "forced"] = "on"
+    # Whether it queues or batches what it is sent beyond its capacity, as `doctor --capacity` says;
+    # false where it thrashes or refuses: sent-ahead then keeps it to its capacity.
+    queues: bool = True
     api: Literal["chat", "completion"] | None = None
     # Whether a model that can think does, or how much; None: as its server does. Chat only.
     think: bool | Literal["low", "medium", "high"] | None = None
@@ -72,12 +82,22 @@ class ProviderSettings(Asked):
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
     link: Link = Link()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_may_be_left_out(cls, given: Any) -> Any:
+        known = not isinstance(given, dict) or "kind" in given or given.get("url") is None
+        return given if known else {**given, "kind": "auto"}
+
     @model_validator(mode="after")
     def _kind_and_keys_agree(self) -> ProviderSettings:
         if self.kind == "embedded" and self.url is not None:
             raise ValueError("an embedded provider is started here: leave out url")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
+        if self.in_flight and not self.router_of:
+            raise ValueError("in_flight is of a router (router_of); others have a capacity")
+        if self.router_of and self.kind == "embedded":
+            raise ValueError("a router has a url and a kind, such as openai; embedded is an engine")
         if self.think is not None and self.api == "completion":
             raise ValueError("think needs the chat template: leave it out, or set api: chat")
         if not self.batching and self.engine not in (None, "unbatched"):
@@ -109,7 +129,7 @@ class Parameters(Asked):
     experiment: Name = "embedded"
     notebooks: str = "[01]*"  # which ones `poc run` runs; from 20 on each asks its own question
     strategy: Name = "serial-per-provider"
-    providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=4096)]
+    providers: Annotated[list[ProviderSettings], Field(min_length=1, max_length=20_000)]
     prompts: Annotated[int, Field(ge=1, le=100_000)] | list[str] | str = Field(
         8, description="a number from 1 to 100,000, a list of texts, or the name of a file"
     )
@@ -151,6 +171,13 @@ class Parameters(Asked):
             raise ValueError(f"provider names must differ, found {', '.join(names)}")
         if isinstance(self.allow_public, list) and (new := set(self.allow_public) - set(names)):
             raise ValueError(f"allow_public names no provider: {', '.join(sorted(new))}")
+        routers = [p.name for p in self.providers if p.router_of]
+        if len(routers) > 1:
+            raise ValueError(f"a run measures one router, found {', '.join(routers)}")
+        behind = {name for p in self.providers for name in p.router_of or ()}
+        if no_machine := behind - (set(names) - set(routers)):
+            told = "names what is no machine of the file"
+            raise ValueError(f"router_of {told}: {', '.join(sorted(no_machine))}")
         linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
         if self.strike and (self.strike.provider not in linked or len(names) < 2):
             raise ValueError(
@@ -158,6 +185,11 @@ class Parameters(Asked):
                 f"that survives; with a link there are: {', '.join(linked) or 'none'}"
             )
         return self
+
+    @property
+    def router(self) -> ProviderSettings | None:
+        """The provider that stands in front of others, if one does."""
+        return next((p for p in self.providers if p.router_of), None)
 
     def may_be_public(self, provider: str) -> bool:
         """Whether that provider's address may lie outside loopback and private ranges."""

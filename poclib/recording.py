@@ -16,12 +16,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from .errors import FolderHeld, ReportError
-from .records import REPORT_VERSION, Arm, Report
+from .records import REPORT_VERSION, Arm, Report, Row
 from .report import FOLDER, NO_ROUND, STATE, SUFFIXES, explained, load, name, root, shown_path
 
 # Held by a command, so that no other slips in between two of its measurements.
 COMMAND = ".command.lock"
+_PLAIN = {str, int, bool, type(None)}  # what stands in a file as it is
 
 
 @contextlib.contextmanager
@@ -104,19 +107,30 @@ class ReportFile:
 
 def as_bytes(line: Mapping[str, Any]) -> bytes:
     """One line of a report's file."""
-    text = json.dumps(_rounded(line), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    told = _rounded(line)
+    try:
+        return msgspec.json.encode(told) + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can stand for
+        text = json.dumps(told, separators=(",", ":"), ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _rounded(value: Any, key: str = "") -> Any:
-    """The same structure, with times (`*_ms`) to the microsecond and None for no finite number."""
-    if isinstance(value, dict):
-        return {k: _rounded(v, k) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v, key) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return round(value, 3) if isinstance(value, float) and key.endswith("_ms") else value
+    """The same structure, with times (`*_ms`) to the microsecond and None for no finite number.
+
+    Of a row, only what is known.
+    """
+    kind = type(value)
+    if kind is float:
+        if key[-3:] == "_ms" and -1e12 < value < 1e12:
+            return round(value * 1000) / 1000  # four times as fast as round(value, 3)
+        return value if math.isfinite(value) else None
+    if kind is dict:
+        return {k: v if type(v) in _PLAIN else _rounded(v, k) for k, v in value.items()}
+    if isinstance(value, Row):
+        known = msgspec.structs.asdict(value).items()
+        return {k: v if type(v) in _PLAIN else _rounded(v, k) for k, v in known if v is not None}
+    return [_rounded(v, key) for v in value] if isinstance(value, list | tuple) else value
 
 
 def header(report: Report) -> dict[str, Any]:
@@ -162,7 +176,7 @@ def _arm_lines(arm: Arm, index: int, **more: str) -> Iterator[dict[str, Any]]:
     begin = {key: fields.pop(key, None) for key in ("strategy", "limits")}
     yield {"arm": arm.arm, "round": index, "turn": arm.turn, "begin": begin, **more}
     for row in arm.requests:
-        yield {"request": row.model_dump(mode="json", exclude_none=True)}
+        yield {"request": row}
     yield {"end": fields}
 
 

@@ -6,20 +6,22 @@ Times are milliseconds; `*_ms` marks are offsets from the report's one wall-cloc
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
+from msgspec import Meta
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
-from .parameters import EngineKind, Link, Milliseconds, Name, Parameters
+from .parameters import NAME, EngineKind, Link, Milliseconds, Name, Parameters
 
 # Format history.
 # 1: first version (2026-11).
 # 2: a line for each fact, the same file while a run goes on and after; marks per arm (`marked`),
 #    lengths of prompts, thoughts apart from answers (2026-11).
-REPORT_VERSION = 2
+# 3: `ahead_ms`, of a connection that was opened before its request began (2026-11).
+REPORT_VERSION = 3
 
 ArmName = Literal["warm-up", "calibration", "capacity", "baseline", "strategy"]
 Outcome = Literal["ok", "failed", "cancelled"]
@@ -48,6 +50,7 @@ class ProviderFacts(Record):
     reports_time: bool | None = None
     fixed_length: bool = False
     cache_defeated: bool = False
+    router_of: list[Name] | None = None  # no machine, but in front of these
     keeps_streams: bool | None = None  # whether a connection outlives a streamed answer
     # What is known of an embedded engine; None for a person's own server.
     engine: str | None = None
@@ -63,7 +66,32 @@ class ProviderFacts(Record):
     link: Link | None = None
 
 
-class ServerTimings(Record):
+# In rows: finite, and of no more digits than a float holds.
+_MOST = 10**16
+_Time = Annotated[float, Meta(ge=0, lt=_MOST)]
+_Count = Annotated[int, Meta(gt=-_MOST, lt=_MOST)]
+_Row = TypeVar("_Row", bound="Row")
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
+    """A record of which a run makes many: cheap to make, checked where it is read."""
+
+    @classmethod
+    def of(cls: type[_Row], fields: Any) -> _Row:
+        """The row with these fields. Raises `ValueError` for a wrong or an unknown one."""
+        return fields if isinstance(fields, cls) else msgspec.convert(fields, cls)
+
+    def model_copy(self: _Row, update: Mapping[str, Any]) -> _Row:
+        """The same row with other values, in the words of the other records."""
+        return msgspec.structs.replace(self, **update)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, handler: Any) -> Any:
+        ways = PlainValidator(cls.of), PlainSerializer(msgspec.to_builtins)
+        return handler.generate_schema(Annotated[Any, *ways])
+
+
+class ServerTimings(Row, frozen=True, kw_only=True):
     """What the server says of one request; each part None where it does not say."""
 
     load_ms: float | None = None
@@ -73,41 +101,49 @@ class ServerTimings(Record):
     total_ms: float | None = None
 
 
-class RequestMarks(Record):
+class RequestMarks(Row, frozen=True, kw_only=True):
     """Offsets of transport events from the report's anchor; None where none was seen.
 
     `connected_ms` is None on a warm connection; what comes before `ready_ms` is our own work;
     `end_ms` is the last byte's arrival and our work on it, without the event loop's delay.
+    `ahead_ms` is no moment: how long opening the connection took where that was done before.
     """
 
-    assigned_ms: Milliseconds | None = None
-    start_ms: Milliseconds | None = None
-    connect_start_ms: Milliseconds | None = None
-    connected_ms: Milliseconds | None = None
-    ready_ms: Milliseconds | None = None
-    sent_ms: Milliseconds | None = None
-    first_byte_ms: Milliseconds | None = None
-    first_thought_ms: Milliseconds | None = None
-    first_token_ms: Milliseconds | None = None
-    last_byte_ms: Milliseconds | None = None
-    end_ms: Milliseconds | None = None
+    assigned_ms: _Time | None = None
+    start_ms: _Time | None = None
+    ahead_ms: _Time | None = None
+    connect_start_ms: _Time | None = None
+    connected_ms: _Time | None = None
+    ready_ms: _Time | None = None
+    sent_ms: _Time | None = None
+    first_byte_ms: _Time | None = None
+    first_thought_ms: _Time | None = None
+    first_token_ms: _Time | None = None
+    last_byte_ms: _Time | None = None
+    end_ms: _Time | None = None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as it is sent: `salt` keeps a server from answering it out of its cache."""
+    """One prompt as it is sent: `salt` keeps a server from answering it out of its cache.
+
+    `options`, by OpenAI's names, are those of a person's own prompt, whose answer is for use: its
+    length is its own, and a cache may help. None: it is sent to be measured.
+    """
 
     index: int
     text: str
     salt: str = ""
+    messages: list[dict[str, str]] | None = None  # in place of `text`, where it is a conversation
+    options: dict[str, Any] | None = None
 
 
 @dataclass
 class Exchange:
     """One request while it runs: a provider fills it in, whatever comes of it.
 
-    `clock` gives milliseconds since the report's anchor; `arrived_s` is when bytes last came
-    from the network, by `time.perf_counter`, where that is known.
+    `clock` gives milliseconds since the report's anchor; `ahead_ms` is how long opening its
+    connection took, where that was done before it began: then it has no marks of connecting.
     """
 
     clock: Callable[[], float]
@@ -122,44 +158,32 @@ class Exchange:
     thoughts: list[str] = field(default_factory=list)
     thought_ms: list[float] = field(default_factory=list)
     token_ms: list[float] = field(default_factory=list)
-    arrived_s: Callable[[], float] | None = None
+    ahead_ms: float | None = None
 
     def mark(self, event: str) -> None:
         """Note the time of `event`, a field of `RequestMarks` without its `_ms`."""
         self.marks[f"{event}_ms"] = self.clock()
 
-    def arrival_ms(self) -> float:
-        """When what has just been read arrived: before the event loop came round to it.
 
-        Where more has arrived since, the later moment; never before what was marked last.
-        """
-        now_ms = self.clock()
-        if self.arrived_s is None:
-            return now_ms
-        waited_ms = max(0.0, (time.perf_counter() - self.arrived_s()) * 1000)
-        earlier_ms = [*self.marks.values(), *self.thought_ms[-1:], *self.token_ms[-1:]]
-        return max(now_ms - waited_ms, *earlier_ms)
-
-
-class Request(Record):
+class Request(Row, frozen=True, kw_only=True):
     """One attempt to have one prompt answered by one provider."""
 
-    prompt: Annotated[int, Field(ge=0)]
-    provider: Name
-    attempt: Annotated[int, Field(ge=1)] = 1
+    prompt: Annotated[int, Meta(ge=0, lt=_MOST)]
+    provider: Annotated[str, Meta(pattern=NAME)]
+    attempt: Annotated[int, Meta(ge=1, lt=_MOST)] = 1
     role: Role = "first"
     outcome: Outcome = "ok"
     error: str | None = None
     error_kind: str | None = None
-    status: int | None = None
-    wall_ms: Milliseconds | None = None
-    queued_ms: Milliseconds | None = None
+    status: _Count | None = None
+    wall_ms: _Time | None = None
+    queued_ms: _Time | None = None
     marks: RequestMarks = RequestMarks()
     server: ServerTimings = ServerTimings()
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    output_tokens: int | None = None
-    thought_characters: int | None = None
+    prompt_tokens: _Count | None = None
+    cached_tokens: _Count | None = None
+    output_tokens: _Count | None = None
+    thought_characters: _Count | None = None
     finish_reason: str | None = None
     answer_sha256: str | None = None
     answer: str | None = None

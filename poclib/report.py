@@ -2,7 +2,7 @@
 
 It holds a JSON object a line, in the order of time, while the run goes on and after:
 
-    {"format": "poclib-report", "version": 2, …}        first: fields of `Report`, parameters
+    {"format": "poclib-report", "version": 3, …}        first: fields of `Report`, parameters
     {"facts": […]}                                      the providers, as they answered
     {"probe": {…}}                                      one round trip
     {"arm": …, "round": …, "turn": …, "begin": {…}}     an arm begins: its strategy and limits
@@ -26,6 +26,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from pydantic import ValidationError
 
 from .errors import NewerReport, ReportError
@@ -33,7 +34,7 @@ from .parameters import explain
 from .records import REPORT_VERSION, Probe, Report, Request
 
 FORMAT = "poclib-report"
-MAX_BYTES = 256 * 2**20
+MAX_BYTES = 512 * 2**20
 NO_ROUND = -1  # of an arm of preparation
 STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
 SUFFIXES = (".jsonl", ".json")  # the newer format first
@@ -159,6 +160,15 @@ class _Begun:
     ended: bool = False
 
 
+class _OfRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """The line of a request, most lines by far."""
+
+    request: Request
+
+
+_REQUEST = msgspec.json.Decoder(_OfRequest)
+
+
 def _fields(file: Iterable[bytes], shown: str) -> dict[str, Any]:
     """The fields of the report in the lines of `file`."""
     fields: dict[str, Any] = {}
@@ -170,7 +180,7 @@ def _fields(file: Iterable[bytes], shown: str) -> dict[str, Any]:
             fields = {**_head(raw, shown), "probes": [], "resumed_ms": [], "complete": False}
             continue
         try:
-            _take(_parsed(raw), fields, arms)
+            _take(_line(raw), fields, arms)
         except _SURPRISES:
             raise ReportError(
                 f"{shown}: line {number} is damaged; restore the file, or run the experiment "
@@ -196,7 +206,7 @@ def _take(line: dict[str, Any], fields: dict[str, Any], arms: list[_Begun]) -> N
     if "request" in line:
         if arms[-1].ended:
             raise ValueError("a request of an arm that has ended")
-        arms[-1].arm["requests"].append(Request.model_validate(line["request"]))
+        arms[-1].arm["requests"].append(Request.of(line["request"]))
     elif "probe" in line:
         fields["probes"].append(Probe.model_validate(line["probe"]))
     elif "begin" in line:
@@ -212,6 +222,14 @@ def _take(line: dict[str, Any], fields: dict[str, Any], arms: list[_Begun]) -> N
         fields["resumed_ms"].append(line["resumed_ms"])
     else:
         fields |= {key: value for key, value in line["state"].items() if key in STATE}
+
+
+def _line(raw: bytes) -> Any:
+    """What one line says, by key; a request where it can be as a row at once."""
+    if raw.startswith(b'{"request":'):
+        with contextlib.suppress(ValueError):  # an escape for half a surrogate pair, an older key
+            return {"request": _REQUEST.decode(raw).request}
+    return _parsed(raw)
 
 
 def _parsed(raw: bytes) -> Any:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from heapq import heapreplace
 from itertools import accumulate
 from typing import Any
 
@@ -108,6 +110,12 @@ class Headline:
     efficiency: float | None
     ideal_ms: float | None
     ideal_from: str | None
+    unbatched: tuple[str, ...]  # batched several, of which the ideal counts one at a time
+    best_order: float | None  # the best order's makespan over the strategy's, each length known
+    order_unknown: str  # why that is None
+    overfull: tuple[str, ...]  # held more at once than their servers work on: some waited there
+    copies: int  # requests for a prompt that another answered first
+    copies_ms: float  # how long they were under way
     makespan_ms: float | None
     baseline_ms: float | None
     alone_ms: dict[str, float]
@@ -154,6 +162,7 @@ class Headline:
             "efficiency": "it needs the ideal and a complete round",
             "network_share": (no_time if "remote" in roles else nobody).format("remote"),
         }
+        reasons["best_order"] = self.order_unknown
         missing = {key: why for key, why in reasons.items() if getattr(self, key) is None}
         for role in (role for role, added in self.added_latency_ms.items() if added is None):
             missing[f"added_latency_ms.{role}"] = (no_time if role in roles else nobody).format(
@@ -201,9 +210,19 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.fmean(values), min(values), max(values), len(values))
 
 
-def median(values: Sequence[float]) -> float | None:
-    """The middle value; None of nothing. A point, no claim about a population."""
-    return float(statistics.median(values)) if values else None
+def known(values: Iterable[float | None]) -> list[float]:
+    """Those that are not None."""
+    return [value for value in values if value is not None]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None of none."""
+    return statistics.fmean(found) if (found := known(values)) else None
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """The middle one of those that are known; None of none. No claim about a population."""
+    return float(statistics.median(found)) if (found := known(values)) else None
 
 
 def overhead_ratio(ratios: Sequence[float]) -> Ratio:
@@ -281,6 +300,26 @@ def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> tuple[str, int 
     need = math.pi / 2 * errors * errors
     settled = need <= _MOST_ROUNDS
     return INCONCLUSIVE, max(math.ceil(need), ratio.rounds + 1) if settled else None
+
+
+def best_list_ms(work: Sequence[float], paces: Sequence[float]) -> float:
+    """The makespan of the better of two list schedules, with all lengths known.
+
+    Longest first, or in the order given; each to the slot that would end it first. `paces` has
+    the work per ms of every slot.
+    """
+
+    def lasts(order: Iterable[float]) -> float:
+        # Of slots of one pace only the one that is free first can be the best.
+        free = {pace: [0.0] * count for pace, count in Counter(paces).items()}
+        last = 0.0
+        for amount in order:
+            end, pace = min((ends[0] + amount / pace, pace) for pace, ends in free.items())
+            heapreplace(free[pace], end)
+            last = max(last, end)
+        return last
+
+    return min(lasts(sorted(work, reverse=True)), lasts(work))
 
 
 def ratio_of_ratios(first: Ratio, second: Ratio) -> Ratio:

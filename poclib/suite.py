@@ -1,4 +1,4 @@
-"""What `poc run` and `poc sweep` do: measure, execute notebooks on what was saved, make the site.
+"""What `poc run`, `sweep` and `batch` do: measure, execute notebooks, make the site; or answer.
 
 Between the command and the two halves. A notebook that declares the parameter `strategy` is
 executed once for each strategy, and a page is made of each; every other notebook once.
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ import click
 
 from . import recording, report
 from .errors import ParameterError, PocError, RunFailed
+from .measure import batch as batches
 from .measure import experiment
 from .measure import sweep as sweeps
-from .measure.strategies import STRATEGIES, by_name
+from .measure.strategies import STRATEGIES, THROUGH_ROUTER, by_name
 from .parameters import Parameters
 from .reading.reading import of
 from .showing import curves, documents, site, words
 from .showing import notebooks as publish
-from .showing.format import many, safe
+from .showing.format import many, number, safe
 
 
 @dataclass(frozen=True)
@@ -40,16 +42,16 @@ class Task:
         """The title of its page."""
         return by_name(self.strategy).question if self.strategy else publish.title(self.notebook)
 
-    def execute(self, target: Path, /, **values: str) -> None:
+    def execute(self, target: Path, kernel: publish.Kernel, /, **values: str) -> None:
         """Run it on saved reports into the folder `target`, with the `values` that it declares."""
         given = {**values, **({"strategy": self.strategy} if self.strategy else {})}
         known = {key: given[key] for key in publish.declared(self.notebook) if key in given}
-        publish.execute(self.notebook, target / self.name, known)
+        kernel.execute(self.notebook, target / self.name, known)
 
-    def renew(self, target: Path) -> None:
+    def renew(self, target: Path, kernel: publish.Kernel) -> None:
         """Run it as committed; what `target` holds is replaced only by a whole notebook."""
         with tempfile.TemporaryDirectory() as folder:
-            self.execute(Path(folder))
+            self.execute(Path(folder), kernel)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(Path(folder) / self.name, target)
 
@@ -80,7 +82,8 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
-    strategies = only or ([wanted.strategy] if "strategy" in given else list(STRATEGIES))
+    every = [name for name in STRATEGIES if name != THROUGH_ROUTER or wanted.router]
+    strategies = only or ([wanted.strategy] if "strategy" in given else every)
     # A run never replaces what the samples' pages are made of.
     name = "live" if wanted.experiment == "sample" else wanted.experiment
     folder = report.root() / "data" / "runs" / name
@@ -101,19 +104,22 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
                 if not measured and not isinstance(error, RunFailed):
                     raise  # and so it would be with the others
                 problems.append(_told(error))
-    problems += _execute(tasks(notebooks, measured), folder, experiment=name)
-    conclude(name)
+        shared.close()
+        # Within the lock, too: no page is made while anything is measured, here or by others.
+        with publish.Kernel() as kernel:
+            problems += _execute(tasks(notebooks, measured), folder, kernel, experiment=name)
+            conclude(name, kernel)
     if problems:
         raise RunFailed(f"{len(problems)} strategies or notebooks failed: {problems[0]}")
 
 
-def conclude(experiment: str) -> None:
+def conclude(experiment: str, kernel: publish.Kernel) -> None:
     """Write what an experiment found, in words, and the site; print the table and the verdict."""
     saved = filter(report.path_of, (f"{experiment}-{strategy}" for strategy in STRATEGIES))
     readings = [entry.reading for entry in documents.entries(saved, pass_over)]
     if readings:
         documents.write(documents.phase_0_result(readings), experiment)
-    page = write_site()
+    page = write_site(kernel)
     click.echo(words.comparison_text([one.headline for one in readings]))
     click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
 
@@ -140,12 +146,14 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
         experiment.measure(point.parameters, progress, resume=True, running=running)
         if not readers:
-            task(point.strategy).execute(target, experiment=point.parameters.experiment)
+            own = {"experiment": point.parameters.experiment}
+            task(point.strategy).execute(target, kernel, **own)
 
     done, failed = list[sweeps.Outcome](), list[str]()
     with (
         recording.only_one(folder.parent, recording.COMMAND),
         experiment.SharedEngines() as shared,
+        publish.Kernel() as kernel,  # which rests while a point is measured
     ):
         sweeps.write_summary(points, folder)
         try:
@@ -159,8 +167,9 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
             left = many(len(points) - len(done), "point")
             click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
             raise
-    unread = _execute(tasks(readers, []), folder, folder=f"data/runs/{folder.name}")
-    page = write_site()
+        shared.close()
+        unread = _execute(tasks(readers, []), folder, kernel, folder=f"data/runs/{folder.name}")
+        page = write_site(kernel)
     read = {one.point.label: of(one.report) if one.report else None for one in done}
     click.echo(f"{curves.points_table(read)}\nOpen {page}")
     if failed:
@@ -172,13 +181,15 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         raise RunFailed(unread[0])
 
 
-def _execute(tasks: Sequence[Task], target: Path, /, **values: str) -> list[str]:
+def _execute(
+    tasks: Sequence[Task], target: Path, kernel: publish.Kernel, /, **values: str
+) -> list[str]:
     """Execute each in turn; a failed one does not stop the others. Returns what failed, and why."""
     problems = []
     for one in tasks:
         click.echo(f"page: {one.title}", err=True)
         try:
-            one.execute(target, **values)
+            one.execute(target, kernel, **values)
         except RunFailed as error:
             problems.append(_told(error))
     return problems
@@ -194,7 +205,7 @@ def pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def write_site() -> Path:
+def write_site(kernel: publish.Kernel) -> Path:
     """Render the pages of every run and of the samples, and all reports.
 
     Returns the index, relative to the project.
@@ -206,7 +217,7 @@ def write_site() -> Path:
         for folder in folders
         if (executed := sorted(folder.glob("[0-9]*.ipynb")))
     }
-    groups["sample"] = _sample_pages()
+    groups["sample"] = _sample_pages(kernel)
     rows = [_row(entry, groups) for entry in documents.entries(passed_over=pass_over)]
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
@@ -229,7 +240,7 @@ def _row(
     return site.Row(entry.reading.report, name, date, pool, ratio, verdict, page, sweep, what)
 
 
-def _sample_pages() -> list[Path]:
+def _sample_pages(kernel: publish.Kernel) -> list[Path]:
     """The committed notebooks, but one for each strategy with a sample in place of their own.
 
     Those are executed into data/runs/sample, and again only after the notebook or the sample
@@ -247,9 +258,67 @@ def _sample_pages() -> list[Path]:
             if not page.exists() or page.stat().st_mtime < changed_s:
                 click.echo(f"page of a sample: {one.title}", err=True)
                 try:
-                    one.renew(page)
+                    one.renew(page, kernel)
                 except RunFailed as error:
                     _told(error)
                     continue
         pages.append(page)
     return sorted(pages, key=lambda path: path.name)
+
+
+def batch(
+    given: dict[str, Any],
+    where: str,
+    prompts: Path,
+    answers: Path,
+    strategy: str | None = None,
+    **more: Any,
+) -> batches.Outcome:
+    """Have a file's prompts answered by a pool; say by which strategy and why, and what it took."""
+    given = {key: value for key, value in given.items() if key not in ("sweep", "live")}
+    wanted, why = Parameters.read(given, where), "as asked for"
+    if not (chosen := strategy or given.get("strategy")):
+        chosen, why = winner(wanted)
+    wanted = wanted.model_copy(update={"strategy": by_name(chosen).name})
+    more |= {"progress": experiment.bar(prompts.name), "tell": _say}
+    _say(f"by {chosen}: {why}.")
+    out = batches.answer(wanted, prompts, answers, **more)
+    if count := out.shares.total():
+        shares = ", ".join(f"{name} {share:,}" for name, share in out.shares.items())
+        click.echo(
+            f"{many(count, 'answer')} in {number(out.took_s, 1)} s ({shares}). {out.fastest} alone "
+            f"would have taken about {number(out.alone_s, 1)} s, an estimate from {out.source}: "
+            f"spread, it took {number(out.took_s / out.alone_s)} times as long."
+        )
+    earlier = f", {out.before:,} of them before" if out.before else ""
+    click.echo(f"{out.prompts - out.failed:,} of {out.prompts:,} prompts answered{earlier}.")
+    return out
+
+
+def _say(told: str) -> None:
+    click.echo(f"poc: {safe(told)}", err=True)
+
+
+def winner(wanted: Parameters) -> tuple[str, str]:
+    """The lowest ratio in the newest experiment with the same providers, and where it was so.
+
+    Of strategies that limit what is in flight: a batch may be far longer than what was measured.
+    """
+    mine = [one.model_dump() for one in wanted.providers]
+    limited = {name for name, strategy in STRATEGIES.items() if strategy.limit != "none"}
+    found = [
+        entry
+        for entry in documents.entries(passed_over=pass_over)
+        if (report := entry.reading.report).parameters and report.strategy in limited
+        if mine == [one.model_dump() for one in report.parameters.providers]
+    ]
+    last = [e for e in found if e.reading.report.experiment == found[0].reading.report.experiment]
+    if not last:
+        return "shared-queue", "no saved experiment has these providers, and it suits most"
+    name, day, _, strategy, ratio, _ = min(
+        last, key=lambda e: e.reading.headline.overhead_ratio.median or inf
+    ).cells
+    return (
+        strategy,
+        f"the best of the last experiment with these providers, {ratio} in {name}, {day}",
+    )

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import csv
 import hashlib
-import io
-import json
-import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import ascii_lowercase
 
-from . import report
+from . import batchfiles, report
 from .errors import ParameterError
 from .parameters import Parameters
 from .records import Prompt
@@ -29,70 +24,25 @@ MARKS = len(ascii_lowercase) ** MARK_LETTERS
 def texts(prompts: int | list[str] | str) -> list[str]:
     """The prompts: the first n built-in ones (again and again), a list, or those of a file.
 
-    A file holds one on each line that is not blank; a .csv or .tsv in its column headed `prompt`,
-    or its only one; a .jsonl or .json as texts, or as objects with a `prompt`. Raises
-    `ParameterError` for a file that cannot be read or holds none.
+    `batchfiles` says what a file may be. Raises `ParameterError` for one that cannot be read, or
+    holds none.
     """
     if isinstance(prompts, int):
         built_in = resources.files(__package__).joinpath("prompts.txt").read_text("utf-8")
         lines = built_in.splitlines()
         return [lines[i % len(lines)] for i in range(prompts)]
     if isinstance(prompts, str):
-        prompts = [text.strip() for text in _in_file(Path(prompts)) if text.strip()]
+        path = Path(prompts)
+        with contextlib.suppress(OSError, ValueError):  # what cannot be read is told below
+            if path.stat().st_size > MAX_BYTES:
+                most = f"at most {MAX_BYTES // 2**20} MiB"
+                raise ParameterError(f"prompts: the file may be of {most}, as reports are.")
+        prompts = [row.text.strip() for row in batchfiles.rows(path) if row.text.strip()]
     if not prompts or not all(text.strip() for text in prompts):
         raise ParameterError(
             "prompts: there is none, or an empty one; give a number, a list or a file."
         )
     return prompts
-
-
-def _in_file(path: Path) -> list[str]:
-    text, kind = _read(path), path.suffix.lower()
-    # Not splitlines: to it a form feed, or a Unicode separator within a text, is an end, too.
-    lines = re.split(r"\r\n|\n|\r", text)
-    try:
-        if kind in (".csv", ".tsv"):
-            return _column(text, "\t" if kind == ".tsv" else ",;\t")
-        if kind not in (".json", ".jsonl"):
-            return lines
-        whole = kind == ".json"
-        rows = json.loads(text) if whole else [json.loads(line) for line in lines if line.strip()]
-        found = [row["prompt"] if isinstance(row, dict) else row for row in rows]
-        if not isinstance(rows, list) or not all(isinstance(text, str) for text in found):
-            raise TypeError
-        return found
-    except (csv.Error, LookupError, RecursionError, TypeError, ValueError):
-        raise ParameterError(
-            f"prompts: the {kind} file is not one of prompts: a .csv or .tsv needs a column headed "
-            'prompt or no other; a .json or .jsonl needs texts, or objects like {"prompt": "…"}.'
-        ) from None
-
-
-def _read(path: Path) -> str:
-    with contextlib.suppress(OSError, ValueError):
-        if path.is_file() and path.stat().st_size <= MAX_BYTES:  # no device: it may never end
-            data = path.read_bytes()
-            wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-            text = data.decode("utf-16" if wide else "utf-8-sig")
-            if "\0" not in text:
-                return text
-    raise ParameterError(
-        f"prompts: cannot read {str(path)[:200]!r} as a text file; is it there, in UTF-8, and of "
-        f"at most {MAX_BYTES // 2**20} MiB?"
-    )
-
-
-def _column(text: str, separators: str) -> list[str]:
-    """A table's column headed `prompt`, whatever parts its columns, or its only column."""
-    for separator in separators:
-        table = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-        for head in table.fieldnames or []:
-            if head.strip().lower() == "prompt":
-                return [row[head] or "" for row in table]
-    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=separators[0]))
-    if any(len(row) > 1 for row in rows):
-        raise ValueError
-    return [row[0] for row in rows if row]
 
 
 def prompts(texts: Sequence[str], count: int, salt: str, first_mark: int | None) -> list[Prompt]:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aiohttp import web
+from replay import fields_of
 
 from poclib.errors import Rejected
 from poclib.providers import fake
@@ -85,20 +85,15 @@ class Provider(fake.Provider):
 def serving(engine: Engine) -> Iterator[str]:
     """The address of a vLLM with this engine, on a loop in a thread of its own."""
 
-    async def tell(_: web.Request) -> web.Response:
-        model = {"id": "m", "owned_by": "vllm", "max_model_len": 1024}
-        return web.json_response({"version": "0.32", "data": [model]})
-
-    async def stream(request: web.Request) -> web.StreamResponse:
-        now, answer = asyncio.get_running_loop().time, web.StreamResponse()
-        await answer.prepare(request)
+    async def stream(writer: asyncio.StreamWriter) -> None:
+        now = asyncio.get_running_loop().time
         events, moments_s = engine.ask(), [now()]
         for count in range(engine.tokens + 1):
             await events.get()
             moments_s.append(now())
             if count:
                 choice = {"text": "x ", "finish_reason": [None, "length"][count == engine.tokens]}
-                await answer.write(_line({"choices": [choice]}))
+                writer.write(_line({"choices": [choice]}))
         arrived_s, begun_s, first_s, *_, last_s = moments_s
         metrics = {
             "queue_time_ms": 1000 * (begun_s - arrived_s),
@@ -107,16 +102,25 @@ def serving(engine: Engine) -> Iterator[str]:
         }
         usage = {"prompt_tokens": 3, "completion_tokens": engine.tokens}
         end = _line({"choices": [], "usage": usage, "metrics": metrics})
-        await answer.write(end + b"data: [DONE]\n\n")
-        return answer
+        writer.write(end + b"data: [DONE]\n\n")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One request to a connection: a body ends with it."""
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            fields = fields_of(head.decode().split("\r\n"))
+            await reader.readexactly(int(fields.get("content-length", 0)))
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            if head.startswith(b"POST"):
+                await stream(writer)
+            else:
+                model = {"id": "m", "owned_by": "vllm", "max_model_len": 1024}
+                writer.write(json.dumps({"version": "0.32", "data": [model]}).encode())
+        writer.close()
 
     async def serve() -> int:
-        app = web.Application()
-        app.add_routes([web.get("/{path:.*}", tell), web.post("/{path:.*}", stream)])
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port: int = runner.addresses[0][1]
+        server = await asyncio.start_server(answer, "127.0.0.1", 0, backlog=1024)
+        port: int = server.sockets[0].getsockname()[1]
         return port
 
     loop = asyncio.new_event_loop()

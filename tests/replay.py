@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import jsonschema
+import pytest
 
 from poclib.parameters import Parameters, ProviderSettings
 from poclib.providers import KINDS, Provider
@@ -225,3 +226,16 @@ def describe(kind: str, answers: dict[str, Answer], **changes: Any) -> ProviderF
             return await sender.describe()
 
     return replay(answers, talk)
+
+
+def resolved(monkeypatch: pytest.MonkeyPatch, *addresses: tuple[str, int]) -> None:
+    """A resolver of the test's own: every name leads to these addresses."""
+    known = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", address) for address in addresses]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: known)
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port: int = held.getsockname()[1]
+        return port

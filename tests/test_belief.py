@@ -27,6 +27,7 @@ from poclib.parameters import Parameters, ProviderSettings
 from poclib.reading import belief, tables
 from poclib.reading.reading import of
 from poclib.records import Report
+from poclib.showing import notebooks as publish
 from poclib.showing import warnings as cautions
 from poclib.showing import words
 
@@ -505,8 +506,8 @@ def test_a_server_with_times_and_lengths_of_its_own_is_measured_without_them(
     said = report_text(found)
     assert "The times that shelf tells of itself are not used" in said
     assert "cold" not in said and "loaded" not in said
-    monkeypatch.setattr(suite, "write_site", lambda: Path("site", "index.html"))
-    suite.conclude("mine")
+    monkeypatch.setattr(suite, "write_site", lambda kernel: Path("site", "index.html"))
+    suite.conclude("mine", publish.Kernel())
     end = capsys.readouterr().out  # the last lines of `poc run`
     assert end.index("sequential ") < end.index("far from max_tokens 40") < end.index("Gate: ")
     _, out = gate(capsys)

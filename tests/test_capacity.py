@@ -61,7 +61,7 @@ def test_of_two_with_like_throughput_the_lower(rate: float, spread: float, held:
 
 def row(start_ms: float, end_ms: float, **fields: object) -> Request:
     marks = RequestMarks(start_ms=start_ms, first_token_ms=start_ms + 10, end_ms=end_ms)
-    return Request.model_validate(
+    return Request.of(
         {"prompt": 0, "provider": "p", "wall_ms": end_ms - start_ms, "marks": marks} | fields
     )
 

@@ -22,7 +22,7 @@ def arm(kind: Any, spans: list[tuple[float, float]], server_ms: float, **facts: 
          "marks": {"start_ms": start, "end_ms": end}, "server": {"total_ms": server_ms}}
         for i, (start, end) in enumerate(spans)
     ]  # fmt: skip
-    return Arm(arm=kind, strategy="any", requests=map(Request.model_validate, rows), **facts)
+    return Arm(arm=kind, strategy="any", requests=map(Request.of, rows), **facts)
 
 
 def reading(strategy: list[tuple[float, float]], server_ms: float, **facts: Any) -> Reading:

@@ -80,6 +80,8 @@ CASES = {
         role="hedge"
     ),
     "80 requests of 80 opened a new connection (local, remote)": every(marks={"connected_ms": 1}),
+    "80 requests of 80 went over a connection that was opened while the answer before it came "
+    "(local, remote, 21.0 ms each)": every(marks={"ahead_ms": 21}),
     "can see (2.5 ms, by its check on itself before the run): the added latency of a local "
     "request (2.0 ms); it": checked(2.5),
     "went on 1 time; round 2 was repeated whole: 16 requests of round 2 are": pool_report(**CUT),

@@ -63,7 +63,7 @@ try:
 finally:
     print(*sys.modules)
 """
-HEAVY = {"aiohttp", "httpx", "IPython", "matplotlib", "nbconvert", "nbformat", "papermill"}
+HEAVY = {"httpx", "IPython", "matplotlib", "nbconvert", "nbformat", "papermill"}
 HEAVY |= {"numpy", "pandas"}
 
 

@@ -22,12 +22,14 @@ from poclib.showing.curves import Curves
 from poclib.showing.warnings import warnings
 
 ROOT = report.root()
+KEY = "second.link.round_trip_ms"
 
 
 class Cuttable(fake.Provider):
     """A provider behind a link: what is under way fails when the link is cut, and what comes."""
 
     cut = False
+    pids: tuple[int, ...] = ()
 
     def drop_link(self) -> None:
         self.cut = True
@@ -99,6 +101,16 @@ def test_where_it_stops_helping_is_read_between_points(
     never = curves.along(readings[2:4], "second.speed", "speed", more_is_better=True)
     assert curves.stops(never.points["serial-per-provider"]) == 0.4
     assert curves.along(readings, "strike.after", "share").points == {}
+
+
+def test_what_one_strategy_takes_over_another_is_told_at_each_value_that_both_have() -> None:
+    """Alone 100 ms; at 100 ms of link equal shares take 800 ms, earliest finish less."""
+    runs = [measured("serial-per-provider", 1, 100), measured("serial-per-provider", 1, 300)]
+    found = curves.along([*runs, measured("shared-queue", 1, 100)], KEY, "round trip", "ms")
+    ours, theirs = (found.points[name][0].ratio for name in ("shared-queue", "serial-per-provider"))
+    told = curves.over(found, "shared-queue", "serial-per-provider")
+    assert f"shared-queue took {ours / theirs:.2f} (" in told and "times at 100 ms (" in told
+    assert "300 ms" not in told and "not measured" in curves.over(found, "batched", "shared-queue")
 
 
 def test_of_one_point_the_newer_report_counts_and_one_without_a_ratio_not_at_all() -> None:

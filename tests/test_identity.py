@@ -160,7 +160,7 @@ def router(*entries: dict[str, Any]) -> dict[str, Answer]:
     return LLAMA | {
         "/v1/models": body({"data": data}),
         "/props": body(own),
-        "/props?model=org/second:Q4": body(ctx),
+        "/props?model=org%2Fsecond%3AQ4": body(ctx),
         "/v1/chat/completions": recorded("llama-server/chat_stream"),
     }
 

@@ -23,7 +23,8 @@ EXECUTE = """
 import sys
 from pathlib import Path
 from poclib.showing import notebooks
-notebooks.execute(Path(sys.argv[1]), Path(sys.argv[2]), {})
+with notebooks.Kernel() as kernel:
+    kernel.execute(Path(sys.argv[1]), Path(sys.argv[2]), {})
 """
 # Where this kernel's sockets lie, and all that the working folder holds.
 SHOW = """
@@ -53,11 +54,16 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-def notebook(folder: Path, code: str) -> Path:
-    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+def notebook(folder: Path, *codes: str) -> Path:
+    made = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, codes)))
     made.metadata["kernelspec"] = {"name": "python3", "display_name": "p", "language": "python"}
     nbformat.write(made, folder / "01_shown.ipynb")
     return folder / "01_shown.ipynb"
+
+
+def execute(notebook: Path, target: Path) -> None:
+    with publish.Kernel() as kernel:
+        kernel.execute(notebook, target, {})
 
 
 def printed(target: Path) -> str:
@@ -85,14 +91,52 @@ def test_a_long_folder_for_temporary_files_is_passed_over(
     long = tmp_path / ("long" * 25)
     long.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
+    execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb")
     assert printed(tmp_path / "done.ipynb").startswith("poc-") and not list(long.iterdir())
 
 
 def test_no_folder_at_all_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(RunFailed, match="no folder for a kernel can be made there"):
-        publish.execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb", {})
+        execute(notebook(tmp_path, SHOW), tmp_path / "done.ipynb")
+
+
+# What a notebook may leave behind: a name, another folder, a style, an open figure, a way to show.
+LEFT = """
+left = 1
+import os, matplotlib.pyplot as plt
+from poclib.showing import charts
+charts.use_style()
+plt.rcParams["font.size"] = 99
+plt.plot([1, 2]), os.chdir("/"), print(os.getpid())
+"""
+FOUND = """
+import os, matplotlib, matplotlib.pyplot as plt
+print("left" in globals(), matplotlib.rcParams["font.size"], plt.get_fignums(), os.getcwd())
+formatter = get_ipython().display_formatter.formatters["image/svg+xml"]
+print(plt.Figure in formatter.type_printers, len(In), os.getpid())
+"""
+
+
+@pytest.mark.slow
+def test_a_kernel_kept_warm_is_to_each_notebook_a_new_one(home: Path, tmp_path: Path) -> None:
+    with publish.Kernel() as kernel:
+        kernel.execute(notebook(tmp_path, LEFT, "1 + 1"), tmp_path / "left.ipynb", {})
+        kernel.execute(notebook(tmp_path, FOUND), tmp_path / "found.ipynb", {})
+        # One that failed ends its kernel: what it left behind nobody knows.
+        with pytest.raises(RunFailed, match="left: no more"):
+            kernel.execute(
+                notebook(tmp_path, "raise OSError('no more')"), tmp_path / "left.ipynb", {}
+            )
+        kernel.execute(notebook(tmp_path, FOUND), tmp_path / "again.ipynb", {})
+    execute(notebook(tmp_path, FOUND), tmp_path / "alone.ipynb")
+    found, again, alone = (printed(tmp_path / f"{n}.ipynb") for n in ("found", "again", "alone"))
+    *told, process = found.split()
+    assert told[0] == "False" and told == alone.split()[:-1] == again.split()[:-1]
+    assert (
+        process != again.split()[-1]
+        and nbformat.read(tmp_path / "found.ipynb", as_version=4).cells[0].execution_count == 1
+    )
 
 
 RUN = """

@@ -33,7 +33,7 @@ FOLDERS: dict[str, set[str]] = {
     "reading": {""},
     "showing": {"", "reading"},
 }
-ON_TOP = {"__init__", "__main__", "cli", "suite"}  # they join the two halves
+ON_TOP = {"__init__", "__main__", "cli", "firstuse", "suite"}  # they join the two halves
 FREE = {"__init__", "cli"}  # of every room
 # Heavy libraries, and the only folders and rooms that may load them.
 ONLY_IN = {
@@ -47,8 +47,11 @@ ONLY_IN = {
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
 ROOMS = """
 __main__: cli
-contention: records
+addresses: errors
+batchfiles: errors
+contention: records stats
 errors:
+firstuse: errors parameters providers.discover report showing.format
 pacing: records stats
 parameters: errors
 progress:
@@ -56,50 +59,66 @@ recording: errors records report
 records: parameters
 report: errors parameters records
 stats: errors
-suite: errors measure.experiment measure.strategies measure.sweep parameters reading.reading
-    recording report showing.curves showing.documents showing.format showing.notebooks
-    showing.site showing.words
-workload: errors parameters records report
+suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters
+    reading.reading recording report showing.curves showing.documents showing.format
+    showing.notebooks showing.site showing.words
+workload: batchfiles errors parameters records report
 engines.keeper: .link errors
 engines.link:
 engines.llama: errors parameters
 engines.pool: .llama errors parameters
 providers: .ollama .openai .provider
+providers.connection: errors records
+providers.discover: .connection .provider .transport addresses errors parameters records
 providers.fake: errors records
 providers.ollama: .provider records
-providers.openai: .provider .transport errors records
-providers.provider: .transport errors parameters records
-providers.transport: errors records
+providers.openai: .connection .provider errors records
+providers.origin: .connection addresses records
+providers.provider: .connection .transport errors parameters records
+providers.transport: .connection .origin errors records
 measure.adaptive: .attempt records
 measure.attempt: errors records
-measure.calibration: .adaptive .attempt .dispatch .forecast .machine .strategies contention errors
-    pacing parameters progress recording records report workload
-measure.dispatch: .adaptive .attempt .strategies contention errors records
+measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
+    pacing parameters progress records report
+measure.beside:
+measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies
+    contention errors pacing parameters progress recording records report workload
+measure.copies: .attempt .slots .strategies
+measure.dispatch: .adaptive .attempt .copies .lanes .lengths .slots .strategies contention errors
+    records
 measure.experiment: .calibration .run .strategies engines.pool errors parameters progress
-    providers recording records report workload
+    providers providers.discover recording records report workload
 measure.forecast: .strategies pacing records
+measure.lanes: .adaptive .attempt .lengths .slots contention pacing records
+measure.lengths: records
 measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
 measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
     providers recording records report workload
-measure.strategies: errors
+measure.slots: .lengths
+measure.strategies: .slots errors records
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
 reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
-reading.headline: .belief .phases .reading contention pacing records report stats
+reading.headline: .belief .order .phases .reading contention pacing records report stats
+reading.order: .reading contention pacing records stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
-showing.charts: .documents .format .style .words reading.phases reading.reading records stats
-showing.curves: .charts .format .style .words contention parameters reading.reading records stats
+showing.charts: .documents .format .style .words reading.phases reading.reading reading.tables
+    records stats
+showing.curves: .charts .documents .format .style .words contention parameters reading.reading
+    records stats
 showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
     records report stats
 showing.explorer: .charts .documents .format .notebooks .style errors parameters reading.reading
     report
 showing.format:
 showing.notebooks: errors report
+showing.peers: .format .style errors
+showing.routers: .format .words parameters reading.reading stats
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats

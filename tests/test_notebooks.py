@@ -127,7 +127,8 @@ def test_a_notebook_measures_live_on_the_embedded_pool(
     monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     values = {"live": True, "rounds": 2, "prompts": 3, "max_tokens": 8}
-    publish.execute(notebook, target, values)
+    with publish.Kernel() as kernel:
+        kernel.execute(notebook, target, values)
     reading = read("live-shared-queue")
     order = [[arm.arm for arm in round_.arms] for round_ in reading.report.rounds]
     assert order == [["baseline", "strategy"], ["strategy", "baseline"]]

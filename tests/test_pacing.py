@@ -116,7 +116,7 @@ def test_a_run_ends_when_its_interval_is_narrow_or_nothing_is_left(
     assert f"ended after {count} rounds" in warned and why in warned
     reach = []
     for rounds in (count - 1, count):
-        low, high = stats.interval([row.ratio for row in of(found).rounds.itertuples()][:rounds])
+        low, high = stats.interval([one.ratio or 0 for one in of(found).timed[0]][:rounds])
         reach.append(math.sqrt(high / low) / (1 + found.band))
     assert (reach[1] <= 1) == (ended == "narrow")
     assert count == pacing.LEAST or reach[0] > 1  # it took no more than it had to

@@ -36,7 +36,7 @@ def request(marks: dict[str, Any] | None = None, **changes: Any) -> Request:
         "server": {"queue_ms": 30, "prompt_ms": 70, "generation_ms": 150, "total_ms": 250},
         "token_ms": [1100, 1290],
     }
-    return Request.model_validate({**facts, **changes})
+    return Request.of({**facts, **changes})
 
 
 @pytest.mark.parametrize(

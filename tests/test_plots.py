@@ -166,6 +166,22 @@ def test_ratios_are_drawn_evenly_around_one(ax: Axes) -> None:
     assert set(triangles) == {3.1}
 
 
+def test_a_large_report_is_drawn_thinned_and_says_so(
+    ax: Axes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 80 answers every fifth is drawn, from the slowest on: n and both ends stay."""
+    charts.ecdf(ax, READING)
+    whole, thin = ax.get_lines(), Figure().subplots()
+    assert "drawn" not in texts(ax)
+    monkeypatch.setattr(charts, "MOST_POINTS", 20)
+    charts.ecdf(thin, READING)
+    assert "16 of 80 drawn" in texts(thin)
+    for line, fewer in zip(whole, thin.get_lines(), strict=True):
+        assert len(fewer.get_xdata()) == len(line.get_xdata()) // 5 + 1  # type: ignore[arg-type]
+        assert max(fewer.get_xdata()) == max(line.get_xdata())  # type: ignore[type-var]
+        assert fewer.get_label() == line.get_label()
+
+
 def test_the_ecdf_rises_to_all_for_both_arms(ax: Axes) -> None:
     charts.ecdf(ax, READING)
     walls = READING.requests.query("round >= 0").groupby("arm")["wall_ms"]

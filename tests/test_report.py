@@ -1,6 +1,7 @@
 """Reports survive the disk, older ones survive newer ones, and bad files get one sentence."""
 
 import json
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from poclib import recording
 from poclib import report as reports
 from poclib.errors import NewerReport, ReportError
-from poclib.records import Report
+from poclib.records import Report, Request, ServerTimings
 
 ROW = {
     "prompt": 0,
@@ -164,3 +165,72 @@ def test_the_project_is_found_from_below(home: Path, monkeypatch: pytest.MonkeyP
     assert reports.root() == home.parents[1]
     recording.save(made())
     assert reports.load("data/reports/trial-shared-queue.jsonl").experiment == "trial"
+
+
+SERVER = {"total_ms": 5.0}
+WRONG: list[dict[str, object]] = [
+    {"prompt": -1},
+    {"prompt": True},
+    {"prompt": 10**17},
+    {"provider": "../x"},
+    {"attempt": 0},
+    {"role": "third"},
+    {"outcome": "fine"},
+    {"wall_ms": -0.001},
+    {"wall_ms": 1e300},
+    {"wall_ms": "12"},
+    {"wal_ms": 1.0},
+    {"marks": {"start_ms": -1}},
+    {"marks": {"begin_ms": 1}},
+    {"server": {"total": 1}},
+    {"output_tokens": 1.5},
+    {"token_ms": [1.0, None]},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_row_that_cannot_be_is_refused_in_either_format(
+    home: Path, wrong: dict[str, object], suffix: str
+) -> None:
+    row = {"prompt": 0, "provider": "local", "wall_ms": 12.0, "server": SERVER}
+    path = recording.save(made(rounds=rounds(row)))
+    assert reports.load(path).requests[0].over_ms == 7
+    whole = {**json.loads(changed()), "version": 2, "rounds": rounds(row | wrong)}
+    line = json.dumps({"request": row | wrong}).encode()
+    lines = [line if b'"request"' in old else old for old in path.read_bytes().splitlines()]
+    path.unlink()
+    bad = home / f"bad{suffix}"
+    bad.write_bytes(json.dumps(whole).encode() if suffix == ".json" else b"\n".join([*lines, b""]))
+    with pytest.raises(ReportError, match=r"rounds|damaged|truncated"):
+        reports.load(bad)
+
+
+def test_a_row_holds_what_is_known_and_no_number_that_is_none(home: Path) -> None:
+    """A connection that was opened ahead is told; numbers that no JSON has become null."""
+    marks = {"start_ms": 1.0, "ahead_ms": 20.00049}
+    row = Request.of({"prompt": 0, "provider": "local", "marks": marks})
+    told = json.loads(
+        recording.as_bytes({"request": row.model_copy({"server": ServerTimings(load_ms=inf)})})
+    )
+    assert told["request"] == {
+        "prompt": 0,
+        "provider": "local",
+        "attempt": 1,
+        "role": "first",
+        "outcome": "ok",
+        "marks": {"start_ms": 1.0, "ahead_ms": 20.0},
+        "server": {"load_ms": None},
+    }
+    back = reports.load(recording.save(made(rounds=rounds({**ROW, "marks": marks}))))
+    assert back.version == 3 and back.requests[0].marks.ahead_ms == 20.0
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_formats_are_read_as_they_were(home: Path, version: int) -> None:
+    (home / "old.json").write_text(changed(version=version))
+    path = recording.save(made())
+    first, rest = path.read_bytes().split(b"\n", 1)
+    (home / "lines.jsonl").write_bytes(first.replace(b'"version":3', b'"version":2') + b"\n" + rest)
+    for name in ("old", "lines"):
+        assert reports.load(name).requests[0].marks.start_ms in (1 / 3, 0.333)

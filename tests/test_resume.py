@@ -28,7 +28,7 @@ IN_ROUND_TWO_MS = PREPARED_MS + ROUND_MS + 1150  # its strategy is whole, its ba
 
 def key(row: Request) -> str:
     """The row with its times to the microsecond, as a report holds them."""
-    return json.dumps(recording._rounded(row.model_dump(mode="json")), sort_keys=True)
+    return recording.as_bytes({"request": row}).decode()
 
 
 def once_each(found: Report) -> None:
@@ -60,7 +60,7 @@ def test_a_run_cut_at_any_byte_goes_on_and_keeps_every_row_once(tmp_path: Path) 
         path.parent.mkdir(parents=True)
         path.write_bytes(text[:place])
         lines = [json.loads(line) for line in text[:place].split(b"\n")[:-1]]
-        before = [Request.model_validate(x["request"]) for x in lines if "request" in x]
+        before = [Request.of(x["request"]) for x in lines if "request" in x]
         pool = two()
         found = measured(tmp_path / str(place), pool, resume=True)
         once_each(found)
@@ -160,7 +160,7 @@ def test_a_model_that_was_changed_ends_the_run_and_is_noted_after_the_last_round
 ) -> None:
     with pytest.raises(RunFailed) as caught:
         measured(tmp_path, [fake.Provider("fast", 100), Restarted("slow", 160)])
-    assert str(caught.value).startswith(f"round 2 of 3, strategy: {CHANGED}")
+    assert str(caught.value).startswith(f"round 2 of 3, baseline: {CHANGED}")
     saved = report.load("trial-shared-queue", tmp_path)
     assert not saved.complete and [one.index for one in saved.rounds] == [0]
     (cut,) = saved.cut  # no ratio is made of it, and its rows are there

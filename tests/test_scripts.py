@@ -117,7 +117,17 @@ def the_sentence(errors: str) -> str:
 @pytest.mark.parametrize("word", ["help", "--help", "-h"])
 def test_help_needs_no_python_and_names_every_use(machine: Machine, word: str) -> None:
     code, out, err = machine.run(word)
-    uses = ("params/FILE.yaml", "lab", "test", "setup", "help", "doctor", "gate", "publish")
+    uses = (
+        "params/FILE.yaml",
+        "ADDRESS",
+        "lab",
+        "test",
+        "setup",
+        "help",
+        "doctor",
+        "gate",
+        "publish",
+    )
     assert (code, err) == (0, "") and [use for use in uses if use not in out] == []
     assert not (machine.root / ".venv").exists()
 
@@ -129,6 +139,12 @@ def test_help_needs_no_python_and_names_every_use(machine: Machine, word: str) -
         (["mine.yml", "--set", "rounds=3"], ["run", "mine.yml", "--set", "rounds=3"]),
         (["params/embedded.yaml"], ["run", "ROOT/params/embedded.yaml"]),
         (["show", "a report.json", "", "--json"], ["show", "a report.json", "", "--json"]),
+        (["http://127.0.0.1:1", "desk"], ["run", "http://127.0.0.1:1", "desk"]),
+        (["10.0.0.2", "--model", "m"], ["run", "10.0.0.2", "--model", "m"]),
+        (["localhost", "fd7a::1"], ["run", "localhost", "fd7a::1"]),
+        (["desk.tail1.ts.net:1"], ["run", "desk.tail1.ts.net:1"]),
+        (["run", "desk", "shelf"], ["run", "desk", "shelf"]),
+        (["--version"], ["--version"]),
     ],
 )
 def test_a_parameter_file_is_run_and_all_other_words_reach_poc_unchanged(

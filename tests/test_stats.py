@@ -1,7 +1,9 @@
 """Each formula against an independent computation: scipy, counting by hand, arithmetic."""
 
 import math
+import random
 import runpy
+from itertools import product
 from pathlib import Path
 from statistics import median as plain_median
 from types import SimpleNamespace
@@ -152,3 +154,42 @@ def test_its_interval_holds_the_true_change_as_often_as_it_says(rounds: int) -> 
         assert found.low is not None and found.high is not None
         held += found.low <= 0.8 <= found.high
     assert 0.93 < held / 600 < 0.995
+
+
+def best_of_all_ms(work: list[float], paces: list[float]) -> float:
+    """The shortest makespan there is: every prompt at every slot is tried."""
+    ways = product(range(len(paces)), repeat=len(work))
+    return min(
+        max(
+            sum(w for w, at in zip(work, way, strict=True) if at == i) / p
+            for i, p in enumerate(paces)
+        )
+        for way in ways
+    )
+
+
+def listed_ms(order: list[float], paces: list[float]) -> float:
+    """The list schedule by its definition: each to the slot that would end it first."""
+    ends = [0.0] * len(paces)
+    for amount in order:
+        at = min(range(len(paces)), key=lambda i: ends[i] + amount / paces[i])
+        ends[at] += amount / paces[at]
+    return max(ends)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_best_list_schedule_is_near_the_best_of_all(seed: int) -> None:
+    """Longest first on uniform machines ends within 1.67 times the optimum (Friesen, 1987)."""
+    draw = random.Random(seed)
+    paces = [draw.choice([1.0, 0.5, draw.uniform(0.1, 2)]) for _ in range(draw.randint(1, 3))]
+    work = [draw.lognormvariate(0, 0.8) for _ in range(draw.randint(1, 7))]
+    found, best = stats.best_list_ms(work, paces), best_of_all_ms(work, paces)
+    naive = min(listed_ms(sorted(work, reverse=True), paces), listed_ms(work, paces))
+    assert found == pytest.approx(naive)
+    assert best <= found * (1 + 1e-9) and found <= 1.67 * best
+
+
+def test_equal_prompts_are_scheduled_at_the_optimum() -> None:
+    assert stats.best_list_ms([1.0] * 8, [1 / 200, 1 / 300]) == pytest.approx(1000)
+    assert stats.best_list_ms([1.0] * 8, [1 / 200, 1 / 200, 1 / 300]) == pytest.approx(600)
+    assert stats.best_list_ms([], [1.0]) == 0

@@ -275,8 +275,8 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
 
     monkeypatch.setattr(experiment, "measure", measured)
     monkeypatch.setattr(experiment, "engine_pool", started)
-    monkeypatch.setattr(publish, "execute", lambda notebook, target, values: read.append(values))
-    monkeypatch.setattr(suite, "write_site", lambda: Path("site", "index.html"))
+    monkeypatch.setattr(publish.Kernel, "execute", lambda *given: read.append(given[-1]))
+    monkeypatch.setattr(suite, "write_site", lambda kernel: Path("site", "index.html"))
     shutil.copytree(ROOT / "notebooks", home / "notebooks")
     file = home / "grid.yaml"
     given = {**GIVEN, "notebooks": "21*", "sweep": {"max_tokens": [4, 8, 16]}}

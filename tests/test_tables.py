@@ -5,7 +5,6 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 import pytest
 
 from poclib import report as reports
@@ -185,10 +184,8 @@ def test_a_round_without_every_answer_is_left_out_and_counted() -> None:
         4,
     )
     assert found.round_ratios == pytest.approx([0.765, 0.78, 0.795, 0.81])
-    frame = of(changed(pool_report(), "baseline", outcome="cancelled")).rounds
-    assert frame["complete"].tolist() == [False, True, True, True, True]
-    assert frame["first"].tolist() == ["baseline", "strategy"] * 2 + ["baseline"]
-    assert np.isnan(frame["baseline_ms"][0]) and np.isnan(frame["ratio"][0])
+    first, *others = of(changed(pool_report(), "baseline", outcome="cancelled")).timed[0]
+    assert first.baseline_ms is None and first.ratio is None and all(one.ratio for one in others)
     other = of(changed(pool_report(), "strategy", answer_sha256="other")).headline
     assert other.answers_equal == stats.Answers(39, 1, 40)
 
@@ -230,7 +227,7 @@ def test_what_is_not_known_is_missing_with_its_reason_and_never_zero() -> None:
     assert empty.headline.verdict == "INCONCLUSIVE" and empty.headline.speedup is None
     for key, value in empty.headline.as_dict().items():
         assert value is not None or key in {*empty.headline.missing, "ideal_from"}, key
-    frames = empty.requests, empty.rounds, tables.overhead(empty)
+    frames = empty.requests, empty.timed[0], tables.overhead(empty)
     assert not any(map(len, frames)) and empty.requests["wall_ms"].dtype == float
 
 

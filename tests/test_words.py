@@ -98,8 +98,20 @@ def test_what_requests_did_to_each_other_is_told(seen: Any, factor: str, cause: 
 def test_the_cause_of_what_is_lost_is_named() -> None:
     beyond = replace(PASSED, efficiency=1.8)
     assert "batching" not in words.why(beyond) and "a cache answered" in words.why(beyond)
-    seen = replace(crowd(210, "batches", 1.6), efficiency=1.8)
-    assert "steps of local (batching)" in words.why(seen)
+    seen = replace(crowd(210, "batches", 1.6), efficiency=3.06, unbatched=("local",))
+    assert "leaves out what batching gives at local." in words.why(seen)
+    assert "drift" not in words.why(seen) and words.efficiency(seen) == "306 % (one at a time)"
+    assert words.title_timeline(seen).endswith(
+        "306 % of the providers' speed, one request at a time"
+    )
+    measured = replace(seen, unbatched=(), ideal_from="calibration and capacity", efficiency=0.9)
+    assert "with as many at once as their levels of capacity gain by" in words.why(measured)
+    assert "It reached 83 % of what the best order could have" in words.why(PASSED)
+    unknown = replace(PASSED, best_order=None, order_unknown="nobody knows")
+    assert "is unknown: nobody knows." in words.why(unknown)
+    assert unknown.missing["best_order"] == "nobody knows"
+    held = replace(PASSED, overfull=("remote",))
+    assert "More were held than the server works on at remote, so" in words.network(held)
     assert "unknown" in words.why(replace(PASSED, efficiency=None))
     assert "Idle, as a share of the makespan: local 33 %" in words.why(PASSED)
     assert "Idle" not in words.why(replace(PASSED, efficiency=0.97))
@@ -216,7 +228,7 @@ def test_comparison_puts_the_best_first_in_both_forms() -> None:
     plain = words.comparison_text([worse, PASSED]).splitlines()
     assert plain[2].startswith("serial-per-provider") and plain[3].endswith("FAIL")
     marked = words.comparison_text([worse, PASSED], markdown=True).splitlines()
-    assert all(line.startswith("| ") and line.count("|") == 8 for line in marked)
+    assert all(line.startswith("| ") and line.count("|") == 9 for line in marked)
     assert words.suite_gate([worse, PASSED]).startswith("Gate: PASS — 0.78")
     assert words.suite_gate([worse, PASSED]).endswith("(of 2: 1 PASS, 1 FAIL)")
     assert words.suite_gate([worse]).startswith("Gate: FAIL")

@@ -196,7 +196,9 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
         status=error.status if error else None,
         wall_ms=None if start_ms is None or end_ms is None else end_ms - start_ms,
         queued_ms=queued_ms,
-        marks=RequestMarks(assigned_ms=job.assigned_ms, **exchange.marks),
+        marks=RequestMarks(
+            assigned_ms=job.assigned_ms, ahead_ms=exchange.ahead_ms, **exchange.marks
+        ),
         server=exchange.server,
         prompt_tokens=exchange.prompt_tokens,
         cached_tokens=exchange.cached_tokens,

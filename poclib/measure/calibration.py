@@ -25,16 +25,17 @@ from ..report import NO_ROUND
 from . import forecast
 from .adaptive import AdaptiveLimit
 from .attempt import Policy, Rules, Sender
+from .beside import HERE, Lines, host, side_by_side
 from .dispatch import run_arm
 from .machine import EngineSampler, environment
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, THROUGH_ROUTER
 
 Clock = Callable[[], float]
-# Round trips taken of each provider before every arm.
+# Round trips taken of each provider before every arm of a round; one warms a connection.
 PROBES = 5
 # What must stay the same of a provider for its times to be of one kind.
 SAME = ("model", "digest", "server", "engine", "context_tokens")
-MOST_IN_FLIGHT = 64
+MOST_IN_FLIGHT, QUESTIONS = 64, 64  # at one provider; who are asked at once, which is not timed
 # Requests of a capacity level: enough that two loads are answered while a third is handed out.
 LEAST_REQUESTS, LOADS = 4, 3
 # A level may take so much longer than its requests would one at a time; then it has lost clearly.
@@ -67,7 +68,13 @@ class Calibration:
     def __post_init__(self) -> None:
         p = self.parameters
         self.senders = {provider.name: provider for provider, _ in self.providers}
+        self.routers = [p.name for p in p.providers if p.router_of]
+        self.calibrated = [name for name in self.senders if name not in self.routers]
         self._known = {provider.name: facts for provider, facts in self.providers}
+        self._urls = {settings.name: settings.url for settings in p.providers if settings.url}
+        self._engines = {n: f["running"] for n, f in self._known.items() if "running" in f}
+        hosts = {name: host(self._urls.get(name)) for name in self.senders}
+        self._machines = {n: HERE if n in self._engines else hosts[n] or n for n in hosts}
         self.texts = workload.texts(p.prompts)
         now = datetime.now(UTC)
         self.report = self.kept or begun(p, self.texts, now)
@@ -127,9 +134,9 @@ class Calibration:
         facts = [answer for answer in answers.values() if isinstance(answer, ProviderFacts)]
         # Texts need marks where some server's cache cannot be switched off by a request.
         self.know(providers=facts, marked=not all(each.cache_defeated for each in facts))
-        failed = [(name, e) for name, e in answers.items() if isinstance(e, BaseException)]
-        self.problems = {name: str(error) for name, error in failed}
-        for _, error in failed:
+        failed = {name: e for name, e in answers.items() if isinstance(e, BaseException)}
+        self.problems = {name: str(error) for name, error in failed.items()}
+        for error in failed.values():
             raise error
         if not self.parameters.allow_unlike_models:
             check_alike(facts)
@@ -153,10 +160,12 @@ class Calibration:
     async def _ask(
         self, names: Collection[str], limit_s: float | None = None
     ) -> dict[str, ProviderFacts | BaseException]:
-        """Who each provider says it is, or why it does not say it; all are asked at once."""
+        """Who each provider says it is, or why it does not say it; asked side by side."""
+        gate = asyncio.Semaphore(QUESTIONS)
 
         async def asked(name: str) -> ProviderFacts:
-            answer = await asyncio.wait_for(self.senders[name].describe(), limit_s)
+            async with gate:
+                answer = await asyncio.wait_for(self.senders[name].describe(), limit_s)
             fields = {key: value for key, value in self._known[name].items() if key != "running"}
             return answer.model_copy(update=fields)
 
@@ -170,47 +179,47 @@ class Calibration:
         Raises `RunFailed` where a provider answers nothing.
         """
         p, stops = self.parameters, len(self.report.resumed_ms)
-        answered = {}
+        answered: dict[str, list[Request]] = {}
         steps: list[tuple[ArmName, int, str]] = [
             ("warm-up", p.warm_up_prompts, f" s{stops}" if stops else ""),
             ("calibration", p.calibration_prompts, ""),
         ]
         for arm, count, which in steps:
-            for name in self.senders:
-                rows = await self.alone(arm, name, count, which)
+            for name, rows in (await self.each_alone(arm, count, which)).items():
                 answered[name] = [row for row in rows if row.outcome == "ok" and row.wall_ms]
                 if rows and not answered[name]:
                     raise RunFailed(rows[0].error or f"provider {name} does not answer.")
-        self.expected_ms = forecast.expected_ms(answered)
+        self.expected_ms = forecast.expected_ms({name: answered[name] for name in self.calibrated})
         self.know(fastest=min(self.expected_ms, key=self.expected_ms.__getitem__))
+        self.expected_ms |= dict.fromkeys(self.routers, min(self.expected_ms.values()))  # at best
 
-    async def alone(self, arm: ArmName, name: str, count: int, which: str) -> list[Request]:
-        """`count` requests, one at a time, with the same texts to each provider.
+    async def each_alone(self, arm: ArmName, count: int, which: str) -> dict[str, list[Request]]:
+        """`count` requests to each, one by one, of the same texts; a stopped run's answers stay."""
+        names = self.calibrated if arm == "calibration" else self.senders
+        urls, kept = self._urls, self.kept.preparation if self.kept else []
 
-        Those that a stopped run has answered are kept.
-        """
-        turn = f"{name}{which}"
-        before = [a.requests for a in self.report.preparation if (a.arm, a.turn) == (arm, turn)]
-        rows = [row for requests in before for row in requests if row.outcome == "ok"]
-        if len(rows) < count:
-            # Two names for one address share a cache: each has texts of its own.
-            urls = {p.name: p.url for p in self.parameters.providers if p.url}
-            twins = [other for other in urls if urls[other] == urls.get(name)]
-            same = f"{arm}{which} {twins.index(name) if twins else 0}"
-            prompts = self.prompts(arm, turn, count, same)[len(rows) :]
-            begun = Arm(arm=arm, turn=turn, strategy="sequential", limits={name: 1})
-            await self.carry_out(begun, [name], prompts)
-            rows += self.report.preparation[-1].requests
-        return rows
+        async def alone(name: str, file: Lines) -> list[Request]:
+            turn = f"{name}{which}"
+            before = [a.requests for a in kept if (a.arm, a.turn) == (arm, turn)]
+            rows = [row for requests in before for row in requests if row.outcome == "ok"]
+            if len(rows) < count:
+                # Two names for one address share a cache: each has texts of its own.
+                twins = [other for other in urls if urls[other] == urls.get(name)]
+                same = f"{arm}{which} {twins.index(name) if twins else 0}"
+                prompts = self.prompts(arm, turn, count, same)[len(rows) :]
+                begun = Arm(arm=arm, turn=turn, strategy="sequential", limits={name: 1})
+                rows += (await self.carry_out(begun, [name], prompts, file=file))[1].requests
+            return rows
+
+        return await side_by_side(names, self._machines, alone, self._file)
 
     async def capacities(self, most: int = MOST_IN_FLIGHT) -> dict[str, Found]:
         """What each provider, already prepared, does with 1, 2, 4, … requests at once.
 
-        One provider after the other, so that they cannot be in each other's way. Every level is
-        kept as an arm of the preparation.
+        In turn, so that they cannot be in each other's way. Every level is kept as an arm.
         """
         capacities = {}
-        for name in self.senders:
+        for name in self.calibrated:
             seen: list[Level] = []
             while (in_flight := next_in_flight(seen, most)) is not None:
                 last = await self._level(name, in_flight)
@@ -228,8 +237,8 @@ class Calibration:
         limit_ms = PATIENCE * count * self.expected_ms[name] + 2000
         begun = Arm(arm="capacity", turn=turn, strategy="shared-queue", limits={name: in_flight})
         prompts = self.prompts("capacity", turn, count)
-        await self.carry_out(begun, [name], prompts, limit_ms=limit_ms)
-        return level(self.report.preparation[-1].requests, in_flight)
+        _, arm = await self.carry_out(begun, [name], prompts, limit_ms=limit_ms)
+        return level(arm.requests, in_flight)
 
     async def carry_out(
         self,
@@ -240,29 +249,28 @@ class Calibration:
         stage: str = "",
         live: dict[str, AdaptiveLimit] | None = None,
         limit_ms: float = inf,
-    ) -> pacing.Span:
+        file: Lines | None = None,
+    ) -> tuple[pacing.Span, Arm]:
         """Carry an arm out, kept in the file as it goes on and, of the preparation, in the report.
 
-        Before it each provider is probed, so that its connection is warm.
+        Before it each provider is probed, so that its connection is warm. Rows of a round are in
+        the file only.
         Raises `RunFailed` where time is over or, in a round, its answers are none to count with.
         """
         stage = stage or f"{begun.arm} of {begun.turn}"
-        span, error = pacing.Span(), "no prompt was answered."
+        span, error, file = pacing.Span(), "no prompt was answered.", file or self._file
         strike = self.parameters.strike if begun.arm == "strategy" else None
         struck_ms: dict[str, float] = {}
-        engines: dict[str, Any] = {
-            name: facts.get("running") for name, facts in self._known.items()
-        }
 
         def strike_in_time() -> None:
             if strike and not struck_ms and strike.after <= len(span.answered) / len(prompts) < 1:
-                engines[strike.provider].drop_link()
+                self._engines[strike.provider].drop_link()
                 struck_ms[strike.provider] = self.clock()
 
         def done(request: Request) -> None:
             """Have it on disk before the next one is sent."""
             nonlocal error
-            self._file.write({"request": request.model_dump(exclude_none=True)})
+            file.write({"request": request})
             span.add(request)
             error = request.error or error
             self._done += 1
@@ -274,16 +282,17 @@ class Calibration:
             self.report.notes.append(f"{stage}: {sentence}")
             self.progress(self.report.notes[-1], self._done, self._expected)
 
-        await self._probe(names if index == NO_ROUND else self.senders)
+        await self.probe(*((names, 1) if index == NO_ROUND else (self.senders, PROBES)))
         rules = self.rules
         if index == NO_ROUND:  # nothing is sent again, so that refusals show
             deadline_ms = min(rules.deadline_ms, self.clock() + limit_ms)
             policy = Policy(breaker_failures=0)
             rules = replace(rules, retries=0, policy=policy, deadline_ms=deadline_ms)
         begin = {"strategy": begun.strategy, "limits": begun.limits}
-        self._file.write({"arm": begun.arm, "round": index, "turn": begun.turn, "begin": begin})
+        file.write({"arm": begun.arm, "round": index, "turn": begun.turn, "begin": begin})
         try:
-            with EngineSampler({n: getattr(engines[n], "pids", ()) for n in names}) as sampler:
+            pids = {n: self._engines[n].pids for n in names if n in self._engines}
+            with EngineSampler(pids) as sampler:
                 strike_in_time()
                 ran = await run_arm(
                     begun.arm,
@@ -301,29 +310,32 @@ class Calibration:
                 )
         finally:
             for name in struck_ms:
-                engines[name].restore_link()
+                self._engines[name].restore_link()
         if self.clock() >= self.rules.deadline_ms:
             limit_s = self.parameters.run_limit_s
             raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
         if index != NO_ROUND:
-            if not span.answered:
+            if not span.answered and begun.strategy != THROUGH_ROUTER:  # there it is a finding
                 raise RunFailed(f"{stage}: {error}")
-            if changed := await self.changed(names):
+            second = (begun.arm == "strategy") == (index % 2 == 0)  # of its round
+            if second and (changed := await self.changed(self.senders)):
                 raise RunFailed(
-                    f"{stage}: {changed[0]}, so answers of this arm may be of two kinds; the "
+                    f"{stage}: {changed[0]}, so answers of this round may be of two kinds; the "
                     "rounds before it are kept. Run again."
                 )
         end = {"engines": sampler.used, "struck_ms": struck_ms, "limit_changes": ran.limit_changes}
         whole = begun.model_copy(update={**end, "requests": ran.requests})
-        self._file.write({"end": whole.model_dump(mode="json", include=set(end))})
-        self._file.sync()
+        file.write({"end": whole.model_dump(mode="json", include=set(end))})
+        file.sync()
         if index == NO_ROUND:
             self.report.preparation.append(whole)
-        return span
+        return span, whole
 
-    async def _probe(self, names: Collection[str]) -> None:
-        for name in names:
-            for _ in range(PROBES):
+    async def probe(self, names: Collection[str], times: int) -> None:
+        """Take the round trip to each provider, and have its connection warm."""
+
+        async def probed(name: str, file: Lines) -> None:
+            for _ in range(times):
                 try:
                     async with asyncio.timeout(self.parameters.connect_timeout_s):
                         trip = await self.senders[name].probe(self.clock)
@@ -331,7 +343,9 @@ class Calibration:
                     break  # whether it can answer prompts is for the requests to show
                 if trip is not None:
                     self.report.probes.append(trip)
-                    self._file.write({"probe": trip.model_dump()})
+                    file.write({"probe": trip.model_dump()})
+
+        await side_by_side(names, self._machines, probed, self._file)
 
     def prompts(self, arm: str, turn: str, count: int, same: str = "") -> list[Prompt]:
         """The texts of an arm, under a salt and, where needed, marks that no text before had.

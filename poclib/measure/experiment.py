@@ -21,7 +21,7 @@ from ..errors import EngineError, ParameterError, ReportError
 from ..parameters import Parameters, ProviderSettings, put
 from ..progress import Progress, quiet
 from ..progress import bar as bar
-from ..providers import KINDS, Embedded
+from ..providers import KINDS, Embedded, discover
 from ..recording import ReportFile
 from ..records import Report
 from ..workload import sha256, texts
@@ -196,6 +196,9 @@ def _opened(
                 f"provider {settings.name}: the environment variable {variable} is not set; "
                 f"export {variable}=… with its key."
             )
+        if settings.kind == "auto":
+            asked = settings
+            settings = on_own_loop(lambda: discover.known(asked, parameters, key))
         return KINDS[settings.kind](settings, parameters, settings.url or "", key), {}
     engine = running[settings.name]
     # An engine behind a link plays the remote machine, unless it is told its role.

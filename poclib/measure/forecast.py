@@ -42,7 +42,7 @@ def each(reports: Sequence[Report]) -> dict[str, float]:
     foretold: dict[str, float] = {}
     for report in reports:
         alone_ms = expected_ms(calibrated(report.preparation))
-        capacity = {facts.name: facts.capacity for facts in report.providers}
+        capacity = {f.name: f.capacity for f in report.providers if not f.router_of}
         if alone_ms.keys() == capacity.keys():
             promised = ratios(len(report.prompt_sha256), alone_ms, capacity)
             foretold |= {name: r for name, r in promised.items() if name == report.strategy}

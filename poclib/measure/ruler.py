@@ -164,13 +164,18 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
 
 
 def _errors(case: Case, row: Request) -> dict[str, float]:
-    """A connect is a part of its own in a report: its error is told apart, not twice."""
+    """A connect is a part of its own in a report: its error is told apart, not twice.
+
+    So is one that was made ahead, which is no part of its request.
+    """
     marks, prompt_ms, tokens_ms = row.marks, row.server.prompt_ms or 0, row.token_ms or []
     ttft_ms = (marks.first_token_ms or 0) - (marks.start_ms or 0)
     connect_ms = 0.0
     errors: dict[str, float] = {}
     if marks.connected_ms is not None and marks.connect_start_ms is not None:
         connect_ms = errors["connect_ms"] = marks.connected_ms - marks.connect_start_ms
+    if (ahead_ms := marks.ahead_ms) is not None:
+        errors["ahead_ms"] = ahead_ms
     errors["ttft_ms"] = ttft_ms - connect_ms - prompt_ms - case.round_trip_ms
     errors["over_ms"] = (row.over_ms or 0) - connect_ms - case.round_trip_ms
     if len(tokens_ms) > 1:

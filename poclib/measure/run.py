@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 from .. import pacing, recording, report, workload
 from ..contention import Found
-from ..errors import PocError, RunFailed
+from ..errors import ParameterError, PocError, RunFailed
 from ..providers import Provider
 from ..recording import ReportFile
 from ..records import Arm, ArmName
@@ -21,7 +22,7 @@ from . import forecast, ruler
 from .adaptive import AdaptiveLimit
 from .calibration import Calibration
 from .machine import Monitor, undisturbed
-from .strategies import STRATEGIES
+from .strategies import STRATEGIES, THROUGH_ROUTER, sends_ahead
 
 # How much of the longest round so far must be left of the time for one more to begin.
 MARGIN = 1.2
@@ -34,6 +35,11 @@ class Run(Calibration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.parameters.strategy == THROUGH_ROUTER and not self.routers:
+            raise ParameterError(
+                f"strategy {THROUGH_ROUTER} needs a provider that is a router: give it its url and "
+                "router_of, the names of the providers behind it (see params/routers.yaml)."
+            )
         self._learned: dict[str, AdaptiveLimit] = {}
         rounds = self.parameters.rounds
         # After how many rounds it is expected to end.
@@ -58,8 +64,9 @@ class Run(Calibration):
     def _requests(self, rounds: int) -> int:
         """How many requests a run of so many rounds sends, if none fails."""
         p = self.parameters
-        once = len(self.senders) * (p.warm_up_prompts + p.calibration_prompts)
-        return once + rounds * (2 * len(self.texts) + len(self.senders))
+        machines = len(self.calibrated)
+        once = len(self.senders) * p.warm_up_prompts + machines * p.calibration_prompts
+        return once + rounds * (2 * len(self.texts) + machines)
 
     async def examine(self, capacity: bool) -> tuple[dict[str, str], dict[str, Found]]:
         """The problem of each provider that cannot be used; with `capacity`, capacities found.
@@ -123,8 +130,7 @@ class Run(Calibration):
             for arm in arms[:: 1 if index % 2 == 0 else -1]:
                 if index not in done:
                     await self._arm(index, arm)
-            for name in self.senders:  # machines drift
-                await self.alone("calibration", name, 1, f" {index}")
+            await self.each_alone("calibration", 1, f" {index}")  # machines drift
             longest_ms = max(longest_ms, self.clock() - begun_ms)
         for change in await self.changed(self.senders):
             self.report.notes.append(f"{change} after its last round.")
@@ -149,14 +155,13 @@ class Run(Calibration):
         return ended is not None
 
     async def _arm(self, index: int, arm: ArmName) -> None:
-        name, names = self.parameters.strategy, list(self.senders)
-        if arm == "baseline":
-            name, names = "sequential", [name for name in names if name == self.report.fastest]
+        name = "sequential" if arm == "baseline" else self.parameters.strategy
+        names = [self.report.fastest or ""] if arm == "baseline" else self.asked_by(name)
         limits, live = self._limits(name, names)
         begun = Arm(arm=arm, strategy=name, limits=limits)
         prompts = self.prompts(arm, str(index), len(self.texts))
         stage = f"round {index + 1} of {self._of_rounds(index)}, {arm}"
-        span = await self.carry_out(begun, names, prompts, index, stage, live)
+        span, _ = await self.carry_out(begun, names, prompts, index, stage, live)
         self._note(index, arm, span)
 
     def _of_rounds(self, index: int) -> str:
@@ -171,14 +176,29 @@ class Run(Calibration):
 
     def foretold_ratios(self) -> dict[str, float]:
         """Ratio to the baseline of each strategy, from calibration alone."""
-        capacity = {facts.name: facts.capacity for facts in self.report.providers}
-        return forecast.ratios(len(self.texts), self.expected_ms, capacity)
+        capacity = {f.name: f.capacity for f in self.report.providers if not f.router_of}
+        alone_ms = {name: self.expected_ms[name] for name in capacity}
+        return forecast.ratios(len(self.texts), alone_ms, capacity)
 
     def foretold_rounds(self) -> dict[str, pacing.Power]:
         """How many rounds each foretold ratio needs to be told from the gate, and from 1."""
         p, arms = self.parameters, self.report.preparation
         expected = self.foretold_ratios()
         return forecast.powers(expected, arms, len(self.texts), p.gate_max_ratio, p.band)
+
+    def foretold_s(self, strategies: int) -> float:
+        """How long so many strategies take by calibration; one not foretold as the baseline."""
+        p, ratios = self.parameters, self.foretold_ratios().values()
+        alone_ms = len(self.texts) * min(self.expected_ms.values())
+        once_ms = sum(self.expected_ms.values())
+        rounds = pacing.LEAST if p.rounds == "auto" else p.rounds
+        round_ms = alone_ms * (1 + fmean([*ratios, 1.0])) + once_ms
+        before_ms = (p.warm_up_prompts + p.calibration_prompts) * once_ms
+        return strategies * (before_ms + rounds * round_ms) / 1000
+
+    def asked_by(self, strategy: str) -> list[str]:
+        """Whom a strategy may name: a router only if it is there for that, and then nobody else."""
+        return self.routers if strategy == THROUGH_ROUTER else self.calibrated
 
     def _limits(
         self, strategy: str, names: Sequence[str]
@@ -187,7 +207,9 @@ class Run(Calibration):
 
         Without a limit those move that are forced, from 1 up; the next round begins with them.
         """
-        limit = STRATEGIES[strategy].limit
+        limit, router = STRATEGIES[strategy].limit, self.parameters.router
+        if strategy == THROUGH_ROUTER and router and router.in_flight:
+            return {router.name: router.in_flight}, {}
         adaptive = {settings.name: settings.adaptive for settings in self.parameters.providers}
         if limit == "none":
             for name in names:
@@ -199,7 +221,10 @@ class Run(Calibration):
         facts = [facts for facts in self.report.providers if facts.name in names]
         capacity = {each.name: each.capacity for each in facts}
         slots = {each.name: each.slots or each.capacity for each in facts}
-        most = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}[limit]
+        queues = {settings.name: settings.queues for settings in self.parameters.providers}
+        ahead = {f.name: f.capacity + sends_ahead(f, queues.get(f.name, True)) for f in facts}
+        held = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}
+        most = (held | {"ahead": ahead})[limit]
         return most, {
             name: AdaptiveLimit(name, self.expected_ms[name], most[name], most[name])
             for name in names

@@ -1,10 +1,10 @@
-"""Decide which provider gets the next prompts: one short pure function a strategy, no I/O.
+"""Decide which provider gets the next prompt: one short pure function a strategy, no I/O.
 
-A strategy is called at the start, after every answer, and now and then while prompts wait. It
-names the provider for each of the next prompts: `["fast", "fast", "slow"]`; the others go on
-waiting. Named more often than it has free slots, a provider queues the rest: dispatch enforces
-limits, never a strategy. Prompts count as equal work. To add one: write the function under
-`@strategy(limit, question)` with a docstring like the others' (its page shows it), and a test.
+A strategy is called at the start, after every answer, and now and then while prompts wait, once
+for each prompt: it names the provider of the next one, or None: it goes on waiting. Named though
+it has no free slot, a provider queues it: dispatch enforces limits, never a strategy. To add one:
+write the function under `@strategy(limit, question)` with a docstring like the others' (its page
+shows it), and a test. What may be asked of the pool stands in `slots`.
 """
 
 from __future__ import annotations
@@ -19,62 +19,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ParameterError
+from ..records import ProviderFacts
+from .slots import Place, Pool
 
-
-@dataclass(frozen=True)
-class ProviderView:
-    """What a strategy may know of one provider at a moment.
-
-    `limit` is the number of requests dispatch lets it hold in flight (None: no limit),
-    `expected_ms` the mean wall time of one request alone there, updated by every answer,
-    `started_ms` the start of each request in flight, `queued` how many more it was given.
-    """
-
-    name: str
-    limit: int | None
-    expected_ms: float
-    started_ms: tuple[float, ...] = ()
-    queued: int = 0
-
-    @property
-    def busy(self) -> int:
-        """Requests it was given and has not answered."""
-        return len(self.started_ms) + self.queued
-
-    @property
-    def free(self) -> int | float:
-        """Slots that would start a request at once."""
-        return math.inf if self.limit is None else max(0, self.limit - self.busy)
-
-
-@dataclass(frozen=True)
-class PoolView:
-    """The pool at `now_ms`, with `waiting` prompts that no provider has been given."""
-
-    now_ms: float
-    waiting: int
-    providers: tuple[ProviderView, ...]
-
-    @property
-    def fastest_first(self) -> list[ProviderView]:
-        return sorted(self.providers, key=lambda p: p.expected_ms)
-
-
-Limit = Literal["one", "capacity", "slots", "none"]
-Decide = Callable[[PoolView], list[str]]
+Limit = Literal["one", "capacity", "ahead", "slots", "none"]
+Decide = Callable[[Pool], Place | None]
 
 
 @dataclass(frozen=True)
 class Strategy:
     """A named way to spread prompts: who decides, and which limit dispatch enforces.
 
-    `question` is the title of its page; the rest of its words are the docstring of `decide`.
+    `question` is the title of its page; the rest of its words are the docstring of `decide`. One
+    that `foresees` has the longest prompts sent first and the late last ones sent again.
     """
 
     name: str
     decide: Decide
     limit: Limit
     question: str
+    foresees: bool = False
 
     @property
     def sections(self) -> dict[str, str]:
@@ -112,14 +76,15 @@ def _show(function: Callable[..., object], shown: dict[str, str]) -> None:
 
 
 STRATEGIES: dict[str, Strategy] = {}
+THROUGH_ROUTER = "through-router"  # the only one that asks a router, and nobody else
 
 
-def strategy(limit: Limit, question: str) -> Callable[[Decide], Decide]:
+def strategy(limit: Limit, question: str, foresees: bool = False) -> Callable[[Decide], Decide]:
     """Make the function below it a strategy, named as the function with hyphens."""
 
     def added(decide: Decide) -> Decide:
         name = decide.__name__.replace("_", "-")
-        STRATEGIES[name] = Strategy(name, decide, limit, question)
+        STRATEGIES[name] = Strategy(name, decide, limit, question, foresees)
         return decide
 
     return added
@@ -132,8 +97,20 @@ def by_name(name: str) -> Strategy:
     return STRATEGIES[name]
 
 
+def fastest(p: Place) -> float:
+    return p.expected_ms
+
+
+def emptiest(p: Place) -> tuple[float, float]:
+    return p.busy, p.expected_ms
+
+
+def first_to_end(p: Place) -> tuple[float, float]:
+    return math.ceil((p.busy + 1) / (p.limit or 1)) * p.expected_ms, p.expected_ms
+
+
 @strategy("one", "How far apart are two runs of the very same thing?")
-def sequential(pool: PoolView) -> list[str]:
+def sequential(pool: Pool) -> Place | None:
     """Every prompt goes to the fastest provider, one at a time: the baseline itself.
 
     So the baseline is compared with the baseline. A ratio away from 1 is noise, or drift of the
@@ -150,32 +127,11 @@ def sequential(pool: PoolView) -> list[str]:
     - `rounds = 20`: does the interval close around one?
     - `prompts = 2`: with less work in an arm, how far do two equal runs differ?
     """
-    return [pool.fastest_first[0].name] * pool.waiting
-
-
-def in_blocks(pool: PoolView, cost: Callable[[ProviderView, int], float]) -> list[str]:
-    """Each prompt to the provider it costs the least, the faster where equal; in blocks.
-
-    `cost` is what a provider's share would come to with so many prompts in it.
-    """
-    ranked = pool.fastest_first
-    share = [p.busy for p in ranked]
-    costs = [(cost(p, p.busy + 1), rank) for rank, p in enumerate(ranked)]
-    heapq.heapify(costs)
-    for _ in range(pool.waiting):
-        rank = costs[0][1]
-        share[rank] += 1
-        heapq.heapreplace(costs, (cost(ranked[rank], share[rank] + 1), rank))
-    return [p.name for p, count in zip(ranked, share, strict=True) for _ in range(count - p.busy)]
-
-
-def even_split(pool: PoolView) -> list[str]:
-    """The same number to everyone, what does not divide to the faster ones."""
-    return in_blocks(pool, lambda provider, prompts: prompts)
+    return pool.least(fastest)
 
 
 @strategy("none", "What if everything is sent at once?")
-def all_parallel(pool: PoolView) -> list[str]:
+def all_parallel(pool: Pool) -> Place | None:
     """The prompts are split evenly and all sent at once; no limit is enforced.
 
     What happens then is up to the server. An engine with *continuous batching* computes a step
@@ -192,11 +148,11 @@ def all_parallel(pool: PoolView) -> list[str]:
     - `batching: false` in both `providers`: the same slots, without shared steps.
     - `slots: 1` in both: everything but the first waits inside the server.
     """
-    return even_split(pool)
+    return pool.least(emptiest)
 
 
 @strategy("one", "What does an even split gain, one request in flight at each provider?")
-def serial_per_provider(pool: PoolView) -> list[str]:
+def serial_per_provider(pool: Pool) -> Place | None:
     """The prompts are split evenly; each provider works through its share one at a time.
 
     This is the good run of those published. Nobody waits inside a server, so no engine can be
@@ -212,11 +168,11 @@ def serial_per_provider(pool: PoolView) -> list[str]:
     - `speed: 0.3` for `remote`: at which speed does the second machine stop helping?
     - `link: {round_trip_ms: 200}`: what does distance cost?
     """
-    return even_split(pool)
+    return pool.least(emptiest)
 
 
 @strategy("capacity", "What does it gain to give the faster machine more?")
-def capability_split(pool: PoolView) -> list[str]:
+def capability_split(pool: Pool) -> Place | None:
     """Before the start each provider is given a share that matches its calibrated speed.
 
     Calibration measures how long one request takes on each provider alone. Each prompt is given
@@ -233,15 +189,11 @@ def capability_split(pool: PoolView) -> list[str]:
     - `calibration_prompts = 1`: how good must the calibration be?
     - `speed: 0.3` for `remote`: compare with the even split at the same speed.
     """
-
-    def end_ms(provider: ProviderView, prompts: int) -> float:
-        return math.ceil(prompts / (provider.limit or 1)) * provider.expected_ms
-
-    return in_blocks(pool, end_ms)
+    return pool.least(first_to_end)
 
 
 @strategy("capacity", "What if each machine takes the next prompt when it is free?")
-def shared_queue(pool: PoolView) -> list[str]:
+def shared_queue(pool: Pool) -> Place | None:
     """One queue for all; a provider with a free slot pulls the next prompt.
 
     The queue is in the coordinator: no prompt waits inside a server. Where several providers are
@@ -252,7 +204,7 @@ def shared_queue(pool: PoolView) -> list[str]:
     What this does not show:
 
     - With few prompts the last one decides much; with hundreds hardly anything.
-    - The order of the prompts is fixed: sending long ones first is not tried.
+    - The order of the prompts is fixed: `earliest-finish` sends long ones first.
 
     Try:
 
@@ -260,74 +212,36 @@ def shared_queue(pool: PoolView) -> list[str]:
     - `prompts = 24`: how does the efficiency change?
     - `capacity: 2` for both: two in flight each.
     """
-    turns = [
-        (p.busy + taken, rank, p.name)
-        for rank, p in enumerate(pool.fastest_first)
-        for taken in range(int(min(p.free, pool.waiting)))
-    ]
-    return [name for _, _, name in sorted(turns)][: pool.waiting]
+    return pool.least(emptiest, free=True)
 
 
-@strategy("capacity", "What if each prompt goes where it is expected to finish first?")
-def earliest_finish(pool: PoolView) -> list[str]:
-    """Each prompt goes to the provider expected to finish it first, from speeds that
-    calibration measured and every answer updates.
+@strategy("capacity", "What if each prompt goes where it is expected to finish first?", True)
+def earliest_finish(pool: Pool) -> Place | None:
+    """Each prompt goes to the provider expected to finish it first, and the late last ones twice.
 
-    That provider may be busy: the prompt is sent only when it has a free slot. So a slow provider
-    stays idle rather than take a last prompt that a fast one, though busy, would finish sooner.
-    The price is trust in the expected times. They assume prompts of equal work.
+    What is expected is learned from every answer: how fast each provider works, how much lengths
+    differ, whether longer prompts have longer answers (then those go first). A slow provider stays
+    idle rather than take a last prompt that the others, though busy, would finish sooner. When
+    nothing waits, an idle provider is sent a copy of a prompt under way elsewhere where it would
+    clearly end sooner there; the first answer counts, the others are cancelled. The price is trust
+    in expectations, and work done twice, which the rows tell (role hedge, outcome cancelled).
 
     What this does not show:
 
-    - Expected times are averages; answers of very different lengths would mislead them.
     - Engines that batch slow each request as they take more, which the estimate only follows.
+    - A server that is told to stop may go on computing for nobody.
 
     Try:
 
     - `speed: 0.2` for `remote`: does the slow one stay idle at the end?
     - `prompts = 5`: compare with the shared queue on the same prompts.
     """
-    ranked = pool.fastest_first
-    slots = [
-        (free_ms + p.expected_ms, free_ms, rank)
-        for rank, p in enumerate(ranked)
-        for free_ms in _slots_free_ms(p, pool.now_ms, pool.waiting)
-    ]
-    heapq.heapify(slots)
-    idle = sum(free_ms <= pool.now_ms for _, free_ms, _ in slots)
-    free = {p.name: p.free for p in pool.providers}
-    chosen: list[str] = []
-    for _ in range(pool.waiting):
-        if not idle:
-            break
-        finish_ms, free_ms, rank = slots[0]
-        p = ranked[rank]
-        heapq.heapreplace(slots, (finish_ms + p.expected_ms, finish_ms, rank))
-        if free_ms <= pool.now_ms:
-            idle -= 1
-            if free[p.name]:  # else a request there is just about to end
-                free[p.name] -= 1
-                chosen.append(p.name)
-    return chosen
-
-
-def _slots_free_ms(p: ProviderView, now_ms: float, waiting: int) -> list[float]:
-    """When each slot of `p` is expected to be free.
-
-    An overdue request is expected to take as long again as it is overdue: a provider that
-    hangs becomes less attractive the longer it does.
-    """
-    slots = p.limit or p.busy + waiting
-    free_ms = [now_ms + abs(start + p.expected_ms - now_ms) for start in p.started_ms]
-    free_ms += [now_ms] * (slots - len(free_ms))
-    heapq.heapify(free_ms)
-    for _ in range(p.queued):
-        heapq.heapreplace(free_ms, free_ms[0] + p.expected_ms)
-    return free_ms
+    place = pool.least(fastest, free=True)
+    return place if place and pool.ends_in_time(place) else None
 
 
 @strategy("slots", "What do engines with continuous batching gain from several requests at once?")
-def batched(pool: PoolView) -> list[str]:
+def batched(pool: Pool) -> Place | None:
     """One queue for all; each provider takes as many prompts at once as it has slots.
 
     The rule is that of the shared queue; only the limit is higher. An engine with continuous
@@ -348,6 +262,61 @@ def batched(pool: PoolView) -> list[str]:
     return shared_queue(pool)
 
 
+@strategy("ahead", "What if the next prompt is there before the slot is free?")
+def sent_ahead(pool: Pool) -> Place | None:
+    """One queue for all; a provider is sent one prompt more than it works on.
+
+    The next prompt waits inside the server, so a slot that becomes free goes on at once: the way
+    there and back is hidden behind the answer before. Only a server that queues or batches is
+    sent more; one that refuses or thrashes is held to its capacity, as under the shared queue.
+    At the end a prompt that has most likely not begun is taken back where another provider is
+    idle and would end it sooner. A request's time counts from when it is handed to the
+    connection, so its wait in the server is in it, though nobody loses it.
+
+    What this does not show:
+
+    - The first and the last request of each provider still pay for their way.
+    - A server that is told to stop may go on computing; what was begun unseen is then done twice.
+
+    Try:
+
+    - `link: {round_trip_ms: 200}`: compare with the shared queue at the same distance.
+    - `max_tokens = 4`: the shorter the answers, the more the way there counts.
+    """
+    return pool.least(emptiest, free=True)
+
+
+@strategy("none", "What does a router make of the same machines?")
+def through_router(pool: Pool) -> Place | None:
+    """Every prompt goes at once to a router that stands in front of the machines.
+
+    Where each goes on to, and whether it waits, is up to the router: this side only holds back what
+    is beyond its `in_flight`, where that is set. The baseline goes past the router, straight to the
+    fastest machine, so that what the router itself costs is in the ratio. A router that refuses is
+    asked again as often as `retries` says; what then has no answer is counted as failed.
+
+    What this does not show:
+
+    - A router does more than spread: keys, budgets, logs, a fallback to other models.
+    - Where it runs on one of the machines it takes a part of its time.
+
+    Try:
+
+    - `in_flight: 2` for the router: does it do better when it is given less at once?
+    - Another of its own routing strategies; name it in `note`, so that the page tells it.
+    """
+    return pool.least(fastest)
+
+
+def sends_ahead(facts: ProviderFacts, queues: bool = True) -> bool:
+    """Whether a provider may be sent more than it works on: it queues or batches what it is sent.
+
+    A server of one's own is taken to (Ollama, llama-server and vLLM do) unless its settings say
+    that it `queues` not; an engine that refuses, or gives each request threads, does neither.
+    """
+    return queues and not facts.refuses and facts.engine_kind in (None, "queueing", "batched")
+
+
 def simulated_makespan_ms(
     strategy: Strategy, prompts: int, expected_ms: Mapping[str, float], limits: Mapping[str, int]
 ) -> float:
@@ -355,21 +324,34 @@ def simulated_makespan_ms(
 
     What `poc doctor` predicts with; it knows neither batching nor contention.
     """
-    starts_ms: dict[str, list[float]] = {name: [] for name in expected_ms}  # of what has not ended
-    ends_ms: list[float] = []
-    now_ms, waiting = 0.0, prompts
-    while waiting:
-        views = []
-        for name, time_ms in expected_ms.items():
-            left = [start for start in starts_ms[name] if start + time_ms > now_ms]
-            begun = tuple(start for start in left if start <= now_ms)
-            limit = None if strategy.limit == "none" else limits[name]
-            views.append(ProviderView(name, limit, time_ms, begun, len(left) - len(begun)))
-            starts_ms[name] = left
-        for name in strategy.decide(PoolView(now_ms, waiting, tuple(views))):
-            started, waiting = starts_ms[name], waiting - 1
-            full = strategy.limit != "none" and len(started) >= limits[name]
-            started.append(started[-limits[name]] + expected_ms[name] if full else now_ms)
-        ends_ms = [start + expected_ms[n] for n, starts in starts_ms.items() for start in starts]
-        now_ms = min(ends_ms)
-    return max(ends_ms, default=0.0)
+    places = [
+        Place(name, None if strategy.limit == "none" else limits[name], time_ms)
+        for name, time_ms in expected_ms.items()
+    ]
+    pool, ends, key = Pool(places, prompts), list[tuple[float, int, Place]](), 0
+
+    def start(place: Place) -> None:
+        nonlocal key
+        key += 1
+        place.running[key] = pool.now_ms
+        heapq.heappush(ends, (pool.now_ms + place.expected_ms, key, place))
+
+    while pool.waiting or ends:
+        while pool.waiting and (place := strategy.decide(pool)):
+            pool.waiting -= 1
+            if place.limit is None or len(place.running) < place.limit:
+                start(place)
+            else:
+                place.queue.append(None)
+            pool.touch(place)
+        if not ends:
+            raise ParameterError(f"strategy {strategy.name}: prompts wait, none is sent.")
+        pool.now_ms = ends[0][0]
+        while ends and ends[0][0] <= pool.now_ms:
+            _, ended, place = heapq.heappop(ends)
+            del place.running[ended]
+            if place.queue:
+                place.queue.popleft()
+                start(place)
+            pool.touch(place)
+    return pool.now_ms

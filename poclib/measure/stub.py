@@ -2,8 +2,8 @@
 
 It imports nothing of ours. A prompt tells it what to do: "DELAY TOKENS GAP", so many milliseconds
 before the first token and between tokens. It spins towards each deadline, and reports in
-llama.cpp's `timings` not what was asked but what it did, by its own monotonic clock. A selector of
-its own, since asyncio's loop would add 0.1 to 0.2 ms between a byte's arrival and its notice.
+llama.cpp's `timings` not what was asked but what it did, by its own monotonic clock, from when the
+request came (on Linux as the kernel knows it: of many at once it may be late to read each).
 
     python stub.py ROUND_TRIP_MS    prints its port, serves until its input ends
 """
@@ -15,6 +15,7 @@ import itertools
 import json
 import selectors
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from contextlib import suppress
 
 # From so long before a deadline on, the loop spins: a selector sleeps in whole milliseconds.
 _SPIN_S = 0.002
+_TIMESTAMPNS = 35  # Linux's option, and what it tells: seconds and nanoseconds
+_TIMESPEC = struct.Struct("@ll")
 _EMPTY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
@@ -49,6 +52,8 @@ class Stub:
         self._selector = selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._selector.register(self._listener, selectors.EVENT_READ)
+        if sys.platform == "linux":  # what it accepts inherits that
+            self._listener.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
         # Answers under way, by when each goes on; of equal times the older first.
         self._due: list[tuple[float, int, Iterator[float]]] = []
         self._numbers = itertools.count()
@@ -73,8 +78,14 @@ class Stub:
 
     def _read(self, client: socket.socket, received: bytearray) -> None:
         data = b""
+        notes: list[tuple[int, int, bytes]] = []
         with suppress(ConnectionError):
-            data = client.recv(65536)
+            data, notes, *_ = client.recvmsg(65536, socket.CMSG_SPACE(_TIMESPEC.size))
+        arrived_s = time.perf_counter()
+        for level, kind, note in notes:
+            if (level, kind) == (socket.SOL_SOCKET, _TIMESTAMPNS):
+                seconds, nanoseconds = _TIMESPEC.unpack(note)
+                arrived_s -= max(0.0, time.time() - seconds - nanoseconds / 1e9)
         if not data:
             self._close(client)
             return
@@ -84,19 +95,21 @@ class Stub:
         length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
         if end and len(body) >= length:
             received.clear()
-            self._go_on(self._answer(client, lines, body))
+            self._go_on(self._answer(client, lines, body, arrived_s + self._half_s))
 
     def _go_on(self, answer: Iterator[float]) -> None:
         with suppress(OSError):  # its client has gone, which is read, too
             if (due_s := next(answer, None)) is not None:
                 heapq.heappush(self._due, (due_s, next(self._numbers), answer))
 
-    def _answer(self, client: socket.socket, lines: list[bytes], body: bytes) -> Iterator[float]:
+    def _answer(
+        self, client: socket.socket, lines: list[bytes], body: bytes, arrived_s: float
+    ) -> Iterator[float]:
         """Send what was asked for, token by token; yields when to go on.
 
         The request's way here and the answer's way back cost half a round trip each.
         """
-        arrived_s = first_s = time.perf_counter() + self._half_s
+        first_s = arrived_s
         if lines[0].startswith(b"get"):
             yield arrived_s + self._half_s
             client.sendall(_EMPTY)

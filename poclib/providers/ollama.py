@@ -44,8 +44,9 @@ class Ollama(Provider):
 
     def _request_body(self, prompt: Prompt) -> Json:
         p = self.parameters
-        options: Json = {"num_predict": p.max_tokens, "num_ctx": p.context_tokens}
-        options |= {"temperature": 0, "seed": p.seed}
+        options: Json = {"num_ctx": p.context_tokens}
+        options |= {"temperature": 0, "seed": p.seed, **(prompt.options or {})}
+        options["num_predict"] = options.pop("max_tokens", p.max_tokens)
         body: Json = {"model": self.settings.model, "stream": p.stream, "options": options}
         body |= {"keep_alive": "15m"} | self._asked(prompt)
         if self.api == "completion":

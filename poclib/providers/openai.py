@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from ..errors import ProviderError, Rejected
 from ..records import Exchange, Prompt, ProviderFacts, ServerTimings
+from .connection import failed
 from .provider import HINTS, Json, Provider, add, count_of, ms_of, part_of, short, total
-from .transport import failed
 
 
 class OpenAI(Provider):
@@ -63,12 +63,14 @@ class OpenAI(Provider):
             body["chat_template_kwargs"] = {"enable_thinking": think}
         elif think:
             body["reasoning_effort"] = think
-        if self.is_vllm:
+        if self.settings.router_of and prompt.options is None:
+            body["ignore_eos"] = True  # as the machines are told; a router hands it on to them
+        if self.is_vllm and prompt.options is None:
             # vLLM shares prefixes by content; a salt keeps each arm to its own. It allows 128
             # characters and not all of them: a digest fits, whatever the salt.
             salt = hashlib.sha256(prompt.salt.encode()).hexdigest()
             body |= {"ignore_eos": True, "cache_salt": salt}
-        return body | self._asked(prompt)
+        return body | self._asked(prompt) | (prompt.options or {})
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
         """Whole with its usage, which comes with or after `finish_reason`."""
@@ -147,7 +149,9 @@ class LlamaServer(OpenAI):
         )
 
     def _request_body(self, prompt: Prompt) -> Json:
-        body = super()._request_body(prompt) | {"ignore_eos": True, "cache_prompt": False}
+        body = super()._request_body(prompt)
+        if prompt.options is None:
+            body |= {"ignore_eos": True, "cache_prompt": False}
         if self.api == "completion":
             body["n_predict"] = body.pop("max_tokens")
         body["model"] = self.served or body["model"]

@@ -10,16 +10,19 @@ import asyncio
 import html
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import nullcontext
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
+import msgspec
+
 from ..errors import BadAnswer, Forbidden, ModelMissing, ParameterError, ProviderError, Rejected
 from ..parameters import Parameters, ProviderSettings
 from ..records import Exchange, Probe, Prompt, ProviderFacts
-from .transport import Response, TimedClient, failed
+from .connection import Response, failed
+from .transport import TimedClient
 
 Json = dict[str, Any]
 # An object, or None for `[DONE]`, and when it came.
@@ -78,8 +81,10 @@ class Provider:
 
     async def describe(self) -> ProviderFacts:
         """Who the server is. Raises `ModelMissing`, or any other `ProviderError`."""
-        with self._as_expected():
+        try:
             return await self._describe()
+        except SURPRISES as error:
+            raise self._unexpected(error) from None
 
     async def probe(self, clock: Callable[[], float]) -> Probe | None:
         """How long a tiny request takes on a warm connection; None where the server keeps none."""
@@ -90,6 +95,8 @@ class Provider:
                 response.mark_end()
             marks = trip.marks
             if "connected_ms" not in marks:
+                if not self.keeps_streams:  # the prompts that follow need more than one
+                    self.client.origin(self.client.url).open_ahead(self.settings.capacity - 1)
                 return Probe(
                     provider=self.name,
                     at_ms=marks["start_ms"],
@@ -113,7 +120,8 @@ class Provider:
                 await self._read(events, exchange)
                 response.mark_end()
                 # The rest is waited for to keep the connection; it cannot spoil the answer.
-                async with asyncio.timeout(0 if self._lingers else LINGER_S):
+                limit_s = 0 if self._lingers else LINGER_S
+                async with nullcontext() if response.whole else asyncio.timeout(limit_s):
                     async for event, _ in events:
                         if event is None or self._count(event, exchange):
                             response.mark_end()
@@ -136,9 +144,11 @@ class Provider:
         async for event, here_ms in events:
             count += 1
             streamed_ms = here_ms if self.parameters.stream else None
-            with self._as_expected():
+            try:
                 if event is None or self._take(self._sound(event), exchange, streamed_ms):
                     break
+            except SURPRISES as error:
+                raise self._unexpected(error) from None
         else:
             if not exchange.finish_reason:
                 raise self._bad("its answer is empty or stops before its end; did it crash?")
@@ -159,46 +169,45 @@ class Provider:
         An event is read when its data is whole: the blank line that ends it may come later.
         """
         name, data_ms = b"", 0.0
-        data: list[bytes] = []  # of an event on many lines
-        text: list[bytes] = []  # of one object on many lines
+        data, text = list[bytes](), list[bytes]()  # of an event, or one object, on many lines
         sse = response.headers.get("content-type", "").startswith("text/event-stream")
-        lines = response.lines()
-        async for raw in lines:
-            line = raw.strip().removeprefix(BOM)
-            field, _, value = (part.strip() for part in line.partition(b":"))
-            if text:
-                text.append(line)
-            elif field == b"data":
-                sse = True
-                data_ms = response.here_ms
-                if data or name == b"error":
-                    data.append(value)
-                elif value == b"[DONE]":
-                    yield None, data_ms
-                    async for _ in lines:
-                        pass
-                elif isinstance(parsed := _loaded(value), dict):
-                    yield parsed, data_ms
-                elif value:
-                    data.append(value)
-            elif not line:
-                if data and (event := self._parsed(b"\n".join(data), name)) is not None:
-                    yield event, data_ms
-                name, data = b"", []
-            elif field == b"event":
-                sse, name = True, value
-            elif field == b"error":
-                raise self._server_error(_loaded(value))
-            elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
-                sse = True
-            elif isinstance(parsed := _loaded(line), dict):
-                yield parsed, response.here_ms
-            elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
-                text.append(line)
-        if rest := text or data:
-            event = self._parsed(b"\n".join(rest), b"" if text else name)
-            if event is not None:
-                yield event, response.here_ms if text else data_ms
+        while lines := await response.lines():
+            for raw in lines:
+                line = raw.strip().removeprefix(BOM)
+                field, _, value = line.partition(b":")
+                field, value = field.rstrip(), value.lstrip()
+                if text:
+                    text.append(line)
+                elif field == b"data":
+                    sse, data_ms = True, response.here_ms
+                    if data or name == b"error":
+                        data.append(value)
+                    elif value == b"[DONE]":
+                        yield None, data_ms
+                        while await response.lines():
+                            pass
+                        return
+                    elif isinstance(parsed := _loaded(value), dict):
+                        yield parsed, data_ms
+                    elif value:
+                        data.append(value)
+                elif not line:
+                    if data and (event := self._parsed(b"\n".join(data), name)) is not None:
+                        yield event, data_ms
+                    name, data = b"", []
+                elif field == b"event":
+                    sse, name = True, value
+                elif field == b"error":
+                    raise self._server_error(_loaded(value))
+                elif field in (b"", b"id", b"retry"):  # pings are comments, ": …"
+                    sse = True
+                elif isinstance(parsed := _loaded(line), dict):
+                    yield parsed, response.here_ms
+                elif not sse or line.startswith(b"{"):  # a field that is unknown says nothing
+                    text.append(line)
+        rest, name = b"\n".join(text or data), b"" if text else name
+        if rest and (event := self._parsed(rest, name)) is not None:
+            yield event, response.here_ms if text else data_ms
 
     def _parsed(self, text: bytes, name: bytes = b"") -> Json | None:
         """The JSON object that `text` is; None where it is none in an event of another `name`."""
@@ -217,9 +226,11 @@ class Provider:
 
     def _sound(self, event: Json) -> Json:
         """`event` unless it tells an error, in any of the ways in which servers do."""
-        signs = [event.get(key) for key in ("error", "errors", "detail")]
-        signs += [event.get(key) == "error" for key in ("object", "type")]
-        if any(signs) or isinstance(event.get("message"), str):
+        told = event.get
+        wrong = (
+            told("error") or told("errors") or told("detail") or isinstance(told("message"), str)
+        )
+        if wrong or "error" in (told("object"), told("type")):
             raise self._server_error(event)
         return event
 
@@ -251,14 +262,9 @@ class Provider:
             words = self._words(f"{reason}, {more}" if more else reason)
             raise self._bad(f"its answer ended with “{words}”, unlike a whole one; see its log.")
 
-    @contextmanager
-    def _as_expected(self) -> Iterator[None]:
-        """What reading a body of an unforeseen shape raises becomes a `BadAnswer`."""
-        try:
-            yield
-        except SURPRISES as error:
-            what = f"its answer is not what the kind {self.settings.kind} sends"
-            raise self._bad(f"{what} ({type(error).__name__}); is its kind right?") from None
+    def _unexpected(self, error: Exception) -> BadAnswer:
+        what = f"its answer is not what the kind {self.settings.kind} sends"
+        return self._bad(f"{what} ({type(error).__name__}); is its kind right?")
 
     async def _get(self, path: str, optional: bool = False, asked: Json | None = None) -> Json:
         """A JSON object from the server, `asked` by POST; empty if it has none and `optional`."""
@@ -277,7 +283,7 @@ class Provider:
         s = self.settings
         known: Json = {"name": s.name, "kind": s.kind, "model": s.model, "role": self.role}
         known |= {"slots": s.slots, "capacity": s.capacity, "keeps_streams": self.keeps_streams}
-        return ProviderFacts(**known | facts)
+        return ProviderFacts(router_of=s.router_of, **known | facts)
 
     def _missing(self, there: list[str]) -> ModelMissing:
         names = ", ".join(short(name) for name in sorted(there)[:8]) or "none"
@@ -297,7 +303,7 @@ class Provider:
     def _asked(self, prompt: Prompt) -> Json:
         if self.api == "completion":
             return {"prompt": prompt.text}
-        return {"messages": [{"role": "user", "content": prompt.text}]}
+        return {"messages": prompt.messages or [{"role": "user", "content": prompt.text}]}
 
     async def _describe(self) -> ProviderFacts:
         raise NotImplementedError
@@ -369,9 +375,12 @@ def _wait_s(headers: Mapping[str, str]) -> float | None:
 def _loaded(text: bytes) -> Any:
     """What JSON says, or else the text as it is."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text.decode("utf-8", "replace")
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            return json.loads(text)  # reads more than JSON allows
+        except (ValueError, RecursionError):
+            return text.decode("utf-8", "replace")
 
 
 def _words_of(body: Any, depth: int = 6) -> str:

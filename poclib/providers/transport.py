@@ -1,179 +1,31 @@
-"""One HTTP client per provider, over sockets that note when bytes came; knows no wire format.
+"""One HTTP client per provider: what is sent, what comes back, and what failures mean.
 
-httpx over aiohttp: httpx alone costs several times as much per request, and aiohttp's tracing
-gives the moments of connect and send.
+HTTP of our own over asyncio: a general client costs several times as much per request, and its
+moments would have to be guessed from outside. Knows no wire format.
 """
 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
-import ipaddress
 import os
 import socket
 import ssl
-import struct
-import sys
-import threading
 import time
-import weakref
-import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
+import httptools
 import httpx
-from httpx_aiohttp import AiohttpTransport
+import msgspec
 
 from ..errors import BadAnswer, Forbidden, ParameterError, ProviderError, TimedOut, Unreachable
 from ..records import Exchange
-
-Failure = TypeVar("Failure", bound=ProviderError)
-MAX_BODY_BYTES = 64 * 2**20
-# None is asked for, yet some servers and proxies compress whatever they send.
-ENCODINGS = ("identity", "gzip", "deflate")
-# llama-server closes a connection idle for 5 s; a shorter life here avoids sending into that.
-KEEPALIVE_S = 4.0
-# How long a request that is being sent keeps others waiting: enough for our own work, not for a
-# network's round trip.
-TURN_S = 0.001
-_NETWORKS = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 "
-_NETWORKS += "::1/128 fc00::/7 fe80::/10"
-PRIVATE = [ipaddress.ip_network(network) for network in _NETWORKS.split()]
-# Linux's number of the option by which the kernel tells when a packet was received.
-_SO_TIMESTAMPNS = 35
-_TIMESPEC = struct.Struct("@ll")
-_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
-# Nobody reads bytes that late: a clock was set in between, or the kernel's is another.
-_LATEST_S = 5.0
-# For aiohttp's callbacks, which run in the requesting task: what to mark, and what ends its turn.
-_current: ContextVar[tuple[Exchange, Callable[[], None]]] = ContextVar("current")
-
-
-def is_private(address: str) -> bool:
-    """Whether an IP address is loopback, link-local or private (RFC 1918, 4193)."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return any((getattr(ip, "ipv4_mapped", None) or ip) in network for network in PRIVATE)
-
-
-class Stamped(socket.socket):
-    """Notes when its last bytes came, by `time.perf_counter`; on Linux as the kernel knows it."""
-
-    arrived_s = 0.0
-
-    def __init__(self, *what: int) -> None:
-        super().__init__(*what)
-        if sys.platform == "linux":
-            with contextlib.suppress(OSError):
-                self.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
-
-    def recv(self, size: int, flags: int = 0) -> bytes:
-        data, notes, *_ = self.recvmsg(size, _SPACE, flags)
-        self._arrived(notes)
-        return data
-
-    def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
-        count, notes, *_ = self.recvmsg_into([memoryview(buffer)[: size or None]], _SPACE, flags)
-        self._arrived(notes)
-        return count
-
-    def _arrived(self, notes: Sequence[tuple[int, int, bytes]]) -> None:
-        self.arrived_s = time.perf_counter()
-        for level, kind, value in notes:
-            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
-                seconds, nanoseconds = _TIMESPEC.unpack(value)
-                late_s = time.time() - seconds - nanoseconds / 1e9
-                if 0 < late_s < _LATEST_S:
-                    self.arrived_s -= late_s
-
-
-class Lookups:
-    """The system's resolver, in threads that a loop does not wait for when it closes."""
-
-    async def getaddrinfo(self, *what: Any, **how: Any) -> Any:
-        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
-        answer.set_running_or_notify_cancel()  # who waits may go, the thread goes on
-
-        def look() -> None:
-            try:
-                answer.set_result(socket.getaddrinfo(*what, **how))
-            except Exception as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=look, daemon=True, name="poclib-lookup").start()
-        return await asyncio.wrap_future(answer)
-
-    async def getnameinfo(self, *what: Any) -> Any:
-        return socket.getnameinfo(*what)  # asked for numbers only, which takes no time
-
-
-class NotAllowed(OSError):
-    """A socket was asked for, to a public address."""
-
-
-def failed(kind: type[Failure], provider: str, what: str, **more: Any) -> Failure:
-    """An error of a provider, which is named and whose address is not."""
-    return kind(f"provider {provider}: {what}", provider, **more)
-
-
-class Response:
-    """A status, headers, and a body to read once. `here_ms`: when what was read last arrived."""
-
-    def __init__(self, response: httpx.Response, provider: str, exchange: Exchange) -> None:
-        self.status = response.status_code
-        self.headers = response.headers
-        self.here_ms = self._taken_ms = 0.0
-        self._response = response
-        self._provider = provider
-        self._exchange = exchange
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, decoded. Raises `BadAnswer` beyond `MAX_BODY_BYTES`."""
-        encoding = self.headers.get("content-encoding", "identity").lower()[:40]
-        if encoding not in ENCODINGS:
-            raise self._bad(f"its answer is encoded ({encoding}), unasked; switch that off there.")
-        size = 0
-        async for chunk in self._response.aiter_bytes():
-            self._take()
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                raise self._bad(f"its answer is over {size >> 20} MiB long; set max_tokens lower.")
-            yield chunk
-        self._take()
-
-    def _take(self) -> None:
-        self.here_ms, self._taken_ms = self._exchange.arrival_ms(), self._exchange.clock()
-
-    def _bad(self, what: str) -> BadAnswer:
-        return failed(BadAnswer, self._provider, what)
-
-    def mark_end(self) -> None:
-        """Mark the end: when the last byte was here, and our own work on it was done."""
-        work_ms = self._exchange.clock() - self._taken_ms
-        self._exchange.marks |= {"last_byte_ms": self.here_ms, "end_ms": self.here_ms + work_ms}
-
-    async def lines(self) -> AsyncIterator[bytes]:
-        """The body's lines, each as soon as its last byte is here; CR, LF or CRLF ends one."""
-        rest = bytearray()
-        broken = False  # between the CR and what may be its LF
-        async for chunk in self.chunks():
-            fresh = chunk.removeprefix(b"\n") if broken else chunk
-            broken = chunk.endswith(b"\r")
-            first, *others = fresh.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-            rest += first
-            for line in others:
-                yield bytes(rest)
-                rest = bytearray(line)
-        if rest:
-            yield bytes(rest)
-
-    async def body(self) -> bytes:
-        return b"".join([chunk async for chunk in self.chunks()])
+from .connection import Response, failed
+from .origin import NotAllowed, NotConnected, Origin
 
 
 @dataclass(eq=False, repr=False)
@@ -198,52 +50,12 @@ class TimedClient:
         # Told where what answers (or does not) may be another program.
         no_port = " Its url names no port, such as :11434 or :8000."
         self.hint = no_port if urlsplit(self.url).port is None else ""
-        self._headers = {"accept-encoding": "identity", "user-agent": "poclib"}
+        self._headers = "accept: */*\r\naccept-encoding: identity\r\nuser-agent: poclib\r\n"
         if self.key:
-            self._headers["authorization"] = f"Bearer {self.key}"
-        # aiohttp's wait for its pool, which is never full, bounds looking up the name too.
-        limits = httpx.Timeout(None, connect=self.connect_timeout_s, pool=self.connect_timeout_s)
-        self._extensions = {"timeout": limits.as_dict()}
-        # aiohttp's connector checks certificates: a context made for `verify` would only cost.
-        self._transport = AiohttpTransport(client=self._session, verify=False)
-        self._turn = asyncio.Lock()
-        self._sockets: weakref.WeakValueDictionary[int, Stamped] = weakref.WeakValueDictionary()
-
-    def _session(self) -> aiohttp.ClientSession:
-        trace = aiohttp.TraceConfig()
-        trace.on_request_start.append(_marker("start"))
-        trace.on_connection_create_start.append(_marker("connect_start"))
-        trace.on_connection_create_end.append(_marker("connected", "ready"))
-        trace.on_connection_reuseconn.append(_marker("ready"))
-        trace.on_request_headers_sent.append(_marker("sent"))
-        trace.on_request_chunk_sent.append(_marker("sent", ends_turn=True))
-        trace.on_request_end.append(self._answered)
-        connector = aiohttp.TCPConnector(
-            limit=0,
-            keepalive_timeout=KEEPALIVE_S,
-            socket_factory=self._socket,
-            resolver=aiohttp.ThreadedResolver(Lookups()),  # type: ignore[arg-type]
-            ssl=self._trusted or True,
-        )
-        return aiohttp.ClientSession(
-            connector=connector, cookie_jar=aiohttp.DummyCookieJar(), trace_configs=[trace]
-        )
-
-    def _socket(self, info: Any) -> socket.socket:
-        """Make the socket for one resolved address. Raises `NotAllowed`."""
-        *what, _name, address = info
-        if not self.allow_public and not is_private(address[0]):
-            raise NotAllowed
-        made = Stamped(*what)
-        self._sockets[made.fileno()] = made
-        return made
-
-    async def _answered(self, _session: object, _context: object, params: Any) -> None:
-        """Tell the exchange the socket its answer comes by; a whole short one has left it."""
-        (exchange, _), connection = _current.get(), params.response.connection
-        own = connection and connection.transport and connection.transport.get_extra_info("socket")
-        if own and (stamped := self._sockets.get(own.fileno())):
-            exchange.arrived_s = lambda: stamped.arrived_s
+            self._headers += f"authorization: Bearer {self.key}\r\n"
+        # By url, as this provider may have several; by method, url and path: what never changes.
+        self._origins: dict[str, Origin] = {}
+        self._heads: dict[tuple[str, str, str, bool], bytes] = {}
 
     @contextlib.asynccontextmanager
     async def request(
@@ -257,31 +69,57 @@ class TimedClient:
     ) -> AsyncIterator[Response]:
         """Send one request and yield its response once the headers are here.
 
-        `keep`: whether its connection may serve another; `url`: another address of this provider.
-        `exchange` is marked from its turn to be sent on: of many that begin at once each would
-        be timed through the sending of all. Body and all, it takes no longer than `timeout_s`.
+        `keep`: whether its connection may serve another; else the next one's is opened ahead.
+        `url`: another address of this provider. Body and all, it takes no longer than `timeout_s`.
 
         Raises `Unreachable`, `TimedOut`, `Forbidden` or `BadAnswer` (no HTTP), also while the
-        body is read; none tells an address.
+        body is read; none tells an address. Nothing is sent twice: once a byte has been handed to
+        a connection, nobody knows what the server has made of it.
         """
-        exchange = exchange or Exchange(time.perf_counter)
-        headers = self._headers if keep else self._headers | {"connection": "close"}
-        where, more = (url or self.url).rstrip("/") + path, self._extensions
-        request = httpx.Request(method, where, headers=headers, json=json, extensions=more)
+        url, exchange = url or self.url, exchange or Exchange(time.perf_counter)
+        data, origin = self._head(method, url, path, keep), self.origin(url)
+        if json is not None:
+            body = msgspec.json.encode(json)
+            data += b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+        data += b"\r\n" if json is None else b"\r\n" + body
+        response, connection = Response(self.provider, exchange), None
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(self.timeout_s, response.fail, TimeoutError())
+        origin.closing += not keep
         try:
-            async with asyncio.timeout(self.timeout_s):
-                await self._turn.acquire()
-                with contextlib.ExitStack() as turn:  # closed twice, it releases once
-                    turn.callback(self._turn.release)
-                    timer = asyncio.get_running_loop().call_later(TURN_S, turn.close)
-                    turn.callback(timer.cancel)
-                    _current.set((exchange, turn.close))
-                    response = await self._transport.handle_async_request(request)
-                exchange.marks["first_byte_ms"] = exchange.arrival_ms()
-                async with contextlib.aclosing(response):
-                    yield Response(response, self.provider, exchange)
-        except (httpx.HTTPError, aiohttp.ClientError, OSError) as error:
+            connection = await origin.connection(exchange)
+            connection.ask(data, response)
+            if not keep:
+                origin.open_ahead()
+            await response.head()
+            yield response
+        except (NotConnected, OSError, httptools.HttpParserError) as error:
             raise self._explained(error) from None
+        finally:
+            timer.cancel()
+            origin.closing -= not keep
+            if connection is not None:
+                response.keep = response.keep and keep
+                if connection.release():
+                    origin.idle.append(connection)
+
+    def origin(self, url: str) -> Origin:
+        """The connections to one of this provider's addresses."""
+        if (found := self._origins.get(url)) is None:
+            at, limit_s = httpx.URL(url), min(self.connect_timeout_s, self.timeout_s)
+            tls = (self._trusted or ssl.create_default_context()) if at.scheme == "https" else None
+            host, port = at.raw_host.decode(), at.port or (443 if tls else 80)
+            found = self._origins[url] = Origin(host, port, tls, limit_s, self.allow_public)
+        return found
+
+    def _head(self, method: str, url: str, path: str, keep: bool) -> bytes:
+        key = method, url, path, keep
+        if (found := self._heads.get(key)) is None:
+            at = httpx.URL(url.rstrip("/") + path)
+            first = f"{method} {at.raw_path.decode()} HTTP/1.1\r\nhost: {at.netloc.decode()}\r\n"
+            closes = "" if keep else "connection: close\r\n"
+            found = self._heads[key] = f"{first}{self._headers}{closes}".encode()
+        return found
 
     def redacted(self, text: str) -> str:
         """`text` without the provider's address and key, which a server may echo."""
@@ -289,28 +127,27 @@ class TimedClient:
             text = text.replace(secret, "…")
         return text
 
-    def _explained(self, error: Exception) -> ProviderError:
-        """A transport's error as one of ours, without the address it may mention."""
-        # httpx's errors are raised from aiohttp's, which say more.
-        cause = error.__cause__ if isinstance(error, httpx.HTTPError) else error
+    def _explained(self, error: BaseException) -> ProviderError:
+        """What broke a request as one of our errors, without the address it may mention."""
+        opening = isinstance(error, NotConnected)
         kind: type[ProviderError] = Unreachable
-        match cause:
-            case aiohttp.ClientConnectorError(os_error=NotAllowed()):
-                kind, what = Forbidden, "its address is neither loopback nor private; set "
+        match error.__cause__ if opening else error:
+            case NotAllowed():
+                kind, what = Forbidden, "its address is not private, nor of a mesh that is up; set "
                 what += f"allow_public: [{self.provider}] in the parameters if that is meant."
-            case aiohttp.ConnectionTimeoutError():
+            case TimeoutError(errno=None) if opening:
                 what = f"no connection within {self.connect_timeout_s:g} s; is it on?{self.hint}"
-            case TimeoutError() | httpx.TimeoutException():
+            case TimeoutError() if not opening:
                 kind = TimedOut
                 what = f"not finished within {self.timeout_s:g} s; raise request_timeout_s?"
-            case aiohttp.ClientConnectorDNSError():
+            case socket.gaierror():
                 what = "the host name in its url is not known here; check its spelling."
-            case aiohttp.ClientSSLError() | ssl.SSLError():
+            case ssl.SSLError():
                 what = "no secure connection; is its certificate trusted, and its url https?"
-            case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))):
+            case OSError(errno=int(number)) if opening:
                 # The system's words for the number: the error's own text names the address.
                 what = f"no connection ({os.strerror(number).lower()}); is it running?{self.hint}"
-            case aiohttp.ClientResponseError() | zlib.error():
+            case httptools.HttpParserError():
                 kind, what = BadAnswer, "what answers there does not speak HTTP, or its "
                 what += f"content-encoding is none; is the port right?{self.hint}"
             case _:
@@ -318,20 +155,9 @@ class TimedClient:
         return failed(kind, self.provider, what)
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
-
-
-def _marker(*events: str, ends_turn: bool = False) -> Any:
-    async def mark(*_: object) -> None:
-        exchange, end_turn = _current.get()
-        # A server may answer before it has read the whole request: sent ends there at the latest.
-        if "first_byte_ms" not in exchange.marks:
-            for event in events:
-                exchange.mark(event)
-        if ends_turn:
-            end_turn()
-
-    return mark
+        for origin in self._origins.values():
+            origin.close()
+        await asyncio.sleep(0)  # in which the sockets are closed
 
 
 def _trusted(provider: str, ca_file: str | None) -> ssl.SSLContext | None:

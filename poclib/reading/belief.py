@@ -37,7 +37,7 @@ def believed(report: Report) -> tuple[Report, dict[str, str]]:
 
     def silenced(arm: Arm) -> Arm:
         untold = {"server": ServerTimings()}
-        rows = [r.model_copy(update=untold if r.provider in reasons else {}) for r in arm.requests]
+        rows = [r.model_copy(untold) if r.provider in reasons else r for r in arm.requests]
         return arm.model_copy(update={"requests": rows})
 
     rounds = [one.model_copy(update={"arms": [*map(silenced, one.arms)]}) for one in report.rounds]

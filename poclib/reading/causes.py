@@ -11,9 +11,9 @@ from itertools import chain, product
 from statistics import median_high
 from typing import TYPE_CHECKING
 
-from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, middle, over, tokens
+from ..contention import GAIN, Behaviour, Level, alone, behaviour, level, over, tokens
 from ..records import Arm, ArmName, EngineUse, ProviderFacts, Request
-from ..stats import Contention
+from ..stats import Contention, median
 
 if TYPE_CHECKING:
     from .reading import Reading
@@ -54,6 +54,11 @@ class Cause:
         rate = over(self.found.tokens_per_s, self.alone.tokens_per_s) if by_rate else None
         server = over(self.found.server_ms, self.alone.server_ms)
         return Contention(self.behaviour, self.found.in_flight, rate, server)
+
+    @property
+    def slower(self) -> float | None:
+        """A request's time over one alone."""
+        return over(self.found.request_ms, self.alone.request_ms)
 
     @property
     def wanting(self) -> int | None:
@@ -107,8 +112,8 @@ def _together(arms: Sequence[Sequence[Request]]) -> Level:
         in_flight=median_high(each.in_flight for each in levels),
         answered=sum(each.answered for each in levels),
         refused=sum(each.refused for each in levels),
-        tokens_per_s=middle(each.tokens_per_s for each in levels),
-        request_ms=middle(each.request_ms for each in levels),
-        server_ms=middle(each.server_ms for each in levels),
-        ttft_ms=middle(each.ttft_ms for each in levels),
+        tokens_per_s=median(each.tokens_per_s for each in levels),
+        request_ms=median(each.request_ms for each in levels),
+        server_ms=median(each.server_ms for each in levels),
+        ttft_ms=median(each.ttft_ms for each in levels),
     )

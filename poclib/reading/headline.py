@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import pacing, stats
-from ..contention import level
+from ..contention import level, levels
 from ..records import Report, Request
 from ..report import name
-from . import belief, phases
+from ..stats import known
+from . import belief, order, phases
 from .phases import between
 
 if TYPE_CHECKING:
@@ -35,19 +36,28 @@ def headline(reading: Reading) -> stats.Headline:
     report, roles, rows = reading.believed, reading.roles, reading.answered("strategy")
     by_provider = _by_provider(rows)
     by_role = {role: [row for row in rows if roles[row.provider] == role] for role in ROLES}
-    timed, per_token = rounds(report)
+    timed, per_token = reading.timed
     whole = [one for one in timed if one.ratio]
-    makespans_ms = _known(one.strategy_ms for one in whole)
-    ratios = _known(one.ratio for one in whole)
+    makespans_ms = known(one.strategy_ms for one in whole)
+    ratios = known(one.ratio for one in whole)
     ratio = stats.overhead_ratio(ratios)
     alone, ideal_from = _alone(reading)
     count = len(prompts(report))
-    known = bool(roles) and count > 0 and roles.keys() <= alone.keys()
-    ideal = count / math.fsum(1 / alone[p] for p in roles) if known else None
-    efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
-    over = {role: _known(row.over_ms for row in own) for role, own in by_role.items()}
-    remote_ms = math.fsum(_walls(row for row in by_role["remote"] if row.over_ms is not None))
+    machines = [facts.name for facts in report.providers if not facts.router_of]
+    sure = bool(machines) and count > 0 and alone.keys() >= {*machines}
     at_once = _at_once(reading)
+    gains = {p: _gain(reading, p, at_once.get(p, 1)) for p in machines}
+    ideal = count / math.fsum((gains.get(p) or 1) / alone[p] for p in machines) if sure else None
+    efficiency = stats.median([ideal / t for t in makespans_ms]) if ideal else None
+    over = {role: known(row.over_ms for row in own) for role, own in by_role.items()}
+    remote_ms = math.fsum(_walls(row for row in by_role["remote"] if row.over_ms is not None))
+    best, order_unknown = order.best_order(reading, by_provider, at_once)
+    copies_ms = [*_copies(reading)]
+    crowds = {
+        cause.provider.name: cause.contention
+        for cause in reading.causes
+        if cause.arm == "strategy" and cause.behaviour != "undisturbed"
+    }
     streams = {p: _stream(own) for p, own in by_provider.items()}
     arms = [(one.arms[0].requests, one.arms[1].requests) for one in report.rounds if one.arms[1:]]
     forbidden = [*belief.cached(report), *_too_fast(reading, efficiency or 0.0, at_once)]
@@ -65,15 +75,28 @@ def headline(reading: Reading) -> stats.Headline:
         round_ratios=tuple(ratios),
         efficiency=efficiency,
         ideal_ms=ideal,
-        ideal_from=ideal_from if ideal else None,
+        ideal_from=ideal_from + " and capacity" * any(g != 1 for g in gains.values() if g)
+        if ideal
+        else None,
+        unbatched=tuple(p for p, gain in gains.items() if gain is None),
+        best_order=best,
+        order_unknown=order_unknown,
+        overfull=tuple(
+            facts.name
+            for facts in report.providers
+            if at_once.get(facts.name, 0) > (facts.slots or math.inf)
+            or (facts.name in crowds and crowds[facts.name].behaviour == "queues")
+        ),
+        copies=len(copies_ms),
+        copies_ms=math.fsum(copies_ms),
         makespan_ms=stats.median(makespans_ms),
-        baseline_ms=stats.median(_known(one.baseline_ms for one in whole)),
+        baseline_ms=stats.median(one.baseline_ms for one in whole),
         alone_ms=alone,
         wall_ms={p: stats.spread(_walls(by_provider.get(p, []))) for p in roles},
         added_latency_ms={role: stats.spread(added) for role, added in over.items()},
         network_share=math.fsum(over["remote"]) / remote_ms if remote_ms else None,
         round_trip_ms={
-            p: stats.median([probe.round_trip_ms for probe in report.probes if probe.provider == p])
+            p: stats.median(probe.round_trip_ms for probe in report.probes if probe.provider == p)
             for p in roles
         },
         segments_ms={role: means for role, own in by_role.items() if (means := _segments(own))},
@@ -90,23 +113,18 @@ def headline(reading: Reading) -> stats.Headline:
         marked=report.marked,
         calibration_equal=_answers(_between_machines(reading) if report.marked else []),
         at_once=at_once,
-        contention={
-            cause.provider.name: cause.contention
-            for cause in reading.causes
-            if cause.arm == "strategy" and cause.behaviour != "undisturbed"
-        },
+        contention=crowds,
     )
 
 
 class RoundTimes(NamedTuple):
     """The makespans of a round, None where an answer is missing, and their ratio.
 
-    A makespan is from an arm's first dispatch to its last answer. `first` is the arm that ran
-    first; the ratio is of times per token where the headline's `per_token` says so.
+    A makespan is from an arm's first dispatch to its last answer; the ratio is of times per token
+    where the headline's `per_token` says so.
     """
 
     round: int
-    first: str | None
     baseline_ms: float | None
     strategy_ms: float | None
     ratio: float | None = None
@@ -124,7 +142,7 @@ def rounds(report: Report) -> tuple[list[RoundTimes], bool]:
         if base_ms and ours_ms:
             base, ours = pacing.arm_tokens(arms["baseline"]), pacing.arm_tokens(arms["strategy"])
             both[one.index] = (ours_ms, ours), (base_ms, base)
-        rows.append(RoundTimes(one.index, next(iter(makespans), None), base_ms, ours_ms))
+        rows.append(RoundTimes(one.index, base_ms, ours_ms))
     ratios = dict(zip(both, pacing.ratios([*both.values()], report.band), strict=True))
     counts = [(ours, base) for (_, ours), (_, base) in both.values()]
     per_token = pacing.unlike_lengths(counts, report.band)
@@ -143,12 +161,8 @@ def _by_provider(rows: Iterable[Request]) -> dict[str, list[Request]]:
     return groups
 
 
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
 def _walls(rows: Iterable[Request]) -> list[float]:
-    return _known(row.wall_ms for row in rows)
+    return known(row.wall_ms for row in rows)
 
 
 def _busy(report: Report, whole: Sequence[RoundTimes]) -> dict[str, float]:
@@ -192,6 +206,31 @@ def _at_once(reading: Reading) -> dict[str, int]:
     return {provider: peak for provider, peak in most.items() if peak}
 
 
+def _gain(reading: Reading, provider: str, held: int) -> float | None:
+    """What several at once gain there at best over one alone, by the levels it was driven at.
+
+    Without levels none; but None where it batched those that were `held`.
+    """
+    driven = levels(reading.report.preparation, provider)
+    rates = [one.tokens_per_s for one in driven if one.tokens_per_s]
+    if len(rates) > 1 and driven[0].in_flight == 1:
+        return max(rates) / rates[0]
+    own = [c for c in reading.causes if c.arm == "strategy" and c.provider.name == provider]
+    batched = any(c.provider.batching or c.behaviour == "batches" for c in own)
+    return None if batched and held > 1 else 1.0
+
+
+def _copies(reading: Reading) -> Iterator[float]:
+    """How long each copy of a prompt was under way that another copy's answer ended."""
+    for arm in reading.arms("strategy"):
+        first = {row.prompt: row for row in arm.requests if row.outcome == "ok"}
+        for row in arm.requests:
+            won = first.get(row.prompt)
+            if row.outcome == "cancelled" and won and "hedge" in (row.role, won.role):
+                until = won.marks.end_ms if row.marks.end_ms is None else row.marks.end_ms
+                yield max(0.0, between(row.marks.start_ms, until) or 0.0)
+
+
 def _too_fast(reading: Reading, efficiency: float, at_once: Mapping[str, int]) -> list[str]:
     """Why calibrated machines cannot have been so fast with one request in flight on each."""
     limits = [set((arm.limits or {}).values()) for arm in reading.arms("strategy")]
@@ -226,14 +265,14 @@ def _stream(answered: Sequence[Request]) -> stats.Stream | None:
     busy_ms = _in_flight_ms(rows)
     return stats.Stream(
         n=len(rows),
-        ttft_ms=stats.quantiles(_known(firsts)),
+        ttft_ms=stats.quantiles(known(firsts)),
         between_ms=stats.quantiles(steps_ms),
         tokens_per_s=stats.quantiles(rates)["p50"],
         together_per_s=1000 * sum(lengths) / busy_ms if busy_ms else None,
         counted="server" if all(row.output_tokens for row in rows) else "pieces",
         apart=apart,
         why=why,
-        thought_ms=stats.quantiles(_known(thoughts)) if any(thoughts) else None,
+        thought_ms=stats.quantiles(known(thoughts)) if any(thoughts) else None,
     )
 
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from msgspec.structs import asdict
+
 from ..records import ProviderFacts, Report, Request
 from ..stats import median
 
@@ -67,8 +69,10 @@ TOTALS = (
           begin="start", end="first_token"),
     Phase("ms_per_token", "wall per token", meaning="wall time over the answer's tokens"),
 )  # fmt: skip
+AHEAD = Phase("ahead_ms", "connected ahead", SENDING, "opening its connection while the answer "
+              "before it came: no part of the wall time")  # fmt: skip
 WALL = Phase("wall_ms", "wall time", meaning="from the request sent off to the answer parsed")
-PHASES = (*CLIENT, WALL, *SERVER, *TOTALS)
+PHASES = (*CLIENT, AHEAD, WALL, *SERVER, *TOTALS)
 
 # What a breakdown stacks, in order. The last two stand in where a report holds no marks: what the
 # server says of itself, and the rest.
@@ -98,7 +102,7 @@ def times(request: Request) -> dict[str, float | None]:
     `connect_ms` is 0 on a warm connection; `send_ms` holds all before the request's last byte
     that is no connecting.
     """
-    marks = request.marks.model_dump()
+    marks = asdict(request.marks)
     lengths: dict[str, float | None] = {}
     for phase in PHASES:
         if phase.told:
@@ -110,6 +114,7 @@ def times(request: Request) -> dict[str, float | None]:
     lengths["send_ms"] = between(lengths["connect_ms"], lengths["send_ms"])
     if request.queued_ms is not None:
         lengths["queued_ms"] = request.queued_ms
+    lengths["ahead_ms"] = request.marks.ahead_ms
     return lengths | {"wall_ms": request.wall_ms, "over_ms": request.over_ms}
 
 

@@ -1,6 +1,6 @@
 """One reading of a report: what follows from it is computed once, when it is first asked for.
 
-The headline needs no frame, so pandas is loaded only where `requests`, `rounds` or a table is.
+The headline needs no frame, so pandas is loaded only where `requests` or a table is.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from . import belief, causes, headline
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .headline import RoundTimes
+
+
+# The round of an arm (None in the preparation), its place in it, and the arm.
+Place = tuple[int | None, int, Arm]
+
 
 class Reading:
     """A report as it was saved, and all that follows from it.
 
     `believed` is the report without the servers' own times that cannot be; `disbelieved` has the
-    servers that told them, with the reason. `places`: the round of each arm (None in the
-    preparation), its place in it, and the arm.
+    servers that told them, with the reason. `places` has every arm.
     """
 
     def __init__(self, report: Report) -> None:
@@ -33,7 +38,9 @@ class Reading:
         self.roles: dict[str, str] = {facts.name: facts.role for facts in report.providers}
         groups: list[tuple[int | None, list[Arm]]] = [(None, self.believed.preparation)]
         groups += [(one.index, one.arms) for one in self.believed.rounds]
-        self.places = [(of, order, arm) for of, arms in groups for order, arm in enumerate(arms)]
+        self.places: list[Place] = [
+            (of, order, arm) for of, arms in groups for order, arm in enumerate(arms)
+        ]
 
     def arms(self, kind: ArmName) -> list[Arm]:
         """The arms of that kind, in the order they ran, without times that cannot be."""
@@ -63,6 +70,11 @@ class Reading:
         return headline.headline(self)
 
     @cached_property
+    def timed(self) -> tuple[list[RoundTimes], bool]:
+        """The times of each round, and whether their ratios are per token."""
+        return headline.rounds(self.believed)
+
+    @cached_property
     def requests(self) -> pd.DataFrame:
         """One row per request of the whole report, in the order the arms ran. Copy it to change it.
 
@@ -73,13 +85,6 @@ class Reading:
         from .tables import frame_of_requests
 
         return frame_of_requests(self)
-
-    @cached_property
-    def rounds(self) -> pd.DataFrame:
-        """One row per round: `headline.RoundTimes`, and `complete`, whether the round counts."""
-        from .tables import frame_of_rounds
-
-        return frame_of_rounds(self)
 
 
 def of(report: Report) -> Reading:

@@ -17,8 +17,8 @@ from ..errors import ReportError
 from ..records import Request, Ruler, RulerRow
 from ..report import name
 from . import phases
-from .headline import ROLES, RoundTimes, prompts, rounds
-from .reading import Reading
+from .headline import ROLES, prompts
+from .reading import Place, Reading
 
 # Of a request, as they are saved.
 _SAVED: tuple[str, ...] = (
@@ -41,8 +41,8 @@ def _frame(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> pd.DataFra
     return frame.astype(dict.fromkeys(floats, "float64")).assign(**others)
 
 
-def frame_of_requests(reading: Reading) -> pd.DataFrame:
-    """See `Reading.requests`."""
+def frame_of_requests(reading: Reading, places: Sequence[Place] | None = None) -> pd.DataFrame:
+    """See `Reading.requests`; of those arms alone where `places` are given."""
     slots = {facts.name: facts.slots for facts in reading.report.providers}
     rows = [
         {
@@ -56,7 +56,7 @@ def frame_of_requests(reading: Reading) -> pd.DataFrame:
             "slots": slots[request.provider],
             **_row(request),
         }
-        for round_, order, arm in reading.places
+        for round_, order, arm in (reading.places if places is None else places)
         for request in arm.requests
     ]
     first = ["round", "order", "arm", "strategy", "warm_up", "role", "limit", "slots"]
@@ -72,13 +72,6 @@ def _row(request: Request) -> dict[str, Any]:
         "output_tokens": tokens,
         "ms_per_token": request.wall_ms / tokens if request.wall_ms and tokens else None,
     }
-
-
-def frame_of_rounds(reading: Reading) -> pd.DataFrame:
-    """See `Reading.rounds`."""
-    timed, _ = rounds(reading.report)
-    rows = [one._asdict() | {"complete": one.ratio is not None} for one in timed]
-    return _frame(rows, [*RoundTimes._fields, "complete"])
 
 
 def overhead(reading: Reading) -> pd.DataFrame:

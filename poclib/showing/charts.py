@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reading.phases import CLIENT, COLOURS, LABELS, OUTSIDE, SEGMENTS, SERVER, WAITING, segments
 from ..reading.reading import Reading
-from ..records import Ruler
+from ..records import ArmName, Ruler
 from ..stats import Headline
 from . import documents, words
 from .format import day, many, milliseconds, number, percent
@@ -23,7 +23,7 @@ from .style import use_style as use_style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_ROWS = 60
+MOST_ROWS, MOST_POINTS = 60, 4000
 _LABELLED = 24  # rows that get a prompt's number each
 _WHOLE = {"wall_ms": FAINT, "over_ms": OUTSIDE}
 
@@ -35,20 +35,24 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     tick the moment the request was meant to start. Time 0 is the arm's first dispatch; a dashed
     line shows the ideal. Without `round` it is the one of about the median length.
     """
-    headline, rows = reading.headline, reading.requests
-    chosen = round or 0
-    if round is None and headline.makespan_ms is not None:
-        away = (reading.rounds["strategy_ms"] - headline.makespan_ms).abs()
-        chosen = int(reading.rounds["round"].iloc[int(away.argmin())])
-    arm = rows[rows["arm"].eq("strategy") & rows["round"].eq(chosen)]
-    timed = arm.dropna(subset=["start_ms", "wall_ms"]).sort_values("start_ms")
-    shown = timed.head(MOST_ROWS)
-    drawn = f"round {chosen + 1}: {len(shown)} of {len(arm)} requests drawn"
+    from ..reading import tables
+
+    headline, chosen = reading.headline, round or 0
+    if round is None and (usual_ms := headline.makespan_ms):
+        took = {one.round: one.strategy_ms for one in reading.timed[0] if one.strategy_ms}
+        chosen = min(took, key=lambda index: abs(took[index] - usual_ms))
+    places = [p for p in reading.places if p[0] == chosen and p[2].arm == "strategy"]
+    every = [row for *_, arm in places for row in arm.requests]
+    timed = [row for row in every if None not in (row.marks.start_ms, row.wall_ms)]
+    first = sorted(timed, key=lambda row: row.marks.start_ms or 0.0)[:MOST_ROWS]
+    few = [(of, at, a.model_copy(update={"requests": first})) for of, at, a in places]
+    shown = tables.frame_of_requests(reading, few)
+    drawn = f"round {chosen + 1}: {len(shown):,} of {len(every):,} requests drawn"
     titles(ax, words.title_timeline(headline), f"{drawn} · {words.where_and_when(headline)}")
     if shown.empty:
         instead(ax, "No times of day were stored for this round,\nso its order cannot be drawn.")
         return
-    zero, end, y = float(timed["start_ms"].min()), headline.ideal_ms or 0.0, 0
+    zero, end, y = float(shown["start_ms"].min()), headline.ideal_ms or 0.0, 0
     ticks, seen = dict[int, str](), set[str]()
     for provider, group in shown.groupby("provider"):
         ax.axhspan(y - 0.5, y + 0.5, color=BAND, zorder=0)
@@ -63,7 +67,8 @@ def timeline(ax: Axes, reading: Reading, round: int | None = None) -> None:
     if headline.ideal_ms is not None:
         ax.axvline(headline.ideal_ms, color=INK, linewidth=1, linestyle="--")
         side = "right" if headline.ideal_ms > 0.5 * end else "left"
-        text = f" ideal {milliseconds(headline.ideal_ms)} "
+        what = "one at a time" if headline.unbatched else "ideal"
+        text = f" {what} {milliseconds(headline.ideal_ms)} "
         ax.text(headline.ideal_ms, y, text, va="center", ha=side)
     if len(ticks) > _LABELLED:
         ticks = {}
@@ -236,20 +241,24 @@ def _interval(headline: Headline) -> list[float]:
 
 def ecdf(ax: Axes, reading: Reading) -> None:
     """Share of answered requests within a wall time, strategy against baseline."""
-    headline, rows = reading.headline, reading.requests
-    titles(ax, words.title_ecdf(headline), words.subtitle(headline))
-    good = rows[rows["round"].notna() & rows["outcome"].eq("ok")].dropna(subset=["wall_ms"])
-    if good.empty:
+    headline = reading.headline
+    kinds: tuple[ArmName, ...] = ("baseline", "strategy")
+    walls = {kind: sorted(r.wall_ms for r in reading.answered(kind) if r.wall_ms) for kind in kinds}
+    count = sum(map(len, walls.values()))
+    every = 1 + count // MOST_POINTS  # the largest and each so many-th below it
+    drawn = {kind: each[::-1][::every] for kind, each in walls.items() if each}
+    left = f"{sum(map(len, drawn.values())):,} of {count:,} drawn · " if every > 1 else ""
+    titles(ax, words.title_ecdf(headline), left + words.subtitle(headline))
+    if not drawn:
         instead(ax, "No request was answered.")
         return
-    for arm, colour, dashes in (("baseline", FAINT, "--"), ("strategy", INK, "-")):
-        walls = good.loc[good["arm"].eq(arm), "wall_ms"].tolist()
-        name = headline.strategy if arm == "strategy" else arm
-        if walls:
-            shown = f"{name} (n = {len(walls)})"
-            ax.ecdf(walls, lw=2.5, label=shown, color=colour, linestyle=dashes)
+    for kind, colour, dashes in zip(kinds, (FAINT, INK), ("--", "-"), strict=True):
+        if kind in drawn:
+            name = headline.strategy if kind == "strategy" else kind
+            shown = f"{name} (n = {len(walls[kind]):,})"
+            ax.ecdf(drawn[kind], lw=2.5, label=shown, color=colour, linestyle=dashes)
     ax.legend(loc="lower right")
-    ax.set(xlim=(0, good["wall_ms"].max() * 1.05), ylim=(0, 1.02))
+    ax.set(xlim=(0, max(map(max, drawn.values())) * 1.05), ylim=(0, 1.02))
     ax.yaxis.set_major_formatter(lambda value, _: percent(value))
     ax.set(xlabel="wall time of one request (ms)", ylabel="share of requests (%)")
 
@@ -258,20 +267,20 @@ def round_ratios(ax: Axes, reading: Reading) -> None:
     """Every round's ratio as a point, the median and its interval beside them."""
     headline = reading.headline
     titles(ax, words.title_rounds(headline), words.subtitle(headline))
-    done = reading.rounds[reading.rounds["complete"]]
-    if done.empty:
+    done = {one.round + 1: one.ratio for one in reading.timed[0] if one.ratio}
+    if not done:
         instead(ax, "No round is complete.")
         return
     ax.axhspan(1 - headline.band, 1 + headline.band, color=BAND, zorder=0)
     ax.axhline(1, color=INK, linewidth=1)
-    ax.plot((done["round"] + 1).tolist(), done["ratio"].tolist(), "o", color=INK, markersize=8)
-    last = int(done["round"].max()) + 1
+    ax.plot([*done], [*done.values()], "o", color=INK, markersize=8)
+    last = max(done)
     if interval := _interval(headline):
         beside, middle = last + 0.8, _median(headline)
         ax.plot([beside, beside], interval, color=INK, linewidth=2.5)
         ax.plot([beside], [middle], "D", color=INK, markersize=8)
         label(ax, f"median {number(middle, 2)}\n95 % interval", (beside, middle), (8, 0))
-    ax.set(xlim=(0.5, last * 1.25 + 1), ylim=(0, max(1.2, done["ratio"].max() * 1.15)))
+    ax.set(xlim=(0.5, last * 1.25 + 1), ylim=(0, max(1.2, 1.15 * max(done.values()))))
     ax.set_xticks(range(1, last + 1, 1 + last // 12))
     ax.set(xlabel="round (in the order measured)", ylabel="total time / baseline's (ratio)")
 

@@ -17,9 +17,10 @@ from .. import parameters
 from ..contention import Found, conclude, levels
 from ..reading.reading import Reading
 from ..records import Report
-from ..stats import Headline
+from ..stats import Headline, ratio_of_ratios
 from . import words
 from .charts import several
+from .documents import change
 from .format import bullets, day, many, milliseconds, number, table
 from .style import FAINT, INK, around_one, instead, label, titles
 
@@ -156,6 +157,20 @@ def told(curves: Curves) -> str:
         unit = " per token" if any(point.headline.per_token for point in points) else ""
         lines.append(f"{curves.end(name)}, by medians{unit}; by its intervals it is {known}.")
     return f"**{title(curves)}.**\n\n{bullets(lines)}"
+
+
+def over(curves: Curves, strategy: str, other: str) -> str:
+    """What a strategy takes over what another does, at each value of the setting. Markdown."""
+    known = {point.x: point.headline for point in curves.points.get(other, [])}
+    ratios = {
+        curves.shown(x): ratio_of_ratios(known[x].overhead_ratio, one.overhead_ratio)
+        for x, *_, one in curves.points.get(strategy, [])
+        if x in known
+    }
+    told = ", ".join(f"{change(ratio)} times at {x}" for x, ratio in ratios.items())
+    if not told:
+        return f"**{strategy} and {other} were not measured at one {curves.what}.**"
+    return f"**Against {other}, {strategy} took {told} (medians, with what is sure).**"
 
 
 def ratios(curves: Curves) -> str:

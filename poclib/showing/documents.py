@@ -217,6 +217,7 @@ RULER_LABELS = {
     "network_ms": "round trip",
     "makespan_ms": "makespan, per request",
     "connect_ms": "connecting",
+    "ahead_ms": "connecting ahead",
 }
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import nbformat
 import papermill
+from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
@@ -61,36 +62,78 @@ def declared(notebook: Path) -> dict[str, Any]:
     return dict(papermill.inspect_notebook(str(notebook)))
 
 
-def execute(notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
-    """Run `notebook` with `values` into `target`, scrubbed.
+class Kernel(contextlib.ExitStack):
+    """A kernel for one notebook after the other, kept warm between them: a start takes seconds.
 
-    Raises `RunFailed` with the sentence of the error that stopped it; the notebook as far
-    as it came is in `target`.
+    Each finds it as a new one: no name, no figure, no style and no count is left of the one before,
+    and after a notebook that failed another kernel is started.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _kernel_folder() as folder:
+
+    _manager: Any = None
+
+    def execute(self, notebook: Path, target: Path, values: Mapping[str, Any]) -> None:
+        """Run `notebook` with `values` into `target`, scrubbed.
+
+        Raises `RunFailed` with the sentence of the error that stopped it; the notebook as far
+        as it came is in `target`.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        told: dict[str, Any] = {"progress_bar": False, "cwd": str(report.root())}
+        whole = False
+        try:
+            # What papermill does not know it hands on, here that this kernel is to be used.
+            told["km"] = self._ready()
+            papermill.execute_notebook(str(notebook), str(target), dict(values), **told)
+            whole = True
+        except PapermillExecutionError as error:
+            raise RunFailed(f"{target.stem}: {error.evalue}") from None
+        except (DeadKernelError, CellTimeoutError, RuntimeError, TimeoutError) as error:
+            why = f"its kernel ended or did not start ({str(error).partition(chr(10))[0]})"
+            raise RunFailed(f"{target.stem}: {why}.") from None
+        finally:
+            if not whole:
+                self._manager = None
+                self.close()
+            if target.exists():
+                scrub_file(target)
+
+    def _ready(self) -> Any:
+        """A kernel that knows nothing of another notebook."""
+        if self._manager is None:
             # The kernel is spoken to through files of this user, not over a network port; the
             # sockets lie beside the connection file.
+            folder = self.enter_context(_kernel_folder())
             spoken = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
             # Else one that is ended while it is busy tells the terminal of its own interruption.
-            quiet = {"extra_arguments": ["--log-level=CRITICAL"]}
-            papermill.execute_notebook(
-                str(notebook),
-                str(target),
-                dict(values),
-                cwd=str(report.root()),
-                progress_bar=False,
-                config=Config({"KernelManager": spoken, "NotebookClient": quiet}),
-            )
-    except PapermillExecutionError as error:
-        raise RunFailed(f"{target.stem}: {error.evalue}") from None
-    except (DeadKernelError, CellTimeoutError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise RunFailed(f"{target.stem}: its kernel ended or did not start ({reason}).") from None
-    finally:
-        if target.exists():
-            scrub_file(target)
+            quiet = {"extra_arguments": ["--log-level=CRITICAL"], "shutdown_kernel": "immediate"}
+            config = Config({"KernelManager": spoken, "NotebookClient": quiet})
+            client = NotebookClient(nbformat.v4.new_notebook(), config=config)
+            self.enter_context(client.setup_kernel(cwd=str(report.root())))
+            self._manager = client.km
+        else:
+            speaker = self._manager.blocking_client()
+            speaker.start_channels()
+            try:
+                speaker.wait_for_ready(timeout=_RESET_S)
+                code = f"here = {str(report.root())!r}\n{_RESET}"
+                speaker.execute(code, store_history=False, reply=True, timeout=_RESET_S)
+            finally:
+                speaker.stop_channels()
+        return self._manager
+
+
+_RESET_S = 30  # a kernel that does not forget within this is given up
+# Warnings need no care: what goes to standard error is scrubbed.
+_RESET = """
+import os, sys
+os.chdir(here)
+if "matplotlib" in sys.modules:
+    import matplotlib.pyplot
+    matplotlib.pyplot.close("all")
+    matplotlib.rcdefaults()
+get_ipython().display_formatter = type(get_ipython().display_formatter)(parent=get_ipython())
+get_ipython().reset(new_session=True)
+"""
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,21 +151,8 @@ def _write_page(
         executed.cells.remove(computed)  # it stands in for the first line
         first = executed.cells[0]
         first.source = "".join([f"# {titles[place]}", *first.source.partition("\n")[1:]])
-    extract = ExtractOutputPreprocessor(
-        output_filename_template="figure-{cell_index}-{index}{extension}",
-        extract_output_types={"image/png", "image/svg+xml"},
-    )
-    exporter = HTMLExporter(
-        raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"),
-        template_name="basic",
-        sanitize_html=True,
-        filters={"clean_html": cleaned},
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        preprocessors=[extract],
-    )
     resources = {"output_files_dir": f"{notebook.stem}_files"}
-    body, made = exporter.from_notebook_node(executed, resources)
+    body, made = _exporter().from_notebook_node(executed, resources)
     known = {Path(page).stem for page in titles if Path(page).parent == Path(place).parent}
     body = re.sub(LINK, lambda link: f'href="{link[1]}.html"' * (link[1] in known), body)
     page = _rendered("page", title=titles[place], up="../" * place.count("/"), data=data, body=body)
@@ -173,6 +161,24 @@ def _write_page(
         target = (site / place).parent / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
+
+
+@cache
+def _exporter() -> HTMLExporter:
+    """One for all pages: it compiles its templates once, which takes as long as a page."""
+    extract = ExtractOutputPreprocessor(
+        output_filename_template="figure-{cell_index}-{index}{extension}",
+        extract_output_types={"image/png", "image/svg+xml"},
+    )
+    return HTMLExporter(
+        raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"),
+        template_name="basic",
+        sanitize_html=True,
+        filters={"clean_html": cleaned},
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        preprocessors=[extract],
+    )
 
 
 def _rendered(template: str, **given: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from ..pacing import EMPTY_SHA256, length
 from ..reading.reading import Reading
 from ..records import Report, Request
-from ..stats import median, minimum_n
+from ..stats import mean, median, minimum_n
 from . import format as form
 from .format import inline, listed, many, milliseconds, number
 
@@ -113,7 +113,7 @@ def prompts(report: Report) -> dict[str, str]:
 
 def models(report: Report) -> str:
     """Whether providers hold unlike models; digests of two schemes cannot be compared."""
-    digests = {facts.digest for facts in report.providers}
+    digests = {facts.digest for facts in report.providers if not facts.router_of}
     schemes = Counter(digest.partition(":")[0] for digest in digests if digest)
     if max(schemes.values(), default=0) > 1:
         return "unlike"
@@ -124,15 +124,13 @@ def reloads(reading: Reading) -> list[Request]:
     """Requests that waited for their model to be loaded, unlike others at their provider."""
     later = [row for rows in reading.calibrations.values() for row in rows[1:]]
     rows = [(row, row.server.load_ms, row.wall_ms) for row in (*reading.believed.requests, *later)]
-    usual = _grouped((row.provider, load_ms or None) for row, load_ms, wall_ms in rows if wall_ms)
-    found = []
-    for row, load_ms, wall_ms in rows:
-        if load_ms and wall_ms:
-            others_ms = usual[row.provider]
-            rare = len(others_ms) < 3 or load_ms > 3 * (median(others_ms) or 0.0)
-            if load_ms > wall_ms / (5 if rare else 2):
-                found.append(row)
-    return found
+    loads = _grouped((row.provider, load_ms or None) for row, load_ms, wall_ms in rows if wall_ms)
+    usual = {p: 3 * (median(each) or 0.0) if len(each) > 2 else 0.0 for p, each in loads.items()}
+    return [
+        row
+        for row, load_ms, wall_ms in rows
+        if load_ms and wall_ms and load_ms > wall_ms / (5 if load_ms > usual[row.provider] else 2)
+    ]
 
 
 def waits(reading: Reading) -> list[str]:
@@ -166,9 +164,8 @@ def fell(report: Report) -> list[tuple[str, int, int, list[str]]]:
 def outliers(report: Report) -> int:
     rows = [(arm.arm, row) for one in report.rounds for arm in one.arms for row in arm.requests]
     walls = _grouped((f"{arm} {r.provider}", r.wall_ms) for arm, r in rows if r.outcome == "ok")
-    return sum(
-        wall_ms > 3 * (median(group) or 0.0) for group in walls.values() for wall_ms in group
-    )
+    usual = [(3 * (median(group) or 0.0), group) for group in walls.values()]
+    return sum(wall_ms > most for most, group in usual for wall_ms in group)
 
 
 def drifts(reading: Reading) -> dict[str, float]:
@@ -182,12 +179,6 @@ def drifts(reading: Reading) -> dict[str, float]:
         if begun and ended and abs(ended / begun - 1) > 2 * reading.report.band:
             found[name] = ended / begun - 1
     return found
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are known."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known else None
 
 
 def cold(reading: Reading) -> dict[str, float]:

@@ -46,6 +46,7 @@ rows_text: Callable[[Reading], str] = partial(say, "rows")
 report_text: Callable[[Reading], str] = partial(say, "report")
 doctor_table: Callable[..., str] = partial(say, "doctor")  # reading, problems, markdown=False
 expected_gain: Callable[..., str] = partial(say, "gain")  # ratios, alone_ms, powers={}
+duration: Callable[..., str] = partial(say, "duration")  # seconds, strategies, limit_s
 
 
 def effect(headline: Headline) -> str:
@@ -107,6 +108,12 @@ def gate_line(headline: Headline) -> str:
     return f"{gate} holds {bar}; {rounds} would settle it"
 
 
+def efficiency(headline: Headline) -> str:
+    """79 %, or 306 % (one at a time) where the ideal leaves batching out."""
+    told = percent(headline.efficiency)
+    return f"{told} (one at a time)" if headline.unbatched and told != "-" else told
+
+
 def pool(report: Report) -> str:
     """local, remote (embedded)."""
     names = ", ".join(facts.name for facts in report.providers)
@@ -139,7 +146,7 @@ def in_flight(limit: int | None, slots: int | None) -> str:
 
 def slowdowns(headline: Headline) -> dict[str, float]:
     """Mean request over one alone there, per provider; empty unless calibration timed it."""
-    alone_ms = headline.alone_ms if headline.ideal_from == "calibration" else {}
+    alone_ms = headline.alone_ms if "calibration" in (headline.ideal_from or "") else {}
     walls = headline.wall_ms.items()
     return {p: wall.mean / alone_ms[p] for p, wall in walls if wall and p in alone_ms}
 
@@ -258,7 +265,8 @@ def suite_gate(headlines: Sequence[Headline]) -> str:
 def title_timeline(headline: Headline) -> str:
     if headline.efficiency is None:
         return f"{headline.strategy}: what the providers' speeds allow is unknown"
-    return f"{headline.strategy} reached {percent(headline.efficiency)} of the providers' speed"
+    speed = "speed, one request at a time" if headline.unbatched else "speed"
+    return f"{headline.strategy} reached {percent(headline.efficiency)} of the providers' {speed}"
 
 
 def title_breakdown(headlines: Sequence[Headline]) -> str:
@@ -302,6 +310,6 @@ def title_anatomy(row: Mapping[str, Any]) -> str:
     return f"{took}: {milliseconds(row['server_ms'])} in its server, {outside} outside"
 
 
-form.known(alone, best_first, crowded, crowding, digest, effect, finding, gate_line, others)
-form.known(per_token, ratio, slowdowns, software, verdict_text, warnings)
+form.known(alone, best_first, crowded, crowding, digest, effect, efficiency, finding, gate_line)
+form.known(others, per_token, ratio, slowdowns, software, verdict_text, warnings)
 form.TEXTS.globals["doctor_table"] = doctor_table
