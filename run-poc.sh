@@ -13,6 +13,7 @@ root=$(CDPATH='' cd -- "$(dirname "$self")" && pwd -P)
 venv=$root/.venv
 log=$venv/setup.log
 NEEDED_GB=3
+LAB_SETTINGS='{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}'
 
 usage() {
   cat <<'END'
@@ -20,7 +21,7 @@ usage() {
 ./run-poc.sh ADDRESS ADDRESS ...  find out which servers are there, and measure them: addresses such
                                   as http://192.168.1.20:11434, desk:8080, 100.101.2.3 or desk.local
 ./run-poc.sh params/FILE.yaml     the same with the providers and settings of that file
-./run-poc.sh lab                  open JupyterLab on the notebooks
+./run-poc.sh lab [WORDS]          open JupyterLab on its start page, with WORDS for jupyter lab
 ./run-poc.sh test [PYTEST WORDS]  ruff, mypy and all tests; with words, only pytest with them
 ./run-poc.sh setup                only set up (every other use does so when needed)
 ./run-poc.sh help                 this text
@@ -296,9 +297,24 @@ case ${1:-} in
     ;;
   lab)
     shift
-    # Left to itself it asks its makers for news and newer versions: nobody is told what runs here.
+    if [ ! -w "${HOME:-/}" ]; then # as in a container whose user has none
+      say "The home folder cannot be written to, so Jupyter keeps its files in $venv/home."
+      export HOME="$venv/home"
+      mkdir -p "$HOME"
+    fi
+    if [ "$(id -u)" = 0 ]; then # whom it refuses unless told otherwise, whatever it listens on
+      case " $*" in *' --ip'* | *' --ServerApp.ip'*) ;; *) set -- --ip=127.0.0.1 "$@" ;; esac
+      say "You are root, and so is whoever has the address below with its token: it is for this" \
+        "machine only, unless you say --ip=0.0.0.0, as in a container whose port is published."
+      set -- --allow-root "$@"
+    fi
+    # Left to itself it asks its makers for news and newer versions, and the person whether it may:
+    # nobody is told what runs here, and nobody is asked.
+    settings=$venv/share/jupyter/lab/settings
+    mkdir -p "$settings"
+    printf '%s\n' "$LAB_SETTINGS" >"$settings/overrides.json"
     exec jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
-      --LabApp.news_url=None "$root/notebooks" "$@"
+      --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb "$@" "$root/notebooks"
     ;;
   -*) exec poc "$@" ;;
   # No command of poc's has a dot or a colon in it; a host called by one word needs `run` before it.

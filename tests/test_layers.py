@@ -41,6 +41,7 @@ ONLY_IN = {
     "pandas": {"reading", "showing", "cli"},
     "papermill": {"showing.notebooks"},
     "nbconvert": {"showing.site"},
+    "ipywidgets": {"showing.explorer"},
 }
 
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
@@ -112,6 +113,8 @@ showing.curves: .charts .documents .format .style .words contention parameters r
     records stats
 showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
     records report stats
+showing.explorer: .charts .documents .format .notebooks .style errors parameters reading.reading
+    report
 showing.format:
 showing.notebooks: errors report
 showing.peers: .format .style errors

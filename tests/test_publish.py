@@ -105,6 +105,21 @@ def test_secrets_are_gone_from_a_notebook_and_its_page(tmp_path: Path) -> None:
         assert file.suffix == ".png" or file.name == "index.html" or "kept" in left
 
 
+def test_a_widget_leaves_no_trace_and_a_link_leads_to_a_page_or_nowhere(tmp_path: Path) -> None:
+    """Its state may hold what nobody scrubbed, and no page can bring it to life."""
+    widget = {publish.WIDGET: {"model_id": "PLANTED"}, "text/plain": "VBox(PLANTED)"}
+    links = "[this](02_it.ipynb) and [that](09_gone.ipynb)"
+    outputs = [output("display_data", data) for data in (widget, {"text/markdown": links})]
+    path = saved(tmp_path, *outputs)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["widgets"] = {"state": "PLANTED"}
+    nbformat.write(notebook, path)
+    page = page_of(path, tmp_path)
+    assert 'href="02_it.html">this<' in page and "that" in page and "ipynb" not in page
+    publish.scrub_file(path)
+    assert "PLANTED" not in page + path.read_text("utf-8")
+
+
 def test_a_computed_title_is_the_only_one_and_long_code_is_folded(tmp_path: Path) -> None:
     assert "<details>" not in page_of(saved(tmp_path, source="a = 1"), tmp_path)
     assert page_of(saved(tmp_path, source="a = 1\n" * 6), tmp_path).count("<details>") == 1
@@ -152,7 +167,7 @@ def test_the_index_is_escaped_and_survives_a_failed_rendering(tmp_path: Path) ->
 
 @pytest.mark.parametrize("pattern", ["../*", "/tmp/*", "a/b", "**", "..", "", "*/*", "a.b", "x\n"])
 def test_parameters_choose_among_the_projects_notebooks_only(pattern: str) -> None:
-    names = [path.stem for path in publish.notebooks("0[1-2]_*")]
-    assert names == ["01_meet_the_pool", "02_one_strategy"]
+    names = [path.stem for path in publish.notebooks("0[0-2]_[mos]*")]
+    assert names == ["00_start", "01_meet_the_pool", "02_one_strategy"]
     with pytest.raises(ParameterError):
         publish.notebooks(pattern)

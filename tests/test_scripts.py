@@ -6,6 +6,7 @@ but what a test puts there, so that no result depends on this machine's own Pyth
 
 import fcntl
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -19,8 +20,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 TOOLS = """
-awk bash cat chmod cksum cp cut df dirname env find getconf grep mkdir readlink rm sh tail tee touch
-uname
+awk bash cat chmod cksum cp cut df dirname env find getconf grep id mkdir readlink rm sh tail tee
+touch uname
 """
 HELD = "import fcntl, sys; fcntl.flock(open(sys.argv[1]), fcntl.LOCK_EX)"
 
@@ -156,6 +157,29 @@ def test_a_parameter_file_is_run_and_all_other_words_reach_poc_unchanged(
     code, out, _ = ready.run(*words, cwd=tmp_path)
     assert code == 0
     assert out.splitlines() == [f"poc[{word.replace('ROOT', str(ready.root))}]" for word in told]
+
+
+@pytest.mark.parametrize("words", [[], ["--ip=0.0.0.0"], ["--ServerApp.ip", "::"]], ids=str)
+@pytest.mark.parametrize("user", ["0", "1000"])
+def test_jupyterlab_opens_on_the_start_page_and_is_roots_on_this_machine_only(
+    ready: Machine, user: str, words: list[str]
+) -> None:
+    ready.run("setup")
+    jupyter = ready.root / ".venv" / "bin" / "jupyter"
+    jupyter.write_text('#!/bin/sh\necho "$HOME"\nfor word; do echo "$word"; done\n')
+    jupyter.chmod(0o755)
+    ready.tool("id", f"echo {user}")
+    code, out, err = ready.run("lab", *words, HOME="/no/such/home")
+    home, lab, *told = out.splitlines()
+    assert (code, lab) == (0, "lab") and Path(home) == ready.root / ".venv" / "home"
+    assert Path(home).is_dir() and "cannot be written" in err
+    assert told[-len(words) - 1 :] == [*words, str(ready.root / "notebooks")]
+    assert "--LabApp.default_url=/lab/tree/00_start.ipynb" in told
+    assert ("--allow-root" in told) is ("You are root" in err) is (user == "0")
+    assert ("--ip=127.0.0.1" in told) is (user == "0" and not words)
+    settings = ready.root / ".venv" / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
+    (asked,) = json.loads(settings.read_text("utf-8")).values()
+    assert asked == {"fetchNews": "false", "checkForUpdates": False}
 
 
 def test_only_what_changed_is_installed_again(ready: Machine) -> None:

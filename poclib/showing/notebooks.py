@@ -29,6 +29,7 @@ from ..errors import ParameterError, ReportError, RunFailed
 ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s'\"<>)\\]+", re.I)
 # The last is a name that every SVG file bears, and nothing that is asked for.
 ALLOWED = ("https://github.com/", "https://docs.", "https://doi.org/", "http://www.w3.org/")
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 # A socket's whole path may have 103 bytes on macOS, 107 on Linux, and ours takes up to 40.
 _LONGEST_BYTES = 60
@@ -164,9 +165,10 @@ def secrets() -> list[str]:
 
 
 def scrub(notebook: Any) -> Any:
-    """Remove run times, progress, machine paths, names and addresses from a notebook."""
+    """Remove run times, widgets, machine paths, names and addresses from a notebook."""
     words = secrets()
     notebook.metadata.pop("papermill", None)
+    notebook.metadata.pop("widgets", None)  # a kernel's that is gone
     for cell in notebook.cells:
         for key in ("papermill", "execution", "collapsed"):
             cell.metadata.pop(key, None)
@@ -174,6 +176,7 @@ def scrub(notebook: Any) -> Any:
             continue
         cell.source = clean(cell.source, words)
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        cell.outputs = [o for o in cell.outputs if WIDGET not in o.get("data", {})]
         for output in cell.outputs:
             output.update({"traceback": []} if "traceback" in output else {})
             output.update({"text": clean(output.text, words)} if "text" in output else {})

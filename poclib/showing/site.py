@@ -36,6 +36,7 @@ ATTRIBUTES = {"*": ["class", "id", "title"], "a": ["href"], "td": ["align"], "th
 SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 NOT_DRAWN = {f"{SVG}{name}" for name in ("script", "foreignObject", "metadata", "a")}
 OWN = ("#", "data:image/png;base64,")  # what an SVG may refer to
+LINK = r'href="([\w.-]+)\.ipynb"'  # from one notebook to another beside it
 FOLDER = Path(__file__).with_name("templates")
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
 
@@ -76,7 +77,7 @@ def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]
                 pages = {f"{group}/{one.stem}.html": one for one in notebooks}
                 listed = {place: publish.title(one) for place, one in pages.items()}
                 for place, notebook in pages.items():
-                    _write_page(notebook, fresh, place, listed[place], data.get(place))
+                    _write_page(notebook, fresh, place, listed, data.get(place))
                 results = (one.with_name(report.RESULT) for one in notebooks)
                 if result := next(filter(Path.is_file, results), None):
                     listed[f"{group}/{report.RESULT}"] = "All of it as text"
@@ -135,8 +136,10 @@ def cleaned_svg(text: str) -> str | None:
     return ET.tostring(root, encoding="unicode")
 
 
-def _write_page(notebook: Path, site: Path, place: str, title: str, data: str | None) -> None:
-    """One notebook as the page at `place`, its figures in a folder beside it."""
+def _write_page(
+    notebook: Path, site: Path, place: str, titles: Mapping[str, str], data: str | None
+) -> None:
+    """One notebook as the page at `place`, its figures beside it; it links other pages only."""
     executed = publish.scrub(nbformat.read(notebook, as_version=4))
     for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
         shown, about = output.get("data", {}), output.get("metadata", {})
@@ -147,10 +150,12 @@ def _write_page(notebook: Path, site: Path, place: str, title: str, data: str | 
     if computed := next(filter(publish.computed_title, executed.cells), None):
         executed.cells.remove(computed)  # it stands in for the first line
         first = executed.cells[0]
-        first.source = "".join([f"# {title}", *first.source.partition("\n")[1:]])
+        first.source = "".join([f"# {titles[place]}", *first.source.partition("\n")[1:]])
     resources = {"output_files_dir": f"{notebook.stem}_files"}
     body, made = _exporter().from_notebook_node(executed, resources)
-    page = _rendered("page", title=title, up="../" * place.count("/"), data=data, body=body)
+    known = {Path(page).stem for page in titles if Path(page).parent == Path(place).parent}
+    body = re.sub(LINK, lambda link: f'href="{link[1]}.html"' * (link[1] in known), body)
+    page = _rendered("page", title=titles[place], up="../" * place.count("/"), data=data, body=body)
     files = {**made["outputs"], Path(place).name: page.encode()}
     for name, content in files.items():
         target = (site / place).parent / name

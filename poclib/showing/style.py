@@ -56,10 +56,10 @@ def use_style() -> None:
 
     plt.switch_backend(plt.get_backend())  # the notebook's backend sets its own formats first
     for kind, mime in (("png", "image/png"), ("svg", "image/svg+xml")):
-        shell.display_formatter.formatters[mime].for_type(Figure, partial(_picture, kind))
+        shell.display_formatter.formatters[mime].for_type(Figure, partial(picture, kind))
 
 
-def _picture(kind: str, figure: Figure) -> tuple[Any, dict[str, str]]:
+def picture(kind: str, figure: Figure) -> tuple[Any, dict[str, str]]:
     """A figure's bytes or text, the same for the same figure, and its metadata."""
     from IPython.core.pylabtools import print_figure
 
