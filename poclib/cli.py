@@ -285,8 +285,8 @@ def publish_command() -> None:
     from . import suite
     from .showing import notebooks
 
-    with notebooks.Kernel() as kernel:
-        click.echo(f"Open {suite.write_site(kernel)}")
+    with notebooks.Kernels() as kernels:
+        click.echo(f"Open {suite.write_site(kernels)}")
 
 
 @poc.command()

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -106,20 +107,20 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
                 problems.append(_told(error))
         shared.close()
         # Within the lock, too: no page is made while anything is measured, here or by others.
-        with publish.Kernel() as kernel:
-            problems += _execute(tasks(notebooks, measured), folder, kernel, experiment=name)
-            conclude(name, kernel)
+        with publish.Kernels() as kernels:
+            problems += _execute(tasks(notebooks, measured), folder, kernels, experiment=name)
+            conclude(name, kernels)
     if problems:
         raise RunFailed(f"{len(problems)} strategies or notebooks failed: {problems[0]}")
 
 
-def conclude(experiment: str, kernel: publish.Kernel) -> None:
+def conclude(experiment: str, kernels: publish.Kernels) -> None:
     """Write what an experiment found, in words, and the site; print the table and the verdict."""
     saved = filter(report.path_of, (f"{experiment}-{strategy}" for strategy in STRATEGIES))
     readings = [entry.reading for entry in documents.entries(saved, pass_over)]
     if readings:
         documents.write(documents.phase_0_result(readings), experiment)
-    page = write_site(kernel)
+    page = write_site(kernels)
     click.echo(words.comparison_text([one.headline for one in readings]))
     click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
 
@@ -147,13 +148,13 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         experiment.measure(point.parameters, progress, resume=True, running=running)
         if not readers:
             own = {"experiment": point.parameters.experiment}
-            task(point.strategy).execute(target, kernel, **own)
+            task(point.strategy).execute(target, kernels.one, **own)
 
     done, failed = list[sweeps.Outcome](), list[str]()
     with (
         recording.only_one(folder.parent, recording.COMMAND),
         experiment.SharedEngines() as shared,
-        publish.Kernel() as kernel,  # which rests while a point is measured
+        publish.Kernels() as kernels,  # which rest while a point is measured
     ):
         sweeps.write_summary(points, folder)
         try:
@@ -168,8 +169,8 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
             click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
             raise
         shared.close()
-        unread = _execute(tasks(readers, []), folder, kernel, folder=f"data/runs/{folder.name}")
-        page = write_site(kernel)
+        unread = _execute(tasks(readers, []), folder, kernels, folder=f"data/runs/{folder.name}")
+        page = write_site(kernels)
     read = {one.point.label: of(one.report) if one.report else None for one in done}
     click.echo(f"{curves.points_table(read)}\nOpen {page}")
     if failed:
@@ -182,16 +183,19 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
 
 
 def _execute(
-    tasks: Sequence[Task], target: Path, kernel: publish.Kernel, /, **values: str
+    tasks: Sequence[Task], target: Path, kernels: publish.Kernels, /, **values: str
 ) -> list[str]:
     """Execute each in turn; a failed one does not stop the others. Returns what failed, and why."""
-    problems = []
-    for one in tasks:
+    problems = list[str]()
+
+    def page(one: Task, kernel: publish.Kernel) -> None:
         click.echo(f"page: {one.title}", err=True)
         try:
             one.execute(target, kernel, **values)
         except RunFailed as error:
             problems.append(_told(error))
+
+    kernels.each(partial(page, one) for one in tasks)
     return problems
 
 
@@ -205,7 +209,7 @@ def pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def write_site(kernel: publish.Kernel) -> Path:
+def write_site(kernels: publish.Kernels) -> Path:
     """Render the pages of every run and of the samples, and all reports.
 
     Returns the index, relative to the project.
@@ -217,7 +221,7 @@ def write_site(kernel: publish.Kernel) -> Path:
         for folder in folders
         if (executed := sorted(folder.glob("[0-9]*.ipynb")))
     }
-    groups["sample"] = _sample_pages(kernel)
+    groups["sample"] = _sample_pages(kernels)
     rows = [_row(entry, groups) for entry in documents.entries(passed_over=pass_over)]
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
@@ -240,13 +244,13 @@ def _row(
     return site.Row(entry.reading.report, name, date, pool, ratio, verdict, page, sweep, what)
 
 
-def _sample_pages(kernel: publish.Kernel) -> list[Path]:
+def _sample_pages(kernels: publish.Kernels) -> list[Path]:
     """The committed notebooks, but one for each strategy with a sample in place of their own.
 
     Those are executed into data/runs/sample, and again only after the notebook or the sample
     changed.
     """
-    pages = []
+    pages, old = [], []
     for one in tasks(publish.notebooks(), list(STRATEGIES)):
         page = one.notebook
         if one.strategy:
@@ -256,13 +260,19 @@ def _sample_pages(kernel: publish.Kernel) -> list[Path]:
                 continue
             changed_s = max(path.stat().st_mtime for path in (one.notebook, sample))
             if not page.exists() or page.stat().st_mtime < changed_s:
-                click.echo(f"page of a sample: {one.title}", err=True)
-                try:
-                    one.renew(page, kernel)
-                except RunFailed as error:
-                    _told(error)
-                    continue
+                old.append(one)
         pages.append(page)
+
+    def renew(one: Task, kernel: publish.Kernel) -> None:
+        page = report.root() / "data" / "runs" / "sample" / one.name
+        click.echo(f"page of a sample: {one.title}", err=True)
+        try:
+            one.renew(page, kernel)
+        except RunFailed as error:
+            _told(error)
+            pages.remove(page)
+
+    kernels.each(partial(renew, one) for one in old)
     return sorted(pages, key=lambda path: path.name)
 
 

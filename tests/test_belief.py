@@ -507,7 +507,7 @@ def test_a_server_with_times_and_lengths_of_its_own_is_measured_without_them(
     assert "The times that shelf tells of itself are not used" in said
     assert "cold" not in said and "loaded" not in said
     monkeypatch.setattr(suite, "write_site", lambda kernel: Path("site", "index.html"))
-    suite.conclude("mine", publish.Kernel())
+    suite.conclude("mine", publish.Kernels())
     end = capsys.readouterr().out  # the last lines of `poc run`
     assert end.index("sequential ") < end.index("far from max_tokens 40") < end.index("Gate: ")
     _, out = gate(capsys)
