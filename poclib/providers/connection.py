@@ -88,6 +88,7 @@ class Response:
         self.headers: dict[str, str] = {}
         self._provider, self._exchange = provider, exchange
         self._parts: deque[tuple[bytes, float]] = deque()
+        self._pieces: list[bytes] = []  # of what is being fed
         self._rest = bytearray()
         self._problem: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -106,6 +107,7 @@ class Response:
         """Bytes that came at `arrived_s`: never before what was marked last."""
         ago_ms = (time.perf_counter() - arrived_s) * 1000
         self._came_ms = max(self._exchange.clock() - ago_ms, self._came_ms)
+        was_whole = self.whole
         try:
             if data:
                 self._parser.feed_data(data)
@@ -116,6 +118,12 @@ class Response:
                 raise httptools.HttpParserError
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self.fail(httptools.HttpParserError(*error.args))
+        if self._pieces:  # of one arrival, however many chunks it has
+            self._parts.append((b"".join(self._pieces), self._came_ms))
+            self._pieces.clear()
+        if self.whole and not was_whole:
+            self._parts.append((b"", self._came_ms))
+            del self._parser  # which knows this object: no cycle is left for the collector
         self._wake()
 
     def fail(self, problem: BaseException) -> None:
@@ -160,13 +168,11 @@ class Response:
         if self._size > MAX_BODY_BYTES:
             self._bad(f"over {MAX_BODY_BYTES >> 20} MiB long; set max_tokens lower.")
         elif data:
-            self._parts.append((data, self._came_ms))
+            self._pieces.append(data)
 
     def on_message_complete(self) -> None:
         if self.status and not self.whole and self._problem is None:
             self.whole, self.keep = True, self._sized and self._parser.should_keep_alive()
-            self._parts.append((b"", self._came_ms))
-            del self._parser  # which knows this object: no cycle is left for the collector
 
     def _bad(self, what: str) -> None:
         self.fail(failed(BadAnswer, self._provider, f"its answer is {what}"))

@@ -12,6 +12,9 @@ from ..records import Exchange, Prompt, ProviderFacts, ServerTimings
 from .connection import failed
 from .provider import HINTS, Json, Provider, add, count_of, ms_of, part_of, short, total
 
+# Where numbers stand.
+COUNTED = frozenset(("usage", "metrics", "timings"))
+
 
 class OpenAI(Provider):
     """Any OpenAI-compatible server. vLLM's `metrics` and llama.cpp's `timings` are read."""
@@ -86,6 +89,8 @@ class OpenAI(Provider):
         return self._count(event, exchange)
 
     def _count(self, event: Json, exchange: Exchange) -> bool:
+        if COUNTED.isdisjoint(event):
+            return False
         if usage := part_of(event, "usage"):
             exchange.prompt_tokens = count_of(usage, "prompt_tokens") or exchange.prompt_tokens
             exchange.output_tokens = count_of(usage, "completion_tokens") or exchange.output_tokens

@@ -36,10 +36,9 @@ LONGEST_MS = 86_400_000
 BOM = b"\xef\xbb\xbf"
 # Where servers put what they say of an error, the most telling first.
 WORDS = ("error", "errors", "detail", "message", "msg", "reason", "type", "code")
-HINTS = {
-    401: ", set api_key_env to the name of the variable that holds its key",
-    503: ", busy or still loading",
-}
+ERRORS = frozenset(WORDS[:4])
+HINTS = {401: ", set api_key_env to the name of the variable that holds its key"}
+HINTS[503] = ", busy or still loading"
 REDIRECT = ", a redirect, which is not followed; is its url right, and should it be https"
 HINTS |= dict.fromkeys((301, 302, 303, 307, 308), REDIRECT)
 # What a url may not end in: poclib adds it.
@@ -226,10 +225,10 @@ class Provider:
 
     def _sound(self, event: Json) -> Json:
         """`event` unless it tells an error, in any of the ways in which servers do."""
-        told = event.get
-        wrong = (
-            told("error") or told("errors") or told("detail") or isinstance(told("message"), str)
-        )
+        told, wrong = event.get, False
+        if not ERRORS.isdisjoint(event):
+            wrong = bool(told("error") or told("errors") or told("detail"))
+            wrong |= isinstance(told("message"), str)
         if wrong or "error" in (told("object"), told("type")):
             raise self._server_error(event)
         return event
