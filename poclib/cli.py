@@ -27,6 +27,8 @@ from .showing.format import safe
 if TYPE_CHECKING:
     from .reading.reading import Reading
 
+# What a server does that is to be sent nothing ahead.
+SUFFERS = ("thrashes", "refuses")
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
 
 
@@ -149,7 +151,11 @@ def _examine(
         from .showing import curves
 
         saved = recording.save(run.report.model_copy(update={"strategy": "capacity"}))
-        settings = " ".join(f"--set {name}.capacity={one.capacity}" for name, one in found.items())
+        settings = " ".join(
+            f"--set {name}.capacity={one.capacity}"
+            + (f" --set {name}.queues=false" if one.behaviour in SUFFERS else "")
+            for name, one in found.items()
+        )
         click.echo(curves.capacity_text(report.load(saved.stem)))
         click.echo(f"To use these capacities: {settings}\nThe levels are kept in {saved.name}.")
 
