@@ -186,7 +186,7 @@ def ahead() -> Iterator[Row]:
     for round_trip_ms, aim in zip(ROUND_TRIPS_MS, (0.54, 0.62), strict=True):
         ratios = {}
         for strategy in ("shared-queue", "sent-ahead"):
-            equal = {"strategy": strategy, "prompts": 12, "rounds": 5}
+            equal = {"strategy": strategy, "prompts": 12, "rounds": 5, "max_tokens": 40}
             ratios[strategy] = _measured(equal, round_trip_ms, speed=1.0, slots=1).overhead_ratio
         queue = f"{ratios['shared-queue'].median:.2f} shared-queue"
         what = f"`sent-ahead` at {round_trip_ms} ms round trip"
