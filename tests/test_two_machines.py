@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from poclib import read, report
+from poclib import read
 from poclib.engines import llama
 from poclib.engines.pool import engine_pool
 from poclib.parameters import ProviderSettings
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[1]
 MODEL = "llama3.2:1b"  # the name in params/two-machines.yaml; here an alias of the small one
 PORT = 18080
 
@@ -79,7 +80,7 @@ def poc(space: str, home: Path, *words: str | Path) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         timeout=420,
-        cwd=report.root(),
+        cwd=ROOT,
         env={**os.environ, "POCLIB_HOME": str(home)},
     )
 
@@ -104,7 +105,7 @@ def no_file_has(address: bytes, home: Path) -> None:
 def test_from_two_addresses_of_a_mesh_to_the_verdict(coordinator: str, tmp_path: Path) -> None:
     """No file, no kind, no model is given; the range is that of Tailscale and its like."""
     for folder in ("notebooks", "data"):
-        shutil.copytree(report.root() / folder, tmp_path / folder)
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     words = [f"100.64.1.2:{PORT}", f"http://100.64.2.2:{PORT}"]
     assert "Expect " in examined(coordinator, tmp_path, *words)
     done = poc(coordinator, tmp_path, "run", *words, "--only", "shared-queue", "--set", "rounds=2")
@@ -119,9 +120,8 @@ def test_from_two_addresses_of_a_mesh_to_the_verdict(coordinator: str, tmp_path:
 
 def test_the_experiment_runs_over_a_real_network(coordinator: str, tmp_path: Path) -> None:
     """`poc run params/two-machines.yaml` with only the addresses and the kind changed."""
-    root = report.root()
     for folder in ("notebooks", "params", "data"):
-        shutil.copytree(root / folder, tmp_path / folder)
+        shutil.copytree(ROOT / folder, tmp_path / folder)
     params = tmp_path / "params" / "two-machines.yaml"
     text = params.read_text("utf-8")
     for old, new in (
