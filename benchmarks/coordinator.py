@@ -3,8 +3,8 @@
     python benchmarks/coordinator.py [--before FOLDER]    FOLDER: another checkout, measured too
 
 The real path (dispatch, attempt, provider, transport, a row on disk before the next request) on one
-core, against a server on another that answers at once with a short stream. Beside it, in turn, raw
-sockets that post the same bytes and parse the same answer: what no client can beat.
+core, against `stub_server.py` on another, which answers at once with a short stream. Beside it, in
+turn, raw sockets that post the same bytes and parse the same answer: what no client can beat.
 """
 
 from __future__ import annotations
@@ -32,75 +32,12 @@ IN_FLIGHT = 1, 64
 COUNTS = {1: 1500, 64: 6000}
 
 
-def _event(**more: Any) -> bytes:
-    data = b"data: " + json.dumps({"choices": [], **more}).encode() + b"\n\n"
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def _choice(last: bool) -> list[dict[str, Any]]:
-    return [{"index": 0, "text": "x ", "finish_reason": "length" if last else None}]
-
-
-TIMINGS = {"prompt_n": 3, "prompt_ms": 0.05, "predicted_n": TOKENS, "predicted_ms": 0.05}
-USAGE = {"prompt_tokens": 3, "completion_tokens": TOKENS, "total_tokens": 3 + TOKENS}
-HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\n"
-STREAM = HEAD % b"text/event-stream" + b"transfer-encoding: chunked\r\n\r\n"
-STREAM += b"".join(_event(choices=_choice(n == TOKENS - 1)) for n in range(TOKENS))
-STREAM += _event(usage=USAGE, timings=TIMINGS) + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-WHOLE = json.dumps(
-    {"choices": [_choice(True)[0] | {"text": "x " * TOKENS}], "usage": USAGE, "timings": TIMINGS}
-).encode()
-WHOLE = HEAD % b"application/json" + b"content-length: %d\r\n\r\n%b" % (len(WHOLE), WHOLE)
-FACTS = b'{"data": [{"id": "known", "object": "model", "owned_by": "nobody"}]}'
-FACTS = HEAD % b"application/json" + b"content-length: %d\r\n\r\n%b" % (len(FACTS), FACTS)
-
-
-def serve() -> None:
-    """Answer at once, with bytes made beforehand; print the port, serve until the input ends."""
-    poll, listener = (
-        selectors.DefaultSelector(),
-        socket.create_server(("127.0.0.1", 0), backlog=1024),
-    )
-    print(listener.getsockname()[1], flush=True)
-    poll.register(listener, selectors.EVENT_READ)
-    poll.register(sys.stdin, selectors.EVENT_READ)
-    while True:
-        for key, _ in poll.select():
-            if key.fileobj is sys.stdin:
-                return
-            if key.fileobj is listener:
-                client, _ = listener.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                poll.register(client, selectors.EVENT_READ, bytearray())
-                continue
-            client, data = key.fileobj, key.data
-            try:
-                data += (more := client.recv(65536))
-                head = data.find(b"\r\n\r\n") + 4
-                if head < 4 and more:
-                    continue
-                at = data.find(b"content-length: ", 0, head)
-                length = int(data[at + 16 : data.index(b"\r", at)]) if at >= 0 else 0
-                if more and len(data) >= head + length:
-                    streams = data.find(b'"stream":true', head) >= 0
-                    closes = data.find(b"connection: close", 0, head) >= 0
-                    client.sendall(FACTS if not length else STREAM if streams else WHOLE)
-                    data.clear()
-                    if not closes:
-                        continue
-                elif more:
-                    continue
-            except OSError:
-                pass
-            poll.unregister(client)
-            client.close()
-
-
 @contextlib.contextmanager
 def stub(core: int | None) -> Iterator[int]:
     """The port of a server in a process of its own, on a core of its own."""
+    where = [] if core is None else [str(core)]
     with subprocess.Popen(
-        [*_pinned(core), sys.executable, str(HERE), "--serve"],
+        [sys.executable, str(HERE.with_name("stub_server.py")), *where],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -270,11 +207,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--before", type=Path)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.serve:
-        return serve()
     if given.work:
         of, *numbers = given.work
         print(json.dumps(asdict(work(of, *map(int, numbers)))))

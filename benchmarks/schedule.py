@@ -24,6 +24,7 @@ from poclib.measure.dispatch import run_arm
 from poclib.measure.strategies import STRATEGIES
 from poclib.providers import fake
 from poclib.records import Arm, Exchange, Prompt, Request
+from poclib.stats import best_list_ms, list_ms
 
 SIGMA, MEAN_MS, TOKENS = 0.8, 1000.0, 100
 
@@ -37,21 +38,6 @@ class Machine(fake.Provider):
         self.tokens = max(1, round(TOKENS * self.work[prompt.index]))
         await super().send(prompt, exchange)
         exchange.output_tokens = max(1, round(TOKENS * self.work[prompt.index]))
-
-
-def in_order_ms(work: Sequence[float], paces: Sequence[float]) -> float:
-    """A list schedule with the lengths known: each in this order to the slot that ends it first."""
-    ends = [0.0] * len(paces)
-    for one in work:
-        best = min(range(len(paces)), key=lambda i: ends[i] + one / paces[i])
-        ends[best] += one / paces[best]
-    return max(ends)
-
-
-def best_list_ms(work: Sequence[float], paces: Sequence[float]) -> float:
-    """The best of a few list schedules with the lengths known."""
-    longest = sorted(work, reverse=True)
-    return min(in_order_ms(order, paces) for order in (longest, list(work), longest[::-1]))
 
 
 def carried_out(
@@ -117,7 +103,7 @@ def known_in_order(prompts: int, pools: int) -> float:
         paces = [20 ** draw.random() for _ in range(16)]
         draws = [draw.gauss(0, 1) for _ in range(2 * prompts)][prompts:]
         work = [math.exp(SIGMA * z - SIGMA**2 / 2) for z in draws]
-        found.append(best_list_ms(work, paces) / in_order_ms(work, paces))
+        found.append(best_list_ms(work, paces) / list_ms(work, paces))
     return median(found)
 
 

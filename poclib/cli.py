@@ -18,7 +18,7 @@ import click
 
 from . import __version__, addresses, parameters, recording, report
 from .errors import ParameterError, PocError, ReportError, RunFailed
-from .measure.strategies import STRATEGIES
+from .measure.strategies import STRATEGIES, usual
 from .parameters import Parameters
 from .reading import compare, reading
 from .showing import documents, words
@@ -115,7 +115,7 @@ def run(
     file, found = _file(pool, changes, models)
     given = read_yaml(file, changes) | ({"resume": True} if resume else {})
     if found:
-        _examine(given, file.name, strategies=len(only) or len(STRATEGIES))
+        _examine(given, file.name, only=only)
     if "sweep" in given:
         return suite.sweep(given, file.name, only)
     given.pop("live", None)  # a notebook's own
@@ -133,7 +133,7 @@ def _file(pool: Sequence[str], changes: Sequence[str], models: Sequence[str]) ->
 
 
 def _examine(
-    given: dict[str, Any], where: str, capacity: bool = False, strategies: int = len(STRATEGIES)
+    given: dict[str, Any], where: str, capacity: bool = False, only: Sequence[str] = ()
 ) -> None:
     from .measure import experiment
 
@@ -146,6 +146,7 @@ def _examine(
     if problems:
         raise RunFailed(f"{len(problems)} of {len(run.senders)} providers cannot be used.")
     click.echo(words.expected_gain(run.foretold_ratios(), run.expected_ms, run.foretold_rounds()))
+    strategies = len(only or usual(wanted))
     click.echo(words.duration(run.foretold_s(strategies), strategies, wanted.run_limit_s))
     if found:
         from .showing import curves

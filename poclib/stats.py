@@ -303,23 +303,23 @@ def gate(ratios: Sequence[float], ratio: Ratio, limit: float) -> tuple[str, int 
 
 
 def best_list_ms(work: Sequence[float], paces: Sequence[float]) -> float:
-    """The makespan of the better of two list schedules, with all lengths known.
+    """The makespan of the better of two list schedules: longest first, or in the order given."""
+    return min(list_ms(sorted(work, reverse=True), paces), list_ms(work, paces))
 
-    Longest first, or in the order given; each to the slot that would end it first. `paces` has
-    the work per ms of every slot.
+
+def list_ms(work: Iterable[float], paces: Sequence[float]) -> float:
+    """The makespan of a list schedule with all lengths known: each to the slot that ends it first.
+
+    `paces` has the work per ms of every slot.
     """
-
-    def lasts(order: Iterable[float]) -> float:
-        # Of slots of one pace only the one that is free first can be the best.
-        free = {pace: [0.0] * count for pace, count in Counter(paces).items()}
-        last = 0.0
-        for amount in order:
-            end, pace = min((ends[0] + amount / pace, pace) for pace, ends in free.items())
-            heapreplace(free[pace], end)
-            last = max(last, end)
-        return last
-
-    return min(lasts(sorted(work, reverse=True)), lasts(work))
+    # Of slots of one pace only the one that is free first can be the best.
+    free = {pace: [0.0] * count for pace, count in Counter(paces).items()}
+    last = 0.0
+    for amount in work:
+        end, pace = min((ends[0] + amount / pace, pace) for pace, ends in free.items())
+        heapreplace(free[pace], end)
+        last = max(last, end)
+    return last
 
 
 def ratio_of_ratios(first: Ratio, second: Ratio) -> Ratio:

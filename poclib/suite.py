@@ -22,7 +22,7 @@ from .errors import ParameterError, PocError, RunFailed
 from .measure import batch as batches
 from .measure import experiment
 from .measure import sweep as sweeps
-from .measure.strategies import STRATEGIES, THROUGH_ROUTER, by_name
+from .measure.strategies import STRATEGIES, by_name, usual
 from .parameters import Parameters
 from .reading.reading import of
 from .showing import curves, documents, site, words
@@ -83,8 +83,7 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
-    every = [name for name in STRATEGIES if name != THROUGH_ROUTER or wanted.router]
-    strategies = only or ([wanted.strategy] if "strategy" in given else every)
+    strategies = only or ([wanted.strategy] if "strategy" in given else usual(wanted))
     # A run never replaces what the samples' pages are made of.
     name = "live" if wanted.experiment == "sample" else wanted.experiment
     folder = report.root() / "data" / "runs" / name
@@ -185,7 +184,7 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
 def _execute(
     tasks: Sequence[Task], target: Path, kernels: publish.Kernels, /, **values: str
 ) -> list[str]:
-    """Execute each in turn; a failed one does not stop the others. Returns what failed, and why."""
+    """Execute each; a failed one does not stop the others. Returns what failed, and why."""
     problems = list[str]()
 
     def page(one: Task, kernel: publish.Kernel) -> None:

@@ -96,7 +96,7 @@ measure.ruler: .attempt .dispatch .machine .strategies errors parameters provide
 measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
     providers recording records report workload
 measure.slots: .lengths
-measure.strategies: .slots errors records
+measure.strategies: .slots errors parameters records
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
 reading.belief: .phases records

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import ParameterError
+from ..parameters import Parameters
 from ..records import ProviderFacts
 from .slots import Place, Pool
 
@@ -95,6 +96,11 @@ def by_name(name: str) -> Strategy:
     if name not in STRATEGIES:
         raise ParameterError(f"strategy: no {name!r}; there are: {', '.join(STRATEGIES)}.")
     return STRATEGIES[name]
+
+
+def usual(parameters: Parameters) -> list[str]:
+    """The strategies that a run compares if none is named: all that its pool has the parts for."""
+    return [name for name in STRATEGIES if name != THROUGH_ROUTER or parameters.router]
 
 
 def fastest(p: Place) -> float:
