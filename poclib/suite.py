@@ -92,7 +92,6 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
         recording.only_one(folder.parent, recording.COMMAND),
         experiment.SharedEngines() as shared,
     ):
-        (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
         for number, strategy in enumerate(strategies, start=1):
             click.echo(f"[{number}/{len(strategies)}] {by_name(strategy).question}", err=True)
             one = wanted.model_copy(update={"experiment": name, "strategy": strategy})
@@ -100,6 +99,7 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
                 bar = experiment.bar(strategy)
                 experiment.measure(one, bar, resume=wanted.resume, running=shared.of(one))
                 measured.append(strategy)
+                (folder / report.RESULT).unlink(missing_ok=True)  # an older run's
             except PocError as error:
                 if not measured and not isinstance(error, RunFailed):
                     raise  # and so it would be with the others

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from poclib import report, suite
 from poclib.errors import ParameterError, Rejected, RunFailed, Unreachable
 from poclib.measure import experiment
 from poclib.measure.strategies import STRATEGIES
@@ -148,3 +149,18 @@ def test_a_run_measures_one_router_and_needs_one(tmp_path: Path) -> None:
     alone = Parameters.read({"providers": TWO, "strategy": "through-router"})
     with pytest.raises(ParameterError, match="needs a provider that is a router"):
         experiment.measure(alone, folder=tmp_path, pool=three()[:2])
+
+
+def test_a_run_that_cannot_begin_leaves_the_last_ones_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
+    result = tmp_path / "data" / "runs" / "mine" / report.RESULT
+    for path in (result, tmp_path / "notebooks" / "01_one.ipynb"):
+        path.parent.mkdir(parents=True)
+        path.write_text("what was found")
+    one = {"name": "a", "kind": "ollama", "model": "m", "url": "http://127.0.0.1:9"}
+    given = {"experiment": "mine", "providers": [one]}
+    with pytest.raises(ParameterError, match="needs a provider that is a router"):
+        suite.run(given, "mine.yaml", ["through-router"])
+    assert result.read_text() == "what was found"
