@@ -242,6 +242,15 @@ pip_failed() {
   fail "the packages could not be installed; mend what pip names, then run this again. $said"
 }
 
+install_extra() { # the packages of requirements-$1.lock, once, beside the others
+  local lock=$root/requirements-$1.lock stamp=$venv/setup.$1
+  [ "$(cat "$stamp" 2>/dev/null)" != "$(cksum <"$lock")" ] || return 0
+  say "Installing what '$1' needs besides (once)"
+  pip install --no-deps --require-hashes --progress-bar off --requirement "$lock" >>"$log" 2>&1 ||
+    pip_failed
+  cksum <"$lock" >"$stamp"
+}
+
 # ---- Tests ------------------------------------------------------------------
 
 check() { # one stage of the tests that is not pytest

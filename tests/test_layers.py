@@ -48,6 +48,7 @@ ONLY_IN = {
 ROOMS = """
 __main__: cli
 addresses: errors
+arrivals: errors
 batchfiles: errors
 contention: records stats
 errors:
