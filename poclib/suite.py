@@ -4,8 +4,6 @@ Between the command and the two halves. A notebook that declares the parameter `
 executed once for each strategy, and a page is made of each; every other notebook once.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,6 @@ standard input ends (its parent finished, crashed or was killed), it kills the e
             {"problem": sentence} where no engine starts or one has ended: the keeper ends, too
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import http.client

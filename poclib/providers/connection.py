@@ -3,8 +3,6 @@
 A request is written at once; its answer is parsed as it comes, by a socket that notes when.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket

@@ -3,8 +3,6 @@
 A few small requests and no prompt; all addresses are asked side by side, each for `LIMIT_S`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

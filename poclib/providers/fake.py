@@ -4,8 +4,6 @@ pool = [fake.Provider("fast", 100), fake.Provider("slow", 250)]
 arm = fake.run(lambda clock: run_arm(..., pool, ..., clock, Rules()))
 """
 
-from __future__ import annotations
-
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Sequence

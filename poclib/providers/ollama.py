@@ -1,7 +1,5 @@
 """Ollama's own API."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import ClassVar

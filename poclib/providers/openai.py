@@ -1,7 +1,5 @@
 """Servers that speak OpenAI's API, such as vLLM, and llama.cpp's own, run by somebody or by us."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol

@@ -4,8 +4,6 @@ Where a server closes its connection after an answer, the next is opened while t
 comes, so that no request pays for connecting.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import ipaddress

@@ -4,8 +4,6 @@ What it sends is read however it comes, and nothing of it believed unchecked. Kn
 strategies, or of what a prompt is for.
 """
 
-from __future__ import annotations
-
 import asyncio
 import html
 import json

@@ -4,8 +4,6 @@ HTTP of our own over asyncio: a general client costs several times as much per r
 moments would have to be guessed from outside. Knows no wire format.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import os
