@@ -26,7 +26,7 @@ from ..report import NO_ROUND
 from . import forecast
 from .adaptive import AdaptiveLimit
 from .attempt import Policy, Rules, Sender
-from .beside import HERE, Lines, host, side_by_side
+from .beside import HERE, host, side_by_side
 from .dispatch import run_arm
 from .machine import EngineSampler, environment
 from .strategies import STRATEGIES, THROUGH_ROUTER
@@ -194,7 +194,7 @@ class Calibration:
         names = self.calibrated if arm == "calibration" else self.senders
         urls, kept = self._urls, self.kept.preparation if self.kept else []
 
-        async def alone(name: str, file: Lines) -> list[Request]:
+        async def alone(name: str, file: ReportFile) -> list[Request]:
             turn = f"{name}{which}"
             before = [a.requests for a in kept if (a.arm, a.turn) == (arm, turn)]
             rows = [row for requests in before for row in requests if row.outcome == "ok"]
@@ -244,7 +244,7 @@ class Calibration:
         stage: str = "",
         live: dict[str, AdaptiveLimit] | None = None,
         limit_ms: float = inf,
-        file: Lines | None = None,
+        file: ReportFile | None = None,
     ) -> tuple[pacing.Span, Arm]:
         """Carry an arm out, kept in the file as it goes on and, of the preparation, in the report.
 
@@ -318,7 +318,7 @@ class Calibration:
     async def probe(self, names: Collection[str], times: int) -> None:
         """Take the round trip to each provider, and have its connection warm."""
 
-        async def probed(name: str, file: Lines) -> None:
+        async def probed(name: str, file: ReportFile) -> None:
             for _ in range(times):
                 try:
                     async with asyncio.timeout(self.parameters.connect_timeout_s):

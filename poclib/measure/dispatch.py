@@ -289,7 +289,7 @@ class Dispatch:
 
         For this provider too, after a pause, if only refused as one too many, or no other is able.
         """
-        retries, name = job.retries, lane.name
+        retries = job.retries
         if crowded:
             pause_s = pause_after(job.attempt, error.retry_after_s)
         else:
@@ -297,16 +297,11 @@ class Dispatch:
             if not useful or retries >= self.rules.retries:
                 return
             retries += 1
-            failures = min(job.attempt, lane.breaker.in_a_row)
             asked_s = min(error.retry_after_s or 0.0, LONGEST_S)
-            pause_s = max(asked_s, self.rules.policy.backoff(failures))
-            self._touch(lane)
-            self.pool.without = lane
-            if self.pool.others:
-                pause_s = inf
-            self.pool.without = None
+            backoff_s = self.rules.policy.backoff(min(job.attempt, lane.breaker.in_a_row))
+            pause_s = inf if self.pool.other_than(lane) else max(asked_s, backoff_s)
         until_ms, attempt = now_ms + 1000 * pause_s, job.attempt + 1
-        self._wait(Job(job.prompt, None, attempt, "retry", retries, name, until_ms))
+        self._wait(Job(job.prompt, None, attempt, "retry", retries, lane.name, until_ms))
 
     def _patient(self, lane: Lane, error: ProviderError, now_ms: float) -> bool:
         """Whether a provider that refuses is worth a wait; the arm ends where none is any more."""
@@ -317,9 +312,8 @@ class Dispatch:
                 f"{lane.name} asked to be left alone for {asked_s:,.0f} s; "
                 f"no pause here is longer than {LONGEST_S:g} s."
             )
-        since_ms = (one.refusing_ms for one in self.lanes)
-        too_long = all(ms is not None and now_ms - ms >= longest_ms for ms in since_ms)
-        if too_long and all(task.done() for task in self.in_flight):
+        since_ms = (now_ms if one.refusing_ms is None else one.refusing_ms for one in self.lanes)
+        if now_ms - max(since_ms) >= longest_ms and all(task.done() for task in self.in_flight):
             raise RunFailed(
                 f"strategy {self.strategy.name}: every provider has refused for {LONGEST_S:g} s, "
                 f"at last so: {str(error).rstrip('.')}. Run again once they have room."

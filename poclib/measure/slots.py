@@ -130,7 +130,8 @@ class Pool:
         The first of equals; with `free` of those with a free slot; None where there is none. `key`
         is a function of a module, not one made anew for each call.
         """
-        admitted, well = self._admitted, self.without is not None and self._left(True) > 0
+        admitted = self._admitted
+        well = self.without is not None and self.other_than(self.without, well=True)
         kind = key, admitted, well, free
         if kind not in self._orders:
 
@@ -141,21 +142,21 @@ class Pool:
         return self._orders[kind].first(self.without)
 
     @property
-    def others(self) -> bool:
-        """Whether there is anyone but `without` to be given work."""
-        return self._left(False) > 0
-
-    @property
     def _admitted(self) -> bool:
         """Whether anyone may be given work; else all are in trouble, and none is spared."""
         return self._kinds[True, True] + self._kinds[True, False] > 0
 
-    def _left(self, well: bool) -> int:
-        """How many but `without` may be given work, of those who are `well` if that is asked."""
-        admitted, out = self._admitted, self.without
+    @property
+    def others(self) -> bool:
+        """Whether there is anyone but `without` to be given work."""
+        return self.other_than(self.without)
+
+    def other_than(self, out: Place | None, well: bool = False) -> bool:
+        """Whether anyone but `out` may be given work, one that is `well` if that is asked."""
+        admitted = self._admitted
         kinds = [(a, w) for a, w in self._kinds if a >= admitted and w >= well]
         spared = out is not None and (out.admitted, out.well) in kinds
-        return sum(self._kinds[kind] for kind in kinds) - spared
+        return sum(self._kinds[kind] for kind in kinds) > spared
 
     def ends_in_time(self, place: Place) -> bool:
         """Whether a prompt begun there now would end before the others could do without it.
