@@ -81,7 +81,7 @@ measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
     pacing parameters progress records report
-measure.beside:
+measure.beside: recording
 measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies
     contention errors pacing parameters progress recording records report workload
 measure.copies: .attempt .slots .strategies
