@@ -287,13 +287,24 @@ def ruler_command() -> None:
 
 
 @poc.command("publish")
-def publish_command() -> None:
+@click.option(
+    "--one-file",
+    "name",
+    metavar="[EXPERIMENT|PAGE]",
+    is_flag=False,
+    flag_value="",
+    help="Also write one file that holds it, pictures and all, to be sent to somebody.",
+)
+@click.option("-o", "target", metavar="FILE", type=click.Path(path_type=Path), help="That file.")
+def publish_command(name: str | None, target: Path | None) -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""
     from . import suite
     from .showing import notebooks
 
     with notebooks.Kernels() as kernels:
-        click.echo(f"Open {suite.write_site(kernels)}")
+        if name is None and target is None:
+            return click.echo(f"Open {suite.write_site(kernels)}")
+        click.echo(f"Open {suite.write_one(kernels, name or '', target)}")
 
 
 @poc.command()

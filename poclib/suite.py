@@ -211,8 +211,28 @@ def pass_over(problem: str) -> None:
 def write_site(kernels: publish.Kernels) -> Path:
     """Render the pages of every run and of the samples, and all reports.
 
-    Returns the index, relative to the project.
+    Returns the front page, relative to the project.
     """
+    groups, rows = _gathered(kernels)
+    return site.site(report.root() / "site", groups, rows).relative_to(report.root())
+
+
+def write_one(kernels: publish.Kernels, name: str, target: Path | None) -> Path:
+    """The site, and of it the page or experiment `name` in one file, to be sent to somebody.
+
+    Returns `target`, or the file in the site. Raises `ReportError` where there is no such page.
+    """
+    folder, (groups, rows) = report.root() / "site", _gathered(kernels)
+    site.site(folder, groups, rows)
+    named, text = site.one_file(folder, rows, name)
+    target = target or folder / f"{named}.html"
+    with report.explained(target.name, "written"):
+        target.write_text(text, "utf-8")
+    return target
+
+
+def _gathered(kernels: publish.Kernels) -> tuple[dict[str, list[Path]], list[site.Row]]:
+    """The notebooks of each folder of the site, and a row a report."""
     runs = report.root() / "data" / "runs"
     folders = [*sorted(runs.glob("*/")), *sorted(runs.glob("*/*/"))]
     groups = {
@@ -221,26 +241,19 @@ def write_site(kernels: publish.Kernels) -> Path:
         if (executed := sorted(folder.glob("[0-9]*.ipynb")))
     }
     groups["sample"] = _sample_pages(kernels)
-    rows = [_row(entry, groups) for entry in documents.entries(passed_over=pass_over)]
+
+    def row(entry: documents.Entry, group: str, *point: str) -> site.Row:
+        page = site.page_of(groups, group, entry.reading.report.strategy)
+        return site.Row(entry, page, *point)
+
+    saved = documents.entries(passed_over=pass_over)
+    rows = [row(entry, entry.reading.report.experiment) for entry in saved]
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
             paths = sorted((folder / point).glob("*.json*"))
-            entries = documents.entries(paths, pass_over)
-            rows += [_row(entry, groups, folder.name, point, label) for entry in entries]
-    return site.site(report.root() / "site", groups, rows).relative_to(report.root())
-
-
-def _row(
-    entry: documents.Entry,
-    groups: Mapping[str, Sequence[Path]],
-    sweep: str = "",
-    point: str = "",
-    what: str = "",
-) -> site.Row:
-    name, date, pool, strategy, ratio, verdict = entry.cells
-    group = f"{sweep}/{point}" if sweep else entry.reading.report.experiment
-    page = site.page_of(groups, group, strategy)
-    return site.Row(entry.reading.report, name, date, pool, ratio, verdict, page, sweep, what)
+            for entry in documents.entries(paths, pass_over):
+                rows.append(row(entry, f"{folder.name}/{point}", folder.name, label))
+    return groups, rows
 
 
 def _sample_pages(kernels: publish.Kernels) -> list[Path]:

@@ -28,6 +28,10 @@ MEANING = {
     "refuses": "refusing: the server turned requests away",
     "undisturbed": "undisturbed",
 }
+GLOSSARY = {
+    "baseline": "the same prompts, one at a time, on the fastest provider",
+    "round": "the baseline and the strategy once each",
+}
 _UNTOLD = "requests shared the server, or waited in it"
 say = partial(form.say, "words")
 
