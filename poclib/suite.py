@@ -82,8 +82,9 @@ def run(
 ) -> None:
     """Measure every strategy (or `only` those), execute the notebooks, print the verdict.
 
-    With it three warnings, or `every` one. `where` names the file in messages. What is wrong with parameters, pool or providers ends it at
-    once; where a strategy or notebook fails the others go on, and `RunFailed` is raised at the end.
+    With it three warnings, or `every` one. `where` names the file in messages. What is wrong with
+    parameters, pool or providers ends it at once; where a strategy or notebook fails the others go
+    on, and `RunFailed` is raised at the end.
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)

@@ -265,12 +265,12 @@ def beside(
     lines = []
     for told in alike.values():
         name, text = told[0]
-        if len({text for _, text in told}) > 1:
-            count = f"{len(told)} of {many(len(readings), 'report')}"
-            text += f" (So in {count}; the numbers are {name}'s.)"
-        elif len(told) < len(readings):
-            text += f" (So in {', '.join(name for name, _ in told)}.)"
-        lines.append(text)
+        where = ", ".join(dict.fromkeys(name for name, _ in told))
+        if len(told) > len(where.split(", ")) or len(told) > FEW:
+            where = f"{len(told)} of {many(len(readings), 'report')}"
+        numbers = f"; the numbers are {name}'s" if len({text for _, text in told}) > 1 else ""
+        alone = len(told) == len(readings) and not numbers
+        lines.append(text if alone else f"{text} (So in {where}{numbers}.)")
     return lines
 
 
