@@ -63,6 +63,7 @@ _model = click.option(
     "--model", "models", multiple=True, help="Of addresses: once for all, or for each."
 )
 _report = click.argument("name", metavar="REPORT")
+_all = click.option("--all", "every", is_flag=True, help="Print every warning, not three.")
 _set = click.option(
     "--set",
     "changes",
@@ -97,12 +98,14 @@ def doctor(
     "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
+@_all
 def run(
     pool: Sequence[str],
     changes: Sequence[str],
     models: Sequence[str],
     only: Sequence[str],
     resume: bool,
+    every: bool,
 ) -> None:
     """Measure every strategy on PARAMS, save reports and pages, print the verdict.
 
@@ -117,9 +120,9 @@ def run(
     if found:
         _examine(given, file.name, only=only)
     if "sweep" in given:
-        return suite.sweep(given, file.name, only)
+        return suite.sweep(given, file.name, only, every)
     given.pop("live", None)  # a notebook's own
-    suite.run(given, file.name, only)
+    suite.run(given, file.name, only, every)
 
 
 def _file(pool: Sequence[str], changes: Sequence[str], models: Sequence[str]) -> tuple[Path, bool]:
@@ -215,7 +218,8 @@ def batch(params: Path, changes: Sequence[str], **words: Any) -> None:
 @poc.command()
 @click.argument("name", metavar="REPORT", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every derived number as JSON.")
-def show(name: str | None, as_json: bool) -> None:
+@_all
+def show(name: str | None, as_json: bool, every: bool) -> None:
     """Print the derived numbers of REPORT: a name in data/reports, or a file.
 
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
@@ -225,15 +229,16 @@ def show(name: str | None, as_json: bool) -> None:
     elif as_json:
         click.echo(json.dumps(reading.read(name).headline.as_dict(), indent=1))
     else:
-        click.echo(words.report_text(reading.read(name)))
+        click.echo(words.report_text(reading.read(name), every))
 
 
 @poc.command()
 @_report
-def gate(name: str) -> None:
+@_all
+def gate(name: str, every: bool) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
     one = reading.read(name)
-    click.echo(words.failures([one.headline]) + words.verdict_text([one]))
+    click.echo(words.failures([one.headline]) + words.verdict_text([one], every))
     sys.exit(GATE_EXIT[one.headline.verdict])
 
 
@@ -241,7 +246,8 @@ def gate(name: str) -> None:
 @_report
 @click.option("--params", type=click.Path(path_type=Path), help="A file that has the addresses.")
 @_set
-def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
+@_all
+def rerun(name: str, params: Path | None, changes: Sequence[str], every: bool) -> None:
     """Measure the experiment of REPORT again, from its report alone: do the two agree?
 
     The same parameters, prompts, seed and order. A report holds no address, so servers of your
@@ -255,14 +261,15 @@ def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
     wanted = experiment.again(first.report, given, parameters.changes(changes))
     second = reading.of(experiment.measure(wanted, experiment.bar(report.name(first.report))))
     click.echo(documents.agreement(first, second))
-    _warn([first, second], ["the first", "the second"])
+    _warn([first, second], ["the first", "the second"], every)
     sys.exit(0 if compare.between(first, second).agrees else 1)
 
 
 @poc.command("compare")
 @click.argument("names", metavar="REPORT...", nargs=-1, required=True)
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
-def compare_command(names: Sequence[str], anyway: bool) -> None:
+@_all
+def compare_command(names: Sequence[str], anyway: bool, every: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
     readings = [reading.read(name) for name in names]
     labels = [one.headline.report for one in readings]
@@ -270,7 +277,7 @@ def compare_command(names: Sequence[str], anyway: bool) -> None:
     if differing and not anyway:
         raise ReportError(documents.refusal(differing))
     click.echo(documents.side_by_side(readings))
-    _warn(readings, labels)
+    _warn(readings, labels, every)
     click.echo(f"\n{documents.differences(differing, labels)}")
 
 
@@ -322,8 +329,8 @@ def refresh() -> None:
             click.echo(notebook.name)
             suite.Task(notebook, notebook.name).renew(notebook, kernel)
     samples = reading.experiment("sample")
-    documents.write(documents.phase_0_result(samples))
-    picture, readme = report.root() / "docs" / "phase-0.png", report.root() / "README.md"
+    documents.write(documents.phase_0_result(samples, documents.PICTURE))
+    picture, readme = report.root() / documents.PICTURE, report.root() / "README.md"
     charts.save_ratios([one.headline for one in samples], picture)
     readme.write_text(documents.readme(readme.read_text("utf-8"), samples), "utf-8")
 
@@ -355,9 +362,9 @@ def keep(source: str, target: str) -> None:
         click.echo(path.name)
 
 
-def _warn(readings: Sequence[Reading], names: Sequence[str]) -> None:
-    for warning in words.beside(readings, names):
-        click.echo(f"warning: {warning}")
+def _warn(readings: Sequence[Reading], names: Sequence[str], every: bool) -> None:
+    for line in words.few([f"warning: {it}" for it in words.beside(readings, names)], every):
+        click.echo(line)
 
 
 def _pass_over(problem: str) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import click
@@ -58,10 +59,11 @@ class Task:
 
 
 def task(strategy: str) -> Task:
-    """The notebook of one strategy; numbered, so that pages stand in the strategies' order."""
-    number = 2 + list(STRATEGIES).index(by_name(strategy).name)
-    name = f"{number:02}_{strategy.replace('-', '_')}.ipynb"
-    return Task(publish.strategy_notebook(), name, strategy)
+    """The notebook of one strategy; lettered, so that pages stand in the strategies' order."""
+    notebook = publish.strategy_notebook()
+    letter = ascii_lowercase[list(STRATEGIES).index(by_name(strategy).name)]
+    name = f"{notebook.stem[:2]}{letter}_{strategy.replace('-', '_')}.ipynb"
+    return Task(notebook, name, strategy)
 
 
 def tasks(notebooks: Sequence[Path], strategies: Sequence[str]) -> list[Task]:
@@ -75,11 +77,14 @@ def tasks(notebooks: Sequence[Path], strategies: Sequence[str]) -> list[Task]:
     return found
 
 
-def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
+def run(
+    given: Mapping[str, Any], where: str, only: Sequence[str] = (), every: bool = False
+) -> None:
     """Measure every strategy (or `only` those), execute the notebooks, print the verdict.
 
-    `where` names the file in messages. What is wrong with parameters, pool or providers ends it at
-    once; where a strategy or notebook fails the others go on, and `RunFailed` is raised at the end.
+    With it three warnings, or `every` one. `where` names the file in messages. What is wrong with
+    parameters, pool or providers ends it at once; where a strategy or notebook fails the others go
+    on, and `RunFailed` is raised at the end.
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
@@ -108,12 +113,12 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
         # Within the lock, too: no page is made while anything is measured, here or by others.
         with publish.Kernels() as kernels:
             problems += _execute(tasks(notebooks, measured), folder, kernels, experiment=name)
-            conclude(name, kernels)
+            conclude(name, kernels, every)
     if problems:
         raise RunFailed(f"{len(problems)} strategies or notebooks failed: {problems[0]}")
 
 
-def conclude(experiment: str, kernels: publish.Kernels) -> None:
+def conclude(experiment: str, kernels: publish.Kernels, every: bool = False) -> None:
     """Write what an experiment found, in words, and the site; print the table and the verdict."""
     saved = filter(report.path_of, (f"{experiment}-{strategy}" for strategy in STRATEGIES))
     readings = [entry.reading for entry in documents.entries(saved, pass_over)]
@@ -121,10 +126,12 @@ def conclude(experiment: str, kernels: publish.Kernels) -> None:
         documents.write(documents.phase_0_result(readings), experiment)
     page = write_site(kernels)
     click.echo(words.comparison_text([one.headline for one in readings]))
-    click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
+    click.echo(f"{words.verdict_text(readings, every)}\nOpen {page}")
 
 
-def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
+def sweep(
+    given: Mapping[str, Any], where: str, only: Sequence[str] = (), every: bool = False
+) -> None:
     """Measure every point of the grid `given`, then run the notebooks that read all of them.
 
     `where` names the file in messages. Raises `ParameterError` before anything is measured, and
@@ -171,7 +178,7 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         unread = _execute(tasks(readers, []), folder, kernels, folder=f"data/runs/{folder.name}")
         page = write_site(kernels)
     read = {one.point.label: of(one.report) if one.report else None for one in done}
-    click.echo(f"{curves.points_table(read)}\nOpen {page}")
+    click.echo(f"{curves.points_table(read, every)}\nOpen {page}")
     if failed:
         raise RunFailed(
             f"{len(failed)} of {len(points)} points failed: {failed[0]} "

@@ -112,14 +112,12 @@ showing.charts: .documents .format .style .words reading.phases reading.reading 
     records stats
 showing.curves: .charts .documents .format .style .words contention parameters reading.reading
     records stats
-showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
-    records report stats
+showing.documents: .format .warnings .words errors parameters reading.compare reading.phases
+    reading.reading records report stats
 showing.explorer: .charts .documents .format .notebooks .style errors parameters reading.reading
     report
 showing.format:
 showing.notebooks: errors report
-showing.peers: .format .style errors
-showing.routers: .format .words parameters reading.reading stats
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats

@@ -151,7 +151,7 @@ def _front(folder: Path, rows: Sequence[Row], lists: Mapping[str, Mapping[str, s
     answer = _answer(folder, experiments.pop(newest, []))
     lists = dict(sorted(lists.items(), key=lambda one: (one[0] == "sample", one[0] != newest)))
     told = {"answer": answer, "newest": newest, "experiments": experiments, "sweeps": sweeps}
-    body = page.text("index", lists=lists, glossary=words.GLOSSARY, anchor=page.anchor, **told)
+    body = page.text("index", lists=lists, glossary=words.glossary(), **told)
     return page.linked(body, words.GLOSSARY)
 
 
@@ -172,12 +172,11 @@ def _answer(folder: Path, rows: Sequence[Row]) -> str:
     from matplotlib.figure import Figure
 
     readings = [row.entry.reading for row in rows]
-    headlines = [reading.headline for reading in readings]
     with matplotlib.rc_context(style.STYLE):
         figure = Figure(figsize=(8, 2.2 + 0.32 * len(rows)))
-        charts.ratios(figure.gca(), headlines)
+        charts.ratios(figure.gca(), [reading.headline for reading in readings])
         svg, about = style.picture("svg", figure)
         (folder / "ratios.svg").write_text(svg, "utf-8")
         (folder / "ratios.png").write_bytes(style.picture("png", figure)[0])
-    told = {"gate": words.suite_gate(headlines), "best": words.best(headlines), **about}
-    return page.text("answer", rows=rows, warnings=words.beside(readings), **told)
+    told = {"answer": words.answer(*readings), "trust": words.trust(readings), **about}
+    return page.text("answer", rows=rows, **told)
