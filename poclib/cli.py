@@ -296,22 +296,20 @@ def ruler_command() -> None:
 @poc.command("publish")
 @click.option(
     "--one-file",
-    "name",
+    "one",
     metavar="[EXPERIMENT|PAGE]",
     is_flag=False,
     flag_value="",
-    help="Also write one file that holds it, pictures and all, to be sent to somebody.",
+    help="Also write one file with its pictures in it, to be sent; without a word the newest.",
 )
-@click.option("-o", "target", metavar="FILE", type=click.Path(path_type=Path), help="That file.")
-def publish_command(name: str | None, target: Path | None) -> None:
+@click.option("-o", "file", metavar="FILE", type=click.Path(path_type=Path), help="That file.")
+def publish_command(one: str | None, file: Path | None) -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""
     from . import suite
     from .showing import notebooks
 
     with notebooks.Kernels() as kernels:
-        if name is None and target is None:
-            return click.echo(f"Open {suite.write_site(kernels)}")
-        click.echo(f"Open {suite.write_one(kernels, name or '', target)}")
+        click.echo(f"Open {suite.write_site(kernels, '' if file and not one else one, file)}")
 
 
 @poc.command()

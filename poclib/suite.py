@@ -215,27 +215,19 @@ def pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def write_site(kernels: publish.Kernels) -> Path:
-    """Render the pages of every run and of the samples, and all reports.
+def write_site(kernels: publish.Kernels, one: str | None = None, file: Path | None = None) -> Path:
+    """Render the pages of every run and of the samples, and all reports; return the front page.
 
-    Returns the front page, relative to the project.
-    """
-    groups, rows = _gathered(kernels)
-    return site.site(report.root() / "site", groups, rows).relative_to(report.root())
-
-
-def write_one(kernels: publish.Kernels, name: str, target: Path | None) -> Path:
-    """The site, and of it the page or experiment `name` in one file, to be sent to somebody.
-
-    Returns `target`, or the file in the site. Raises `ReportError` where there is no such page.
+    Or the file that holds the page or experiment `one` whole: `file`, else one in the site.
     """
     folder, (groups, rows) = report.root() / "site", _gathered(kernels)
-    site.site(folder, groups, rows)
-    named, text = site.one_file(folder, rows, name)
-    target = target or folder / f"{named}.html"
-    with report.explained(target.name, "written"):
-        target.write_text(text, "utf-8")
-    return target
+    page = site.site(folder, groups, rows)
+    if one is not None:
+        name, text = site.one_file(folder, rows, one)
+        page = file or folder / f"{name}.html"
+        with report.explained(page.name, "written"):
+            page.write_text(text, "utf-8")
+    return page.relative_to(report.root()) if page.is_relative_to(report.root()) else page
 
 
 def _gathered(kernels: publish.Kernels) -> tuple[dict[str, list[Path]], list[site.Row]]:

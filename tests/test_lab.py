@@ -79,6 +79,7 @@ def lab(tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 CURRENT = "jupyterapp.shell.currentWidget"
+RUN = f"{CURRENT}.content.widgets.every(c => c.model.type !== 'code' || c.model.executionCount)"
 
 
 def opened(one: browser.Browser, address: str, name: str) -> None:
@@ -96,6 +97,9 @@ def test_the_start_page_runs_and_a_click_in_its_explorer_changes_the_picture(
     before = (folder / START.name).read_bytes()
     with browser.browser() as one:
         opened(one, f"{address}lab/tree/{START.name}?token={token}", START.name)
+        one.until(f"!{CURRENT}.context.model.dirty && {RUN}")
+        assert (folder / START.name).read_bytes() == before
+        assert one.tell("document.querySelector('.jp-WindowedPanel-outer').scrollTop") == 0
         cells = code_of(nbformat.read(START, as_version=4))
         (place,) = (n for n, c in enumerate(cells) if "Explorer(" in c.source)
         cell = f"{CURRENT}.content.widgets.filter(c => c.model.type === 'code')[{place}]"

@@ -40,7 +40,7 @@ ONLY_IN = {
     "matplotlib": {"showing"},
     "pandas": {"reading", "showing", "cli"},
     "papermill": {"showing.notebooks"},
-    "nbconvert": {"showing.site"},
+    "nbconvert": {"showing.page"},
     "ipywidgets": {"showing.explorer"},
 }
 
@@ -118,7 +118,8 @@ showing.explorer: .charts .documents .format .notebooks .style errors parameters
     report
 showing.format:
 showing.notebooks: errors report
-showing.site: .notebooks recording records report
+showing.page: .notebooks .words
+showing.site: .charts .documents .notebooks .page .style .words errors recording report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
 showing.words: .format .warnings contention reading.phases reading.reading reading.tables records

@@ -17,8 +17,10 @@ import pytest
 
 from poclib import cli, report
 from poclib.measure.strategies import STRATEGIES
+from poclib.reading.reading import of
 from poclib.showing import notebooks as publish
 from poclib.showing import site as pages
+from poclib.showing.documents import Entry
 
 pytestmark = pytest.mark.slow
 in_a_browser = pytest.mark.skipif(browser.found() is None, reason=browser.NONE_HERE)
@@ -55,7 +57,7 @@ def test_each_strategy_has_a_page_made_once(home: Path, capsys: pytest.CaptureFi
         text = " ".join(page.read_text("utf-8").split())
         assert re.findall("<h1[^>]*>([^<]*)<", text) == [strategy.question]
         assert f"sample-{name}.jsonl" in text and strategy.idea in text
-        assert f"href='sample/{page.name}'>page<" in index
+        assert f'href="sample/{page.name}">page<' in index
     assert not list(site.rglob("*one_strategy*")), "a page has its strategy's name"
     capsys.readouterr()
     cli.main(["publish"])
@@ -78,6 +80,69 @@ def test_every_link_leads_to_a_file_and_every_figure_is_there_twice(home: Path) 
             assert (page.parent / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
             assert f'href="{figure}.svg"' in text and f'href="{figure}.png"' in text
     assert "max_tokens 8" in (site / "index.html").read_text("utf-8")
+
+
+VERDICT = "[...document.querySelectorAll('main strong')].find(e => /PASS|FAIL|INCONC/.test(e.textContent))"
+
+
+@in_a_browser
+def test_on_a_phone_the_verdict_is_on_the_first_screen(home: Path) -> None:
+    site = home / "site"
+    (strategy,) = (site / "sample").glob("*_shared_queue.html")
+    with browser.browser() as shown:
+        for page in (site / "index.html", strategy, site / "sample" / "10_phase_0_result.html"):
+            shown.open(page.as_uri(), 390)
+            assert shown.tell(f"{VERDICT}.getBoundingClientRect().bottom") < 844, page.name
+
+
+@in_a_browser
+def test_the_switch_opens_all_code_and_a_terms_link_the_folded_glossary(home: Path) -> None:
+    (page,) = (home / "site" / "sample").glob("*_shared_queue.html")
+    with browser.browser() as shown:
+        shown.open(page.as_uri(), 1280)
+        seen = "[...document.querySelectorAll('.input')].filter(e => e.offsetHeight).length"
+        outputs = "document.querySelectorAll('.output figure img').length"
+        assert shown.tell(seen) == 0 < shown.tell(outputs)
+        shown.tell("document.querySelector('#code').click()")
+        assert shown.tell(seen) == shown.tell("document.querySelectorAll('.input').length") > 5
+        entry = "document.querySelector(document.querySelector('a.term').hash)"
+        assert shown.tell(f"{entry}.checkVisibility()") is False
+        shown.tell("document.querySelector('a.term').click()")
+        shown.until(f"{entry}.checkVisibility()")
+
+
+@in_a_browser
+def test_one_file_holds_all_of_it_in_another_folder(home: Path, tmp_path: Path) -> None:
+    """An experiment's answer and pages; or one page. What it links to, it holds."""
+    for words, images in (([], 20), (["03_one_strategy"], 0), (["10_phase_0_result"], 2)):
+        name = words[0] if words else "sample"
+        if name == "03_one_strategy":
+            with pytest.raises(SystemExit):
+                cli.main(["publish", "--one-file", *words])
+            continue
+        cli.main(["publish", "--one-file", *words, "-o", str(tmp_path / f"{name}.html")])
+        with browser.browser() as shown:
+            shown.open((tmp_path / f"{name}.html").as_uri(), 390)
+            drawn = "[...document.images].filter(i => i.alt.length > 30)"
+            # What is folded is loaded all the same.
+            assert shown.tell(f"{drawn}.filter(i => i.naturalWidth).length") >= images
+            assert shown.tell(f"{drawn}.length") == shown.tell("document.images.length")
+            assert shown.tell("document.documentElement.scrollWidth") == 390
+            inside = "[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))"
+            targets = [link for link in shown.tell(inside) if not link.startswith("https:")]
+            assert all(link.startswith("#") for link in targets)
+            lost = f"{targets}.filter(t => !document.getElementById(t.slice(1)))"
+            assert shown.tell(lost) == []
+            ids = "[...document.querySelectorAll('[id]')].map(e => e.id)"
+            assert len(set(shown.tell(ids))) == len(shown.tell(ids))
+            if not words:
+                link = "document.querySelector('.index a')"
+                hidden = f"document.getElementById({link}.hash.slice(1))"
+                assert shown.tell(f"{hidden}.checkVisibility()") is False
+                shown.tell(f"{link}.click()")
+                shown.until(f"{hidden}.checkVisibility()")
+            assert [url[:5] for url in shown.asked if url[:5] != "data:"] == ["file:"]
+            assert shown.errors == []
 
 
 @in_a_browser
@@ -131,13 +196,17 @@ def test_what_an_untrusted_notebook_holds_runs_nothing_in_a_browser(tmp_path: Pa
         nbformat.v4.new_code_cell(f"# {whole}", outputs=outputs, execution_count=1),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_it.ipynb")
-    row = pages.Row(report.load("published-phase-0"), "published-phase-0", *EVIL[:4])
-    pages.site(tmp_path / "site", {"g": [tmp_path / "02_it.ipynb"]}, [row])
+    told = {"experiment": EVIL[0], "strategy": EVIL[1], "source": EVIL[2], "notes": EVIL}
+    reading = of(report.load("published-phase-0").model_copy(update=told))
+    row = pages.Row(Entry("published-phase-0", reading))
+    rows = [row, row._replace(sweep=EVIL[3], what=EVIL[4])]
+    pages.site(tmp_path / "site", {"g": [tmp_path / "02_it.ipynb"]}, rows)
+    (tmp_path / "site" / "one.html").write_text(pages.one_file(tmp_path / "site", rows)[1])
     (tmp_path / "as_it_is.html").write_text(f"<!doctype html><body>{whole}</body>")
     with browser.browser() as shown:
         shown.open((tmp_path / "as_it_is.html").as_uri(), 1280)
         assert shown.tell("String(window.planted)") == "1"  # were it not for what is done about it
-        for page in ("g/02_it.html", "index.html"):
+        for page in ("g/02_it.html", "index.html", "one.html"):
             shown.open((tmp_path / "site" / page).as_uri(), 1280)
             shown.tell(f"{PRESS}, null")
             assert shown.tell("String(window.planted)") == "undefined"

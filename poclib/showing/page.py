@@ -1,14 +1,13 @@
-"""One executed notebook as a page: cleaned, its code hidden, its terms explained where they stand.
+"""One executed notebook as a page: scrubbed, cleaned, its terms explained where they stand.
 
-Runs nothing. A page loads nothing from elsewhere and holds no script; every figure lies beside it as
-SVG and PNG. Whatever a notebook holds is scrubbed (`notebooks`) and cleaned first.
+Runs nothing. A page loads nothing from elsewhere and holds no script; its figures lie beside it.
 """
 
 from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import bleach
 import nbformat
 from bs4 import BeautifulSoup
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters import markdown2html
 from nbconvert.preprocessors import ExtractOutputPreprocessor
@@ -38,7 +36,7 @@ OWN = ("#", "data:image/png;base64,")  # what an SVG may refer to
 LINK = r'href="([\w.-]+)\.ipynb"'  # from one notebook to another beside it
 FOLDER = Path(__file__).with_name("templates")
 TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
-TEMPLATES.filters["markdown"] = lambda text: Markup(cleaned(markdown2html(text)))
+TEMPLATES.filters["markdown"] = lambda text: cleaned(markdown2html(text))
 PROSE, NOT_PROSE = ["p", "li"], ["a", "code", "pre", "details", "table", "nav"]
 
 
@@ -118,31 +116,16 @@ def write(
         executed.cells.remove(computed)  # it stands in for the first line
         first = executed.cells[0]
         first.source = "".join([f"# {titles[place]}", *first.source.partition("\n")[1:]])
-    _mark_plumbing(executed.cells)
-    resources = {"output_files_dir": f"{notebook.stem}_files"}
-    body, made = _exporter().from_notebook_node(executed, resources)
+    beside = {"output_files_dir": f"{notebook.stem}_files"}
+    body, made = _exporter().from_notebook_node(executed, beside)
     known = {Path(page).stem for page in titles if Path(page).parent == Path(place).parent}
     body = re.sub(LINK, lambda link: f'href="{link[1]}.html"' * (link[1] in known), body)
     body = linked(body, words.GLOSSARY)
     page = rendered(titles[place], body, up="../" * place.count("/"), data=data)
-    files = {**made["outputs"], Path(place).name: page.encode()}
-    for name, content in files.items():
+    for name, content in {**made["outputs"], Path(place).name: page.encode()}.items():
         target = (site / place).parent / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-
-
-def _mark_plumbing(cells: Sequence[Any]) -> None:
-    """Hide the headings, too, below which there is nothing but code."""
-    shown = 0  # below: 0 nothing, 9 text or an output, else sections of this depth
-    for cell in reversed(cells):
-        heading = re.match("#+(?= )", cell.source) if cell.cell_type == "markdown" else None
-        if heading is None:
-            shown = 9 if cell.get("outputs", cell.cell_type == "markdown") else shown
-        elif "\n" in cell.source.strip() or shown > len(heading[0]):
-            shown = len(heading[0])
-        else:
-            cell.metadata["tags"] = ["plumbing"]
 
 
 @cache

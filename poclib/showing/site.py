@@ -38,10 +38,9 @@ class Row(NamedTuple):
     what: str = ""
 
     @property
-    def own(self) -> bool:
-        """Whether it was measured here: no sample, nor published."""
-        made = self.entry.reading.report
-        return made.experiment != "sample" and "published" not in made.environment
+    def ratio(self) -> float:
+        """What it is sorted by; those without a ratio are last."""
+        return self.entry.reading.headline.overhead_ratio.median or inf
 
 
 def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]) -> Path:
@@ -148,22 +147,23 @@ def _front(folder: Path, rows: Sequence[Row], lists: Mapping[str, Mapping[str, s
         if row.sweep:
             sweeps.setdefault(row.sweep, []).append(row)
     newest = next(iter(experiments), "")
-    answer = _answer(folder, experiments.pop(newest, []))
+    answer = _answer(folder, experiments.pop(newest)) if newest else ""
     lists = dict(sorted(lists.items(), key=lambda one: (one[0] == "sample", one[0] != newest)))
-    told = {"answer": answer, "newest": newest, "experiments": experiments, "sweeps": sweeps}
-    body = page.text("index", lists=lists, glossary=words.glossary(), **told)
-    return page.linked(body, words.GLOSSARY)
+    told = {"answer": answer, "experiments": experiments, "sweeps": sweeps, "lists": lists}
+    body = page.text("index", glossary=words.glossary(), **told)
+    return page.linked(publish.clean(body, publish.secrets()), words.GLOSSARY)
 
 
 def _experiments(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each experiment, the best first; a person's own newest experiment first."""
-    found = dict[str, list[Row]]()
-    for row in sorted(rows, key=lambda row: not row.own):  # else as they came, the newest first
-        if not row.sweep:
-            found.setdefault(row.entry.reading.report.experiment, []).append(row)
-    for alike in found.values():
-        alike.sort(key=lambda row: row.entry.reading.headline.overhead_ratio.median or inf)
-    return found
+    found, later = dict[str, list[Row]](), dict[str, list[Row]]()
+    for row in rows:
+        made = row.entry.reading.report
+        own = made.experiment != "sample" and "published" not in made.environment
+        if not row.sweep:  # they come with the newest first
+            (found if own else later).setdefault(made.experiment, []).append(row)
+    found |= later
+    return {name: sorted(alike, key=lambda row: row.ratio) for name, alike in found.items()}
 
 
 def _answer(folder: Path, rows: Sequence[Row]) -> str:

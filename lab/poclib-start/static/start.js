@@ -7,8 +7,11 @@
     const { context } = widget;
     await context.ready;
     await context.sessionContext.ready;
-    await app.commands.execute("notebook:run-all-cells");
-    context.model.dirty = false; // nothing of a person's own is in it, so the file stays as it is
+    const done = app.commands.execute("notebook:run-all-cells");
+    widget.content.activeCellIndex = 0; // it goes to the last cell; a person begins at the first
+    await widget.content.scrollToItem(0);
+    await done;
+    context.model.dirty = false; // nothing of a person's own is in it: the file stays as it is
   }
 
   const plugin = {
