@@ -40,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     point = home / "data" / "runs" / "links" / "shared-queue-8-1a2b3c4d"
     point.mkdir(parents=True)
     (point.parent / "sweep.json").write_text(json.dumps({point.name: "max_tokens 8"}))
-    shutil.copy(publish.strategy_notebook(), point / "06_shared_queue.ipynb")
+    shutil.copy(publish.strategy_notebook(), point / "03e_shared_queue.ipynb")
     shutil.copy(root / "data" / "reports" / "sample-shared-queue.jsonl", point)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCLIB_HOME", str(home))

@@ -32,8 +32,6 @@ say = partial(form.say, "documents")
 anatomy: Callable[[Mapping[str, Any]], str] = partial(say, "anatomy")
 pool: Callable[[Reading], str] = partial(say, "pool")
 causes_text: Callable[[Reading], str] = partial(say, "causes")
-runs_side_by_side: Callable[[Sequence[Reading]], str] = partial(say, "runs")
-changes_text: Callable[[Reading], str] = partial(say, "changes")
 forecast: Callable[..., str] = partial(say, "forecast")  # predicted, headlines
 forecast_finding: Callable[..., str] = partial(say, "forecast_finding")  # predicted, headlines
 ruler_finding: Callable[[Ruler], str] = partial(say, "ruler_finding")
@@ -280,5 +278,5 @@ def routers_finding(readings: Sequence[Reading]) -> str:
     return bullets([f"{line}." for line in lines])
 
 
-form.known(change, inside, labelled)
+form.known(change, inside)
 form.TEXTS.globals |= {"MEANING": words.MEANING, "PHASES": PHASES}

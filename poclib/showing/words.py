@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from ..contention import SLOWER, alone
@@ -124,8 +125,10 @@ def answer(*readings: Reading) -> str:
     """
     headlines = [reading.headline for reading in readings]
     one = leading(readings)
-    said = best(headlines)[:-1] if len(readings) > 1 else finding(one.headline)
-    why = f"as it {_gate(one.headline)[1]}{_tally(headlines)}"
+    said, whose = finding(one.headline), "it"
+    if len(readings) > 1:
+        said, whose = best(headlines)[:-1], f"{one.headline.strategy}'s"
+    why = f"as {whose} {_gate(one.headline)[1]}{_tally(headlines)}"
     lines = [failures(headlines), f"**{said}. Gate: {one.headline.verdict}**, {why}."]
     if count := len(beside(readings)):
         lines.append(f"{many(count, 'warning')} below could change this.")
@@ -265,8 +268,8 @@ def beside(
     lines = []
     for told in alike.values():
         name, text = told[0]
-        where = ", ".join(dict.fromkeys(name for name, _ in told))
-        if len(told) > len(where.split(", ")) or len(told) > FEW:
+        where = ", ".join(name for name, _ in told)
+        if len(told) > FEW or len({name for name, _ in told}) < len(told):
             where = f"{len(told)} of {many(len(readings), 'report')}"
         numbers = f"; the numbers are {name}'s" if len({text for _, text in told}) > 1 else ""
         alone = len(told) == len(readings) and not numbers
@@ -276,7 +279,7 @@ def beside(
 
 def best_first(headlines: Iterable[Headline]) -> list[Headline]:
     """By their ratios; last are those without."""
-    return sorted(headlines, key=lambda h: h.overhead_ratio.median or float("inf"))
+    return sorted(headlines, key=lambda h: h.overhead_ratio.median or inf)
 
 
 def breakdown_text(headlines: Sequence[Headline]) -> str:
@@ -310,7 +313,7 @@ def suite_gate(headlines: Sequence[Headline]) -> str:
     """The gate over several strategies: it is passed where one of them passes."""
     if not headlines:
         return "Gate: INCONCLUSIVE — there is no report to judge."
-    chosen = _leading(headlines)
+    chosen = min(headlines, key=_rank)
     return f"{gate_line(chosen)}, with {chosen.strategy}{_tally(headlines)}"
 
 
@@ -321,14 +324,13 @@ def _tally(headlines: Sequence[Headline]) -> str:
     return f" (of {len(headlines)}: {tally})" if len(headlines) > 1 else ""
 
 
-def _leading(headlines: Sequence[Headline]) -> Headline:
-    return best_first([one for one in headlines if one.verdict == PASS] or headlines)[0]
+def _rank(headline: Headline) -> tuple[bool, float]:
+    return headline.verdict != PASS, headline.overhead_ratio.median or inf
 
 
-def leading(readings: Sequence[Reading]) -> Reading:
+def leading(readings: Iterable[Reading]) -> Reading:
     """The one whose verdict is that of all: the lowest ratio, of those that pass if any does."""
-    chosen = _leading([reading.headline for reading in readings])
-    return next(reading for reading in readings if reading.headline is chosen)
+    return min(readings, key=lambda reading: _rank(reading.headline))
 
 
 def title_timeline(headline: Headline) -> str:
