@@ -9,7 +9,7 @@ import base64
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +36,12 @@ class Row(NamedTuple):
     page: str = ""
     sweep: str = ""
     what: str = ""
+
+    @property
+    def own(self) -> bool:
+        """Whether it was measured by whoever publishes: no sample, and not the published run."""
+        made = self.entry.reading.report
+        return made.experiment != "sample" and "published" not in made.environment
 
     @property
     def ratio(self) -> float:
@@ -142,10 +148,7 @@ def _inside(site: Path, place: str, places: Sequence[str]) -> str:
 
 def _front(folder: Path, rows: Sequence[Row], lists: Mapping[str, Mapping[str, str]]) -> str:
     """The front page; the picture on it is written into `folder`."""
-    experiments, sweeps = _experiments(rows), dict[str, list[Row]]()
-    for row in rows:
-        if row.sweep:
-            sweeps.setdefault(row.sweep, []).append(row)
+    experiments, sweeps = _experiments(rows), _grouped(row for row in rows if row.sweep)
     newest = next(iter(experiments), "")
     answer = _answer(folder, experiments.pop(newest)) if newest else ""
     lists = dict(sorted(lists.items(), key=lambda one: (one[0] == "sample", one[0] != newest)))
@@ -156,14 +159,16 @@ def _front(folder: Path, rows: Sequence[Row], lists: Mapping[str, Mapping[str, s
 
 def _experiments(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows of each experiment, the best first; a person's own newest experiment first."""
-    found, later = dict[str, list[Row]](), dict[str, list[Row]]()
+    found = _grouped(row for row in rows if not row.sweep)  # as they come: the newest first
+    order = sorted(found, key=lambda name: not found[name][0].own)
+    return {name: sorted(found[name], key=lambda row: row.ratio) for name in order}
+
+
+def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found = dict[str, list[Row]]()
     for row in rows:
-        made = row.entry.reading.report
-        own = made.experiment != "sample" and "published" not in made.environment
-        if not row.sweep:  # they come with the newest first
-            (found if own else later).setdefault(made.experiment, []).append(row)
-    found |= later
-    return {name: sorted(alike, key=lambda row: row.ratio) for name, alike in found.items()}
+        found.setdefault(row.sweep or row.entry.reading.report.experiment, []).append(row)
+    return found
 
 
 def _answer(folder: Path, rows: Sequence[Row]) -> str:
