@@ -1,6 +1,5 @@
 """Finds llama.cpp engines and a model on this machine, and says how to start one with the other.
 
-Starts none: a build may use instructions that this processor lacks, which only running it shows.
 `python -m poclib.engines.llama` is the process of an engine from the package xllamacpp.
 """
 
@@ -42,10 +41,7 @@ class Build:
 
 
 def builds() -> Iterator[Build]:
-    """The engines that are installed here, the preferred first; each is looked at in its turn.
-
-    Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program; no other is then tried.
-    """
+    """The engines here, the preferred first. Raises `EngineError` if a named one is no program."""
     if named := os.environ.get(_ENGINE_VARIABLE):
         if not os.access(named, os.X_OK):
             problem = f"${_ENGINE_VARIABLE} names {named}, which is no file that can be run"
