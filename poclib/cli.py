@@ -58,6 +58,7 @@ _pool = click.argument("pool", metavar="PARAMS|ADDRESS...", nargs=-1, required=T
 _once = "Of addresses: once for all, or for each."
 _model = click.option("--model", "models", multiple=True, help=_once)
 _report = click.argument("name", metavar="REPORT")
+_all = click.option("--all", "every", is_flag=True, help="Print every warning, not three.")
 _how = "Change one parameter: rounds=3, or a provider's: remote.link.round_trip_ms=40 (repeat)."
 _set = click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help=_how)
 _path = click.Path(path_type=Path)
@@ -85,7 +86,8 @@ def doctor(pool: Words, changes: Words, models: Words, capacity: bool) -> None:
 @_model
 @click.option("--only", multiple=True, type=_strategies, help="Only this one (repeat).")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-def run(pool: Words, changes: Words, models: Words, only: Words, resume: bool) -> None:
+@_all
+def run(pool: Words, changes: Words, models: Words, only: Words, resume: bool, every: bool) -> None:
     """Measure every strategy on PARAMS, save reports and pages, print the verdict.
 
     A file with a section `sweep` is measured as by `poc sweep`. At an ADDRESS (http://host:port,
@@ -99,9 +101,9 @@ def run(pool: Words, changes: Words, models: Words, only: Words, resume: bool) -
     if found:
         _examine(given, file.name, only=only)
     if "sweep" in given:
-        return suite.sweep(given, file.name, only)
+        return suite.sweep(given, file.name, only, every)
     given.pop("live", None)  # a notebook's own
-    suite.run(given, file.name, only)
+    suite.run(given, file.name, only, every)
 
 
 def _file(pool: Words, changes: Words, models: Words) -> tuple[Path, bool]:
@@ -194,7 +196,8 @@ def batch(params: Path, changes: Words, **words: Any) -> None:
 @poc.command()
 @click.argument("name", metavar="REPORT", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every derived number as JSON.")
-def show(name: str | None, as_json: bool) -> None:
+@_all
+def show(name: str | None, as_json: bool, every: bool) -> None:
     """Print the derived numbers of REPORT: a name in data/reports, or a file.
 
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
@@ -204,15 +207,16 @@ def show(name: str | None, as_json: bool) -> None:
     elif as_json:
         click.echo(json.dumps(reading.read(name).headline.as_dict(), indent=1))
     else:
-        click.echo(words.report_text(reading.read(name)))
+        click.echo(words.report_text(reading.read(name), every))
 
 
 @poc.command()
 @_report
-def gate(name: str) -> None:
+@_all
+def gate(name: str, every: bool) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
     one = reading.read(name)
-    click.echo(words.failures([one.headline]) + words.verdict_text([one]))
+    click.echo(words.failures([one.headline]) + words.verdict_text([one], every))
     sys.exit(GATE_EXIT[one.headline.verdict])
 
 
@@ -220,7 +224,8 @@ def gate(name: str) -> None:
 @_report
 @click.option("--params", type=_path, help="A file that has the addresses.")
 @_set
-def rerun(name: str, params: Path | None, changes: Words) -> None:
+@_all
+def rerun(name: str, params: Path | None, changes: Words, every: bool) -> None:
     """Measure the experiment of REPORT again, from its report alone: do the two agree?
 
     The same parameters, prompts, seed and order. A report holds no address, so servers of your
@@ -234,14 +239,15 @@ def rerun(name: str, params: Path | None, changes: Words) -> None:
     wanted = experiment.again(first.report, given, parameters.changes(changes))
     second = reading.of(experiment.measure(wanted, experiment.bar(report.name(first.report))))
     click.echo(documents.agreement(first, second))
-    _warn([first, second], ["the first", "the second"])
+    _warn([first, second], ["the first", "the second"], every)
     sys.exit(0 if compare.between(first, second).agrees else 1)
 
 
 @poc.command("compare")
 @click.argument("names", metavar="REPORT...", nargs=-1, required=True)
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
-def compare_command(names: Words, anyway: bool) -> None:
+@_all
+def compare_command(names: Words, anyway: bool, every: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
     readings = [reading.read(name) for name in names]
     labels = [one.headline.report for one in readings]
@@ -249,7 +255,7 @@ def compare_command(names: Words, anyway: bool) -> None:
     if differing and not anyway:
         raise ReportError(documents.refusal(differing))
     click.echo(documents.side_by_side(readings))
-    _warn(readings, labels)
+    _warn(readings, labels, every)
     click.echo(f"\n{documents.differences(differing, labels)}")
 
 
@@ -266,13 +272,22 @@ def ruler_command() -> None:
 
 
 @poc.command("publish")
-def publish_command() -> None:
+@click.option(
+    "--one-file",
+    "one",
+    metavar="[EXPERIMENT|PAGE]",
+    is_flag=False,
+    flag_value="",
+    help="Also write one file with its pictures in it, to be sent; without a word the newest.",
+)
+@click.option("-o", "file", metavar="FILE", type=click.Path(path_type=Path), help="That file.")
+def publish_command(one: str | None, file: Path | None) -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""
     from . import suite
     from .showing import notebooks
 
     with notebooks.Kernels() as kernels:
-        click.echo(f"Open {suite.write_site(kernels)}")
+        click.echo(f"Open {suite.write_site(kernels, '' if file and not one else one, file)}")
 
 
 @poc.command()
@@ -290,8 +305,8 @@ def refresh() -> None:
             click.echo(notebook.name)
             suite.Task(notebook, notebook.name).renew(notebook, kernel)
     samples = reading.experiment("sample")
-    documents.write(documents.phase_0_result(samples))
-    picture, readme = report.root() / "docs" / "phase-0.png", report.root() / "README.md"
+    documents.write(documents.phase_0_result(samples, documents.PICTURE))
+    picture, readme = report.root() / documents.PICTURE, report.root() / "README.md"
     charts.save_ratios([one.headline for one in samples], picture)
     readme.write_text(documents.readme(readme.read_text("utf-8"), samples), "utf-8")
 
@@ -321,9 +336,9 @@ def keep(source: str, target: str) -> None:
         click.echo(path.name)
 
 
-def _warn(readings: Sequence[reading.Reading], names: Words) -> None:
-    for warning in words.beside(readings, names):
-        click.echo(f"warning: {warning}")
+def _warn(readings: Sequence[reading.Reading], names: Words, every: bool) -> None:
+    for line in words.few([f"warning: {it}" for it in words.beside(readings, names)], every):
+        click.echo(line)
 
 
 def _pass_over(problem: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import click
@@ -55,10 +56,11 @@ class Task:
 
 
 def task(strategy: str) -> Task:
-    """The notebook of one strategy; numbered, so that pages stand in the strategies' order."""
-    number = 2 + list(STRATEGIES).index(by_name(strategy).name)
-    name = f"{number:02}_{strategy.replace('-', '_')}.ipynb"
-    return Task(publish.strategy_notebook(), name, strategy)
+    """The notebook of one strategy; lettered, so that pages stand in the strategies' order."""
+    notebook = publish.strategy_notebook()
+    letter = ascii_lowercase[list(STRATEGIES).index(by_name(strategy).name)]
+    name = f"{notebook.stem[:2]}{letter}_{strategy.replace('-', '_')}.ipynb"
+    return Task(notebook, name, strategy)
 
 
 def tasks(notebooks: Sequence[Path], strategies: Sequence[str]) -> list[Task]:
@@ -70,10 +72,13 @@ def tasks(notebooks: Sequence[Path], strategies: Sequence[str]) -> list[Task]:
     return found
 
 
-def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
+def run(
+    given: Mapping[str, Any], where: str, only: Sequence[str] = (), every: bool = False
+) -> None:
     """Measure every strategy (or `only` those), execute the notebooks, print the verdict.
 
-    `where` names the file in messages. Raises `RunFailed` at the end where one of them failed.
+    With it three warnings, or `every` one. `where` names the file in messages. Raises `RunFailed`
+    at the end where one of them failed.
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
@@ -103,12 +108,12 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
         with publish.Kernels() as kernels:
             pages = _each(tasks(notebooks, measured), "page", kernels, folder, experiment=name)
             problems += pages.values()
-            conclude(name, kernels)
+            conclude(name, kernels, every)
     if problems:
         raise RunFailed(f"{len(problems)} strategies or notebooks failed: {problems[0]}")
 
 
-def conclude(experiment: str, kernels: publish.Kernels) -> None:
+def conclude(experiment: str, kernels: publish.Kernels, every: bool = False) -> None:
     """Write what an experiment found, in words, and the site; print the table and the verdict."""
     saved = filter(report.path_of, (f"{experiment}-{strategy}" for strategy in STRATEGIES))
     readings = [entry.reading for entry in documents.entries(saved, pass_over)]
@@ -116,10 +121,12 @@ def conclude(experiment: str, kernels: publish.Kernels) -> None:
         documents.write(documents.phase_0_result(readings), experiment)
     page = write_site(kernels)
     click.echo(words.comparison_text([one.headline for one in readings]))
-    click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
+    click.echo(f"{words.verdict_text(readings, every)}\nOpen {page}")
 
 
-def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
+def sweep(
+    given: Mapping[str, Any], where: str, only: Sequence[str] = (), every: bool = False
+) -> None:
     """Measure every point of the grid `given`, then run the notebooks that read all of them.
 
     `where` names the file in messages. Raises `ParameterError`, or `RunFailed` at the end.
@@ -164,7 +171,7 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         unread = _each(tasks(readers, []), "page", kernels, folder, folder=saved)
         page = write_site(kernels)
     read = {one.point.label: of(one.report) if one.report else None for one in done}
-    click.echo(f"{curves.points_table(read)}\nOpen {page}")
+    click.echo(f"{curves.points_table(read, every)}\nOpen {page}")
     if failed:
         told = f"{len(failed)} of {len(points)} points failed: {failed[0]}"
         raise RunFailed(f"{told} The same command tries only those again.")
@@ -202,8 +209,23 @@ def pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def write_site(kernels: publish.Kernels) -> Path:
-    """Render the pages of all runs and samples, and all reports; the index, from the project on."""
+def write_site(kernels: publish.Kernels, one: str | None = None, file: Path | None = None) -> Path:
+    """Render the pages of every run and of the samples, and all reports; return the front page.
+
+    Or the file that holds the page or experiment `one` whole: `file`, else one in the site.
+    """
+    folder, (groups, rows) = report.root() / "site", _gathered(kernels)
+    page = site.site(folder, groups, rows)
+    if one is not None:
+        name, text = site.one_file(folder, rows, one)
+        page = file or folder / f"{name}.html"
+        with report.explained(page.name, "written"):
+            page.write_text(text, "utf-8")
+    return page.relative_to(report.root()) if page.is_relative_to(report.root()) else page
+
+
+def _gathered(kernels: publish.Kernels) -> tuple[dict[str, list[Path]], list[site.Row]]:
+    """The notebooks of each folder of the site, and a row a report."""
     runs = report.root() / "data" / "runs"
     folders = [*sorted(runs.glob("*/")), *sorted(runs.glob("*/*/"))]
     groups = {
@@ -213,18 +235,18 @@ def write_site(kernels: publish.Kernels) -> Path:
     }
     groups["sample"] = _sample_pages(kernels)
 
-    def row(entry: documents.Entry, sweep: str = "", point: str = "", what: str = "") -> site.Row:
-        name, date, pool, strategy, ratio, verdict = entry.cells
-        group = f"{sweep}/{point}" if sweep else entry.reading.report.experiment
-        page = site.page_of(groups, group, strategy)
-        return site.Row(entry.reading.report, name, date, pool, ratio, verdict, page, sweep, what)
+    def row(entry: documents.Entry, group: str, *point: str) -> site.Row:
+        page = site.page_of(groups, group, entry.reading.report.strategy)
+        return site.Row(entry, page, *point)
 
-    rows = [*map(row, documents.entries(passed_over=pass_over))]
+    saved = documents.entries(passed_over=pass_over)
+    rows = [row(entry, entry.reading.report.experiment) for entry in saved]
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
-            entries = documents.entries(sorted((folder / point).glob("*.json*")), pass_over)
-            rows += [row(entry, folder.name, point, label) for entry in entries]
-    return site.site(report.root() / "site", groups, rows).relative_to(report.root())
+            paths = sorted((folder / point).glob("*.json*"))
+            for entry in documents.entries(paths, pass_over):
+                rows.append(row(entry, f"{folder.name}/{point}", folder.name, label))
+    return groups, rows
 
 
 def _sample_pages(kernels: publish.Kernels) -> list[Path]:
