@@ -42,12 +42,44 @@ class Link(Asked):
     bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
 
 
+class Shard(Asked):
+    """One model over several workers (ggml-rpc-server); the coordinator runs on this machine."""
+
+    # Started here, each on a core of its own from `core` on, while there are cores.
+    workers: Annotated[int, Field(ge=1, le=16)] = 2
+    # A person's own instead, host:port on loopback or private addresses. Never saved.
+    at: Annotated[list[str], Field(min_length=1, max_length=16)] | None = Field(
+        default=None, exclude=True
+    )
+    # Each worker's share of the layers; None: by the workers' measured speed and memory.
+    split: list[Annotated[float, Field(gt=0)]] | None = None
+    local_layers: Annotated[int, Field(ge=0, le=1000)] = 0  # the first stay with the coordinator
+    local_output: bool = False  # so does the output layer
+    # Tokens that are guessed and checked together: from the text so far, or by a whole model at
+    # the coordinator ("itself": as good a guesser as there can be).
+    draft: Literal["ngram-simple", "ngram-map-k", "ngram-mod", "ngram-cache", "itself"] | None = None
+    draft_tokens: Annotated[int, Field(ge=1, le=64)] = 8
+    worker_memory_mib: Annotated[int, Field(ge=1)] | None = None  # the most that a worker may take
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_worker_an_address(cls, given: Any) -> Any:
+        at = given.get("at") if isinstance(given, dict) else None
+        return {**given, "workers": len(at)} if isinstance(at, list) else given
+
+    @model_validator(mode="after")
+    def _shares_are_of_workers(self) -> Shard:
+        if self.split and len(self.split) != self.workers:
+            raise ValueError("split needs a number for each worker")
+        return self
+
+
 class ProviderSettings(Asked):
     """One provider as a person configures it. Address, key name and file never leave memory."""
 
     name: Name
     # auto, and what a url without a kind has: asked of the server when the pool is opened.
-    kind: Literal["embedded", "auto", "ollama", "llama-server", "openai"] = "embedded"
+    kind: Literal["embedded", "sharded", "auto", "ollama", "llama-server", "openai"] = "embedded"
     url: str | None = Field(default=None, exclude=True)
     model: str | None = None
     role: Literal["local", "remote"] | None = None
@@ -80,7 +112,8 @@ class ProviderSettings(Asked):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     batching: bool = True
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
-    link: Link = Link()
+    link: Link = Link()  # of kind sharded: before each worker
+    shard: Shard | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -90,8 +123,12 @@ class ProviderSettings(Asked):
 
     @model_validator(mode="after")
     def _kind_and_keys_agree(self) -> ProviderSettings:
-        if self.kind == "embedded" and self.url is not None:
-            raise ValueError("an embedded provider is started here: leave out url")
+        if self.ours and self.url is not None:
+            raise ValueError(f"kind {self.kind} is started here: leave out url")
+        if (self.kind == "sharded") != (self.shard is not None):
+            raise ValueError("kind sharded and shard go together, such as shard: {workers: 2}")
+        if self.kind == "sharded" and (self.engine_kind != "batched" or self.speed < 1):
+            raise ValueError("kind sharded has one engine at full speed: leave out engine and speed")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
         if self.in_flight and not self.router_of:
@@ -105,6 +142,11 @@ class ProviderSettings(Asked):
         if self.engine == "queueing" and self.slots not in (None, 1):
             raise ValueError("a queueing engine has one slot: leave out slots")
         return self
+
+    @property
+    def ours(self) -> bool:
+        """Whether its engine is started here."""
+        return self.kind in ("embedded", "sharded")
 
     @property
     def engine_kind(self) -> EngineKind:
@@ -178,7 +220,7 @@ class Parameters(Asked):
         if no_machine := behind - (set(names) - set(routers)):
             told = "names what is no machine of the file"
             raise ValueError(f"router_of {told}: {', '.join(sorted(no_machine))}")
-        linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
+        linked = [p.name for p in self.providers if p.ours and p.link != Link()]
         if self.strike and (self.strike.provider not in linked or len(names) < 2):
             raise ValueError(
                 "strike.provider must be an embedded provider with a link, beside another one "
@@ -211,7 +253,7 @@ class Parameters(Asked):
             ) from None
         # Not a validator of the record: a saved report's settings have no address on purpose.
         for p in parameters.providers:
-            if p.kind != "embedded" and not p.url:
+            if not p.ours and not p.url:
                 raise ParameterError(
                     f"{where}: provider {p.name} (kind {p.kind}) needs a url, "
                     "such as http://192.168.1.20:11434."
@@ -242,7 +284,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(steps)[:200] or "the whole"
     key = "".join(c if c.isprintable() else "?" for c in path)
     if kind == "extra_forbidden":
-        known = [*model.model_fields, *ProviderSettings.model_fields, *Link.model_fields]
+        parts = (model, ProviderSettings, Link, Shard)
+        known = [name for part in parts for name in part.model_fields]
         near = difflib.get_close_matches(steps[-1], known, n=1)
         return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
     if kind == "missing":

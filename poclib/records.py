@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
-from .parameters import NAME, EngineKind, Link, Milliseconds, Name, Parameters
+from .parameters import NAME, EngineKind, Link, Milliseconds, Name, Parameters, Shard
 
 # Format history.
 # 1: first version (2026-11).
@@ -64,6 +64,7 @@ class ProviderFacts(Record):
     batching: bool | None = None
     speed: float | None = None
     link: Link | None = None
+    shard: Shard | None = None
 
 
 # In rows: finite, and of no more digits than a float holds.

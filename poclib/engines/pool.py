@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import EngineError
 from ..parameters import Link, ProviderSettings
-from . import llama
+from . import llama, sharded
 
 _DEFAULT_SLOTS = 4
 # A keeper itself gives up before.
@@ -87,7 +87,12 @@ class RunningEngine:
             "speed": settings.speed,
             "turn": turn,
             "link": None if settings.link == Link() else settings.link.model_dump(),
+            "shard": None,
         }
+        if settings.shard:
+            # Always through a link, which counts.
+            config |= {"engines": 0, "link": settings.link.model_dump()}
+            config["shard"] = sharded.config(build, model, settings, cores)
         # A person's own settings of llama-server would make the engines' work unlike.
         kept = {key: text for key, text in os.environ.items() if not key.startswith("LLAMA_ARG_")}
         self._process = subprocess.Popen(
@@ -110,6 +115,7 @@ class RunningEngine:
         ready = self._next(_READY_S)["ready"]
         urls = [f"http://127.0.0.1:{port}" for port in ready["ports"]]
         self.ports, self.url, self.pids = Ports(urls, self._most), urls[0], tuple(ready["pids"])
+        self.split: list[float] | None = ready["split"]
 
     def drop_link(self) -> None:
         """Cut the link's connections and refuse new ones."""
@@ -118,6 +124,14 @@ class RunningEngine:
     def restore_link(self) -> None:
         """Let the link accept connections again."""
         self._tell("restore")
+
+    def change_link(self, link: Link) -> None:
+        """Delay what passes the link from now on as `link` says."""
+        self._tell(link.model_dump_json())
+
+    def counts(self) -> list[dict[str, Any]]:
+        """What has passed the link so far, for each worker: fields of `link.Count`."""
+        return self._tell("count")
 
     def check(self) -> None:
         """Raises `EngineError`, with the engine's last words, where it has ended by itself."""
@@ -134,9 +148,10 @@ class RunningEngine:
             self._process.wait()
         self._from_keeper.close()
 
-    def _tell(self, command: str) -> None:
+    def _tell(self, command: str) -> list[dict[str, Any]]:
         self._send(command)
-        self._next(_DONE_S)
+        counts: list[dict[str, Any]] = self._next(_DONE_S)["counts"]
+        return counts
 
     def _send(self, line: str) -> None:
         with suppress(BrokenPipeError):  # it has ended; what it said last tells why
@@ -158,7 +173,7 @@ class RunningEngine:
 def engine_pool(
     settings: Sequence[ProviderSettings], context_tokens: int
 ) -> Iterator[list[RunningEngine]]:
-    """Start one engine for each of `settings` (kind embedded), all at once; stop all on leaving.
+    """Start one engine for each of `settings`, all at once; stop all on leaving.
 
     `context_tokens` is what each slot of each engine can hold. Engines come in the order of
     `settings`; all are of the first build that answers on this machine. Raises `EngineError`
@@ -172,7 +187,10 @@ def engine_pool(
                 f"{model.stem}; leave model out, or name its GGUF file in $POCLIB_MODEL."
             )
     takers, problems = [each.name for each in settings if each.takes_turns], ""
+    sharding = any(each.shard for each in settings)
     for build in llama.builds():
+        if sharding and build.rpc is None:
+            continue
         with ExitStack() as stack:
             engines: list[RunningEngine] = []
             try:
@@ -188,7 +206,8 @@ def engine_pool(
                 continue
             yield engines
             return
-    problems = problems or " none is installed; run ./run-poc.sh, which installs one."
+    cure = "./run-poc.sh wire, which gets one" if sharding else "./run-poc.sh, which installs one"
+    problems = problems or f" none is installed; run {cure}."
     raise EngineError(f"no embedded engine runs here:{problems}")
 
 
@@ -206,5 +225,6 @@ def _cores(settings: Sequence[ProviderSettings]) -> list[list[int]]:
                 f"{', '.join(map(str, available))}: change core or cores."
             )
         first = index if each.core is None else available.index(each.core)
-        cores.append([available[(first + i) % len(available)] for i in range(each.cores)])
+        count = min(each.shard.workers, len(available)) if each.shard else each.cores
+        cores.append([available[(first + i) % len(available)] for i in range(count)])
     return cores
