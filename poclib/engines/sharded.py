@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +97,19 @@ def hello(host: str, port: int) -> tuple[str, int]:
                 raise ValueError("no worker")
             told.append(_exactly(asked, size))
     return ".".join(map(str, told[0][:3])), int(struct.unpack_from("<Q", told[1])[0])
+
+
+def probe_ms(at: Sequence[str]) -> float:
+    """The mean over workers of the shortest of five connects: a round trip each."""
+    shortest = []
+    for word in at:
+        trips = []
+        for _ in range(5):
+            begun_s = time.perf_counter()
+            with socket.create_connection(_address("the workers", word), _ANSWER_S):
+                trips.append(time.perf_counter() - begun_s)
+        shortest.append(min(trips))
+    return 1000 * sum(shortest) / len(shortest)
 
 
 def _exactly(asked: socket.socket, size: int) -> bytes:
