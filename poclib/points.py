@@ -1,7 +1,7 @@
-"""Points of a wire test: cases of one sharded model, and what was measured of each; their file.
+"""Points of a wire test: cases of one sharded model, what was measured of each, and their file.
 
-The file holds a JSON object a line: first what all points share, then one point a line, in the
-order of time. A kill may tear the last line; the same points measured again go on behind it.
+The file holds a JSON object a line: first what all points share, then one point a line, as they
+were measured. A kill may tear the last line; what is measured later goes on behind it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -18,21 +18,18 @@ from .errors import ReportError
 from .records import Request, Row
 from .report import explained, shown_path
 
-FORMAT, VERSION = "poclib-wire", 1
-How = Literal["shard", "alone", "pool"]
+FORMAT = {"format": "poclib-wire", "version": 1}
 
 
 class Case(Row, frozen=True, kw_only=True):
-    """What is asked of an engine: `study` is the question, `name` what the case is called.
+    """What is measured: `study` is the question, `name` the case's, where there are several.
 
-    `how`: as one sharded model, by a whole model `alone`, or by a `pool` of two whole models.
-    `prompt_characters` 0: the built-in prompts as they are.
+    `shard` has fields of `parameters.Shard`; `prompt_characters` 0: the built-in prompts.
     """
 
     study: str
     name: str = ""
-    how: How = "shard"
-    shard: dict[str, Any] = {}  # fields of `parameters.Shard` that are not at their defaults
+    shard: dict[str, Any] = {}
     round_trip_ms: float = 0.0
     jitter_ms: float = 0.0
     bandwidth_mbit_s: float | None = None
@@ -41,28 +38,21 @@ class Case(Row, frozen=True, kw_only=True):
     prompt_characters: int = 0
 
 
-class Passed(Row, frozen=True, kw_only=True):
-    """What the link counted over a number of requests."""
-
-    hops: int
-    to_worker_bytes: int
-    to_coordinator_bytes: int
-
-
 class Point(Row, frozen=True, kw_only=True):
-    """One measurement of a case: `requests` were in flight together.
+    """One measurement of a case; its `requests` were in flight together.
 
-    `passed` is what they took on the wire, `passed_first` what the same requests took that ask for
-    one token only: the difference is of the tokens after the first. `problem`: why there is nothing.
+    On the wire they took `passed`: hops, bytes to the workers, bytes back; `passed_first` took the
+    same requests for one token each, so that the difference is of the tokens after the first.
+    `problem` says why there is nothing. `probed_ms`: the round trip to workers of a person's own.
     """
 
     case: Case
     repeat: int = 0
     split: list[float] | None = None
-    probed_ms: float | None = None  # the round trip to a person's own workers, beside the link's
+    probed_ms: float | None = None
     requests: list[Request] = []
-    passed: Passed | None = None
-    passed_first: Passed | None = None
+    passed: tuple[int, int, int] | None = None
+    passed_first: tuple[int, int, int] | None = None
     problem: str | None = None
 
 
@@ -78,21 +68,19 @@ def load(path: Path) -> Wire:
     """The wire test in that file. Raises `ReportError`: absent, of a newer poclib, or damaged."""
     shown = shown_path(path)
     with explained(shown, "read"):
-        head, *lines = [line for line in path.read_bytes().splitlines(True) if line[-1:] == b"\n"]
+        lines = [line for line in path.read_bytes().splitlines(True) if line[-1:] == b"\n"]
     try:
-        about = json.loads(head)
-        if (about.pop("format"), about.pop("version")) != (FORMAT, VERSION):
+        about = json.loads(lines[0])
+        if any(about.pop(key) != value for key, value in FORMAT.items()):
             raise ValueError(FORMAT)
-        return Wire(about, [msgspec.json.decode(line, type=Point) for line in lines])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ReportError(
-            f"{shown} is no wire test that this poclib reads, or is damaged; restore it, or measure "
-            "again with ./run-poc.sh wire."
-        ) from None
+        return Wire(about, [msgspec.json.decode(line, type=Point) for line in lines[1:]])
+    except (LookupError, ValueError, TypeError, AttributeError):
+        told = "is no wire test that this poclib reads, or is damaged; restore it, or measure anew"
+        raise ReportError(f"{shown} {told} with ./run-poc.sh wire.") from None
 
 
 def append(path: Path, line: Any) -> None:
-    """Put a line behind the others, and a torn one away. Raises `ReportError`."""
+    """Put a line behind the others, in place of a torn one. Raises `ReportError`."""
     with explained(shown_path(path), "written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab+") as file:

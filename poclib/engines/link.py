@@ -6,8 +6,7 @@ window, and no packet is lost or sent again. A local `connect` returns at once, 
 costs a round trip: the client's bytes leave no earlier than a round trip after the connection was
 accepted, so the cost is there, but the client sees it as waiting for the answer.
 
-What passes is counted: a hop is a question with its answer, that is, bytes from the target after
-bytes to it on one connection. Whoever waits for each answer waits a round trip a hop.
+What passes is counted. A hop is a question with its answer: bytes from the target after bytes to it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import socket
 import struct
 import threading
 from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +37,29 @@ _Held = asyncio.Queue[tuple[float, bytes | None]]  # chunks, with the moment at 
 
 @dataclass
 class Count:
-    """What has passed to one target and back; `busy_s`: from a question's end to its answer.
+    """What has passed to a target (bytes[0]) and back (bytes[1]) while one connection was in use.
 
-    `busy_s` holds the delay too, so it is the target's own time only where there is none.
+    `busy_s` is from the end of each question to its answer: the target's own time, and the delay.
     """
 
     hops: int = 0
-    to_target_bytes: int = 0
-    to_client_bytes: int = 0
+    bytes: tuple[int, int] = (0, 0)
     busy_s: float = 0.0
+    asked_s: float | None = None  # since when a question waits for its answer
+
+    def add(self, way: int, size: int, now_s: float) -> None:
+        there, back = self.bytes
+        self.bytes = (there, back + size) if way == _TO_CLIENT else (there + size, back)
+        if way == _TO_TARGET:
+            self.asked_s = now_s
+        elif self.asked_s is not None:
+            self.hops += 1
+            self.busy_s += now_s - self.asked_s
+            self.asked_s = None
 
 
 class EmulatedLink:
-    """A link to each of the `targets`: ports of this machine, or (host, port); connect to `ports`.
+    """A link to each of the `targets`, ports of this machine or (host, port); connect to `ports`.
 
     `round_trip_ms` is halved into each direction. `jitter_ms` moves each direction's delay
     evenly by up to half of it, earlier or later (never below 0, never out of order), so that a
@@ -81,10 +90,7 @@ class EmulatedLink:
         self.restore()
 
     def change(
-        self,
-        round_trip_ms: float = 0.0,
-        jitter_ms: float = 0.0,
-        bandwidth_mbit_s: float | None = None,
+        self, round_trip_ms: float, jitter_ms: float, bandwidth_mbit_s: float | None
     ) -> None:
         """Delay what comes from now on so; what is under way stays as it was."""
         self._round_trip_s, self._jitter_s = round_trip_ms / 1000, jitter_ms / 1000
@@ -129,12 +135,12 @@ class EmulatedLink:
             if not self._servers:  # it was accepted just before they were closed
                 raise ConnectionResetError
             server, to_server = await asyncio.open_connection(*self._targets[which])
-            asked = _Asked(self.counts[which])
+            count = self.counts[which]
             ends.append(to_server)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(_TO_TARGET, open_s, client, there, asked.asks))
+                group.create_task(self._read(_TO_TARGET, open_s, client, there, count))
                 group.create_task(self._write(there, to_server))
-                group.create_task(self._read(_TO_CLIENT, open_s, server, back, asked.answers))
+                group.create_task(self._read(_TO_CLIENT, open_s, server, back, count))
                 group.create_task(self._write(back, to_client))
             reset = False
         except* (OSError, asyncio.CancelledError):
@@ -145,12 +151,7 @@ class EmulatedLink:
                 _close(end, reset)
 
     async def _read(
-        self,
-        way: int,
-        open_s: float,
-        source: StreamReader,
-        held: _Held,
-        count: Callable[[int, float], None],
+        self, way: int, open_s: float, source: StreamReader, held: _Held, count: Count
     ) -> None:
         """Hold each chunk, the end and a reset until they are due, in their order."""
         due_s = 0.0
@@ -160,7 +161,8 @@ class EmulatedLink:
                 chunk = await source.read(_CHUNK_BYTES)
             except OSError:
                 chunk = _RESET
-            count(len(chunk or b""), self._loop.time())
+            if chunk:
+                count.add(way, len(chunk), self._loop.time())
             leaves_s = max(self._loop.time(), open_s, self._idle_from_s[way])
             sent_s = leaves_s + len(chunk or b"") * self._byte_s
             self._idle_from_s[way] = sent_s if self._byte_s else 0.0
@@ -181,25 +183,6 @@ class EmulatedLink:
                 return
             sink.write(chunk)
             await sink.drain()
-
-
-class _Asked:
-    """Counts one connection's bytes and hops."""
-
-    def __init__(self, total: Count) -> None:
-        self._total = total
-        self._open_s: float | None = None  # since when a question waits for its answer
-
-    def asks(self, size: int, now_s: float) -> None:
-        self._total.to_target_bytes += size
-        self._open_s = now_s if size else self._open_s
-
-    def answers(self, size: int, now_s: float) -> None:
-        self._total.to_client_bytes += size
-        if size and self._open_s is not None:
-            self._total.hops += 1
-            self._total.busy_s += now_s - self._open_s
-            self._open_s = None
 
 
 def _close(end: StreamWriter, reset: bool) -> None:

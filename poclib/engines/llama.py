@@ -75,7 +75,7 @@ def builds() -> Iterator[Build]:
             yield Build(label, *paths, wheel.launch_environment({}))
     if importlib.util.find_spec("xllamacpp"):
         yield Build(f"xllamacpp {importlib.metadata.version('xllamacpp')}")
-    if (built := BUILT / "llama-server").is_file():
+    for built in sorted(BUILT.glob("b*/llama-server"), reverse=True):
         yield Build(f"llama-server {built.parent.name} (built here)", built, built.with_name(WORKER))
 
 

@@ -19,10 +19,12 @@ from typing import Any
 from ..errors import EngineError
 from ..parameters import Link, ProviderSettings
 from . import llama, sharded
+from .keeper import LACKS
 
 _DEFAULT_SLOTS = 4
-# A keeper itself gives up before.
-_READY_S, _DONE_S, _END_S = 100.0, 15.0, 10.0
+_UNFIT: dict[str, str] = {}  # builds that this processor cannot run are tried once
+_READY_S, _LOADED_S = 60.0, 1800.0  # the latter where weights must go through a real network
+_LATER_S, _DONE_S, _END_S = 40.0, 15.0, 10.0  # a keeper itself gives up before
 
 
 class Ports:
@@ -87,6 +89,7 @@ class RunningEngine:
             "speed": settings.speed,
             "turn": turn,
             "link": None if settings.link == Link() else settings.link.model_dump(),
+            "ready_s": _LOADED_S if settings.shard and settings.shard.at else _READY_S,
             "shard": None,
         }
         if settings.shard:
@@ -107,12 +110,12 @@ class RunningEngine:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._to_keeper, self._from_keeper = self._process.stdin, self._process.stdout
-        self._problem = "its keeper has ended"
+        self._problem, self._ready_s = "its keeper has ended", config["ready_s"] + _LATER_S
         self._send(json.dumps(config))
 
     def wait(self) -> None:
         """Wait until it answers."""
-        ready = self._next(_READY_S)["ready"]
+        ready = self._next(self._ready_s)["ready"]
         urls = [f"http://127.0.0.1:{port}" for port in ready["ports"]]
         self.ports, self.url, self.pids = Ports(urls, self._most), urls[0], tuple(ready["pids"])
         self.split: list[float] | None = ready["split"]
@@ -150,7 +153,7 @@ class RunningEngine:
 
     def _tell(self, command: str) -> list[dict[str, Any]]:
         self._send(command)
-        counts: list[dict[str, Any]] = self._next(_DONE_S)["counts"]
+        counts: list[dict[str, Any]] = self._next(_DONE_S)["done"]
         return counts
 
     def _send(self, line: str) -> None:
@@ -171,13 +174,13 @@ class RunningEngine:
 
 @contextmanager
 def engine_pool(
-    settings: Sequence[ProviderSettings], context_tokens: int
+    settings: Sequence[ProviderSettings], context_tokens: int, only: str | None = None
 ) -> Iterator[list[RunningEngine]]:
     """Start one engine for each of `settings`, all at once; stop all on leaving.
 
     `context_tokens` is what each slot of each engine can hold. Engines come in the order of
-    `settings`; all are of the first build that answers on this machine. Raises `EngineError`
-    where none does within 60 s.
+    `settings`; all are of the first build that answers on this machine, or of the one labelled
+    `only`. Raises `EngineError` where none does within 60 s.
     """
     model, cores = llama.find_model(), _cores(settings)
     for each in settings:
@@ -189,7 +192,10 @@ def engine_pool(
     takers, problems = [each.name for each in settings if each.takes_turns], ""
     sharding = any(each.shard for each in settings)
     for build in llama.builds():
-        if sharding and build.rpc is None:
+        if (sharding and build.rpc is None) or only not in (None, build.label):
+            continue
+        if build.label in _UNFIT:
+            problems += f" {build.label}: {_UNFIT[build.label]}"
             continue
         with ExitStack() as stack:
             engines: list[RunningEngine] = []
@@ -203,11 +209,12 @@ def engine_pool(
                     engine.wait()
             except EngineError as error:
                 problems += f" {build.label}: {error}"
+                _UNFIT.update({build.label: str(error)} if LACKS in str(error) else {})
                 continue
             yield engines
             return
     cure = "./run-poc.sh wire, which gets one" if sharding else "./run-poc.sh, which installs one"
-    problems = problems or f" none is installed; run {cure}."
+    problems = problems or f" {only or 'one'} is not installed; run {cure}."
     raise EngineError(f"no embedded engine runs here:{problems}")
 
 
