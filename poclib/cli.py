@@ -286,6 +286,32 @@ def ruler_command() -> None:
     click.echo(f"{documents.ruler_table(check)}\n{documents.ruler_finding(check)}")
 
 
+@poc.command("wire")
+@click.option("--whole", is_flag=True, help="All that the committed test measured, twice.")
+@click.option("--at", multiple=True, metavar="HOST:PORT", help="A worker of your own (repeat).")
+@click.option("--try", "only_try", is_flag=True, help="Say which engine shares a model here.")
+def wire_command(whole: bool, at: Sequence[str], only_try: bool) -> None:
+    """Share one model among workers, further and further away: what does a token cost, and why?
+
+    Four minutes on workers of this machine behind emulated links, or your own (ggml-rpc-server) as
+    far away as they are. Stopped, the same command goes on. Kept in data/runs/wire.
+    """
+    from .engines import pool
+    from .measure import wire as measuring
+    from .progress import bar
+    from .showing import wire
+
+    if only_try:
+        trial = parameters.ProviderSettings(name="trial", kind="sharded", shard=parameters.Shard())
+        with pool.engine_pool([trial], 256) as (engine,):
+            return click.echo(engine.engine)
+    file = "whole" if whole else "live"
+    cases = measuring.cases(report.root() / "params" / "wire" / f"{file}.yaml", at)
+    path = report.root() / "data" / "runs" / "wire" / f"{'own' if at else file}.jsonl"
+    found = measuring.measure(path, cases, 1 + whole, bar("wire"))
+    click.echo(f"{wire.provenance(found)}\n{wire.finding(found)}\nMeasured: {path.name}")
+
+
 @poc.command("publish")
 def publish_command() -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""

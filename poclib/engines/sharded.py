@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..addresses import is_private
-from ..errors import EngineError
+from ..errors import EngineError, ParameterError
 from .link import EmulatedLink
 
 if TYPE_CHECKING:  # a keeper has no use for them
@@ -28,7 +28,7 @@ _NEAR = 1.15  # stages whose times are within this factor are left as they are
 def config(
     build: Build, model: Path, settings: ProviderSettings, cores: Sequence[int]
 ) -> dict[str, Any]:
-    """What a keeper is told of a sharded model. Raises `EngineError` for an address, see there."""
+    """What a keeper is told of a sharded model. Raises `ParameterError` for an address."""
     shard = settings.shard
     assert shard is not None and build.rpc is not None, "only such a build is asked"
     words = ["--n-gpu-layers", str(layers(model) + 1 - shard.local_layers), "--fit", "off"]
@@ -72,7 +72,7 @@ def _address(provider: str, word: str) -> tuple[str, int]:
         problem = "is neither loopback nor private; put a tunnel there: ssh -L 50052:127.0.0.1:50052"
     except (OSError, ValueError):
         pass
-    raise EngineError(f"provider {provider}: {word[:80]} {problem}.")
+    raise ParameterError(f"provider {provider}: {word[:80]} {problem}.")
 
 
 def hello(host: str, port: int) -> tuple[str, int]:
