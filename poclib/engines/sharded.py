@@ -69,7 +69,9 @@ def _address(provider: str, word: str) -> tuple[str, int]:
         found = str(socket.getaddrinfo(host.strip("[]"), int(port))[0][4][0])
         if is_private(found):
             return found, int(port)
-        problem = "is neither loopback nor private; put a tunnel there: ssh -L 50052:127.0.0.1:50052"
+        problem = (
+            "is neither loopback nor private; put a tunnel there: ssh -L 50052:127.0.0.1:50052"
+        )
     except (OSError, ValueError):
         pass
     raise ParameterError(f"provider {provider}: {word[:80]} {problem}.")

@@ -10,17 +10,18 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from .. import __version__, parameters, points, recording
+from .. import __version__, parameters, points, recording, report
+from ..asked import Link
 from ..engines import llama, sharded
 from ..engines.pool import RunningEngine, engine_pool
 from ..errors import EngineError, ParameterError
-from ..parameters import Link, Parameters, ProviderSettings
+from ..parameters import Parameters, ProviderSettings
 from ..points import Case, Point, Wire
 from ..progress import Progress, quiet
 from ..records import Prompt, Request
@@ -38,21 +39,45 @@ _NAME = "shard"
 def cases(path: Path, at: Sequence[str] = ()) -> list[Case]:
     """The cases of a file such as params/wire/whole.yaml, which explains itself.
 
-    With `at` each study's own shards are workers at these addresses. Raises `ParameterError`.
+    With `at` the workers are those at these addresses. Raises `ParameterError`.
     """
-    found: dict[bytes, Case] = {}
+    found = []
     try:
         studies = parameters.values(path.read_text("utf-8"), path.name)
         for study in studies:
             grid, own = study.pop("grid", {}), study.pop("cases", [{}])
             for change, *values in product(own, *grid.values()):
                 case = Case.of({**study, **dict(zip(grid, values, strict=True)), **change})
-                if at:
-                    case = case.model_copy({"shard": {"at": list(at)}, "round_trip_ms": 0.0})
-                found.setdefault(msgspec.json.encode(case), case)
+                own = {"shard": {"at": list(at), "workers": len(at)}} if at else {}
+                found.append(case.model_copy(own))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ParameterError(f"{path.name}: is no list of studies and cases ({error}).") from None
-    return list(found.values())
+    return found
+
+
+def obtain(
+    name: str,
+    live: bool = False,
+    at: Sequence[str] = (),
+    whole: bool = False,
+    progress: Progress = quiet,
+) -> tuple[Wire, str]:
+    """The wire test in the file `name`, or, if `live`, measured now on workers here or `at`.
+
+    Where no engine can share a model here: that file's, and a sentence that says why.
+    """
+    note = ""
+    if live:
+        file = "own" if at else "whole" if whole else "live"
+        path = report.root() / "data" / "runs" / "wire" / f"{file}.jsonl"
+        try:
+            wanted = cases(report.root() / "params" / "wire" / f"{file}.yaml", at)
+            return measure(path, wanted, 1 + whole, progress), note
+        except EngineError as error:
+            if not name:
+                raise
+            note = f"Not measured here, so what is saved is shown: {error}"
+    return points.load(report.root() / name), note
 
 
 def measure(
@@ -100,8 +125,7 @@ def _about(engine: str) -> dict[str, Any]:
 
 def _shown(case: Case) -> Case:
     """Without anybody's addresses."""
-    at, shard = case.shard.get("at"), {k: v for k, v in case.shard.items() if k != "at"}
-    return case.model_copy({"shard": shard | ({"workers": len(at)} if at else {})})
+    return case.model_copy({"shard": {k: v for k, v in case.shard.items() if k != "at"}})
 
 
 def _key(case: Case, repeat: int) -> bytes:
@@ -115,9 +139,7 @@ def _settings(case: Case) -> ProviderSettings:
     return ProviderSettings.model_validate(values | {"api": "completion"})
 
 
-def _points(
-    group: Sequence[tuple[Case, int]], build: str | None
-) -> Iterator[tuple[Point, str]]:
+def _points(group: Sequence[tuple[Case, int]], build: str | None) -> Iterator[tuple[Point, str]]:
     """The points of cases with the same engine, each with its build's label."""
     settings = _settings(group[0][0])
     try:
@@ -130,19 +152,17 @@ def _points(
         # That it does not fit is what was to be seen.
         tried, _, told = str(error).partition(": ")[2].partition(": ")
         for case, repeat in group:
-            yield Point(case=case, repeat=repeat, problem=told.partition(". ")[0]), tried
+            yield Point(case=case, repeat=repeat, problem=told.partition(": ")[2]), tried
 
 
-def _point(
-    case: Case, repeat: int, settings: ProviderSettings, engine: RunningEngine
-) -> Point:
+def _point(case: Case, repeat: int, settings: ProviderSettings, engine: RunningEngine) -> Point:
     engine.change_link(Link.model_validate({k: getattr(case, k) for k in Link.model_fields}))
     marks, rows = [_passed(engine)], []
     for tokens in (1, 1, case.tokens):  # warmed up; then what the first token takes, told apart
         with undisturbed():
             rows = on_own_loop(lambda tokens=tokens: _answers(case, tokens, settings, engine))
         marks.append(_passed(engine))  # raises where an engine has ended, and says why
-    spent = [tuple(map(int.__sub__, now, was)) for was, now in zip(marks, marks[1:], strict=False)]
+    spent = [tuple(map(int.__sub__, now, was)) for was, now in pairwise(marks)]
     return Point(
         case=case,
         repeat=repeat,

@@ -8,7 +8,7 @@ slope is 1 where each counted hop costs one round trip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..records import Request
 
 FITTED_TO_MS = 100.0  # the longest round trip that the law is fitted to
 _SETTINGS = ["study", "name", "workers", "split", "jitter_ms", "bandwidth_mbit_s", "in_flight"]
-_SETTINGS += ["tokens", "prompt_characters", "asked_ms"]
+_SETTINGS += ["tokens", "prompt_characters", "asked_ms", "memory_mib"]
 
 
 def cases(wire: Wire) -> pd.DataFrame:
@@ -45,7 +45,8 @@ def _row(point: Point) -> dict[str, Any]:
     split = ":".join(f"{share:g}" for share in shard.get("split") or [1] * workers)
     trip_ms = case.round_trip_ms if point.probed_ms is None else point.probed_ms
     values |= {"workers": workers, "split": split, "asked_ms": case.round_trip_ms}
-    values |= {"round_trip_ms": trip_ms, "problem": point.problem}
+    values |= {"round_trip_ms": trip_ms, "memory_mib": shard.get("worker_memory_mib")}
+    values["problem"] = point.problem
     if point.problem or not point.passed or not point.passed_first:
         return values
     tokens = sum(row.output_tokens or 0 for row in rows)
@@ -53,7 +54,9 @@ def _row(point: Point) -> dict[str, Any]:
     later = np.subtract(point.passed, point.passed_first) / max(tokens - len(rows), 1)
     return values | {
         "token_ms": np.median([_token_ms(row) for row in rows]),
-        "ttft_ms": np.median([(r.marks.first_token_ms or 0) - (r.marks.start_ms or 0) for r in rows]),
+        "ttft_ms": np.median(
+            [(r.marks.first_token_ms or 0) - (r.marks.start_ms or 0) for r in rows]
+        ),
         "rate": 1000 * tokens / span_ms,
         "prompt_tokens": np.median([row.prompt_tokens or np.nan for row in rows]),
         **dict(zip(("hops", "to_worker_bytes", "to_coordinator_bytes"), later, strict=True)),
@@ -83,7 +86,7 @@ class Law:
 
 
 def bytes_ms(of: Mapping[str, Any] | pd.DataFrame) -> Any:
-    """What a token's bytes take at the bandwidth, one way after the other; 0 where it has no end."""
+    """What a token's bytes take, one way after the other; 0 where the bandwidth has no end."""
     mbit_s = np.asarray(of["bandwidth_mbit_s"], float)
     size = np.asarray(of["to_worker_bytes"] + of["to_coordinator_bytes"], float)
     return np.nan_to_num(8e-3 * size / mbit_s)
@@ -92,26 +95,26 @@ def bytes_ms(of: Mapping[str, Any] | pd.DataFrame) -> Any:
 def lawful(cases: pd.DataFrame) -> pd.DataFrame:
     """The cases that the law is fitted to: one sequence, no longer than `FITTED_TO_MS`."""
     near = (cases["round_trip_ms"] <= FITTED_TO_MS) & (cases["in_flight"] == 1)
-    return cases[(cases["study"] == "law") & near].dropna(subset=["token_ms"])
+    found = cases[(cases["study"] == "law") & near].dropna(subset=["token_ms"])
+    return found.sort_values(["workers", "split", "round_trip_ms"])
 
 
 def fit(rows: pd.DataFrame) -> Law:
-    """The law by least squares over these cases."""
+    """The law over these cases: least squares of residuals over times, as noise grows with them."""
     facts = np.column_stack(
         [np.ones(len(rows)), rows["workers"], rows["hops"] * rows["round_trip_ms"]]
     ).astype(float)
     times = np.asarray(rows["token_ms"] - bytes_ms(rows), float)
-    found, *_ = np.linalg.lstsq(facts, times, rcond=None)
+    found, *_ = np.linalg.lstsq(facts / times[:, None], np.ones(len(rows)), rcond=None)
     left = ((times - facts @ found) ** 2).sum() / ((times - times.mean()) ** 2).sum()
     return Law(*map(float, found), r2=float(1 - left), n=len(rows))
 
 
 def by_split(rows: pd.DataFrame) -> pd.DataFrame:
     """For each split the hops as counted, and as the slope of its times over the round trip."""
-    slopes: Callable[[Any], Any] = lambda own: np.polyfit(own["round_trip_ms"], own["token_ms"], 1)
     groups = rows.groupby(["workers", "split"], sort=False)
-    found = groups[["hops", "to_worker_bytes", "to_coordinator_bytes"]].mean()
-    return found.assign(fitted=[slopes(own)[0] for _, own in groups]).reset_index()
+    fitted = [np.polyfit(own["round_trip_ms"], own["token_ms"], 1)[0] for _, own in groups]
+    return groups.mean(numeric_only=True).assign(fitted=fitted).reset_index()
 
 
 def left_out(rows: pd.DataFrame, by: str) -> pd.DataFrame:

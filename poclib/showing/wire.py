@@ -1,28 +1,28 @@
-"""The wire test in words, tables and charts: what a round trip costs a sharded model, and what helps."""
+"""The wire test in words, tables and charts: what distance costs a shared model, and what helps."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ..errors import ReportError
 from ..points import Wire
-from ..reading.wire import FITTED_TO_MS, Law, by_split, cases, fit, lawful, left_out
+from ..reading.wire import FITTED_TO_MS, Law, cases, fit, lawful, left_out
 from .format import bullets, day, inline, many, milliseconds, number, percent, table
 from .style import FAINT, INK, label, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Round trips that such ways usually have.
-WAYS = {"one room, cable": 0.5, "Wi-Fi": 5.0, "one city": 10.0, "one continent": 40.0}
-WAYS |= {"across an ocean": 90.0}
+BASE = "2 stages, 1 sequence"  # what the ways to win back are compared with
+# Round trips that such ways usually have, in ms.
+WAYS = {"one room": 0.5, "Wi-Fi": 5.0, "one city": 10.0, "one continent": 40.0, "an ocean": 90.0}
 # As their authors report them, on other models and machines; nothing here has checked them.
 OTHERS = (
     "exo, its issue 1723: 24 tokens a second at under 1 ms, 2.5 to 7.9 at 40 to 70 ms",
-    "leyten/shard: 1.87 tokens a second over 22 to 75 ms, about 30 by guessing and by stages that "
-    "do not wait",
+    "leyten/shard: 1.87 over 22 to 75 ms, about 30 with guesses and stages that do not wait",
 )
 
 
@@ -37,9 +37,8 @@ def provenance(wire: Wire) -> str:
 def law_of(found: pd.DataFrame) -> tuple[Law, pd.DataFrame]:
     """The law and the cases that it is fitted to. Raises `ReportError` where they are too few."""
     rows = lawful(found)
-    if len(rows) < 4 or rows["round_trip_ms"].nunique() < 2 or rows["workers"].nunique() < 2:
-        told = "a law needs two distances and two numbers of workers, measured"
-        raise ReportError(f"{told}: run ./run-poc.sh wire.")
+    if min(rows[key].nunique() for key in ("round_trip_ms", "workers")) < 2:
+        raise ReportError("a law needs two distances and two splits: run ./run-poc.sh wire.")
     return fit(rows), rows
 
 
@@ -48,113 +47,95 @@ def title(found: pd.DataFrame) -> str:
     rows = lawful(found)
     two = rows[rows["split"] == "1:1"].set_index("round_trip_ms")
     far = 50.0 if 50.0 in two.index else two.index.max()
-    near, there = two.iloc[0], two.loc[far]
     return (
-        f"Two stages: {number(1000 / near['token_ms'], 0)} tokens a second side by side, "
-        f"{number(1000 / there['token_ms'], 1)} at a round trip of {number(far, 0)} ms, as each "
-        f"token waits for {number(there['hops'], 1)} of them"
+        f"Two stages: {number(1000 / two['token_ms'].iloc[0], 0)} tokens a second side by side, "
+        f"{number(1000 / two['token_ms'][far], 1)} at a round trip of {number(far, 0)} ms, as each "
+        f"token waits for {number(two['hops'][far], 1)} of them"
     )
 
 
 def finding(wire: Wire) -> str:
-    """The bottom line."""
+    """The bottom line; of workers of a person's own, at the one distance that they have."""
     found = cases(wire)
-    law, rows = law_of(found)
-    won = best(found)
-    more = f" {won}." if won else ""
+    if len(own := found[found["study"] == "own"].dropna(subset=["rate"])):
+        rates = [f"{number(row['rate'], 1)} with {row['name']}" for _, row in own.iterrows()]
+        one = own.iloc[0]
+        share = one["hops"] * one["round_trip_ms"] / one["token_ms"]
+        return (
+            f"{many(int(one['workers']), 'worker')}: {', '.join(rates)} (tokens a second). One "
+            f"token's {number(one['hops'], 1)} hops, at a round trip of "
+            f"{milliseconds(one['round_trip_ms'])}, are {percent(share)} of its time."
+        )
+    law, won = law_of(found)[0], best(found)
     return (
-        f"{title(found)}.{more} A token's time is its compute, its hops times {number(law.slope)} "
-        f"round trips, and its bytes: that law explains {percent(law.r2, 1)} of the variance "
-        f"of {many(law.n, 'case')} up to {number(FITTED_TO_MS, 0)} ms."
+        f"{title(found)}.{' ' if won else ''}{won} A token's time is its compute, its hops times "
+        f"{number(law.slope)} round trips, and its bytes: that law explains {percent(law.r2, 1)} "
+        f"of the variance of {many(law.n, 'case')} up to {number(FITTED_TO_MS, 0)} ms."
     )
 
 
 def best(found: pd.DataFrame) -> str:
     """What won back the most among the ways measured at one distance; "" where none was."""
     rows = found[found["study"] == "wins back"].dropna(subset=["rate"])
-    if len(rows) < 2:
+    if BASE not in set(rows["name"]):
         return ""
-    top, base = rows.loc[rows["rate"].idxmax()], rows.iloc[0]
+    top, base = rows.loc[rows["rate"].idxmax()], rows.set_index("name").loc[BASE]
     return (
         f"Of what wins it back at {number(base['round_trip_ms'], 0)} ms, {inline(top['name'])} did "
-        f"most: {number(top['rate'] / base['rate'], 1)} times the rate of {inline(base['name'])}"
+        f"most: {number(top['rate'] / base['rate'], 1)} times the rate of {BASE}."
     )
 
 
 def trust(found: pd.DataFrame) -> str:
     """How well the law foretells what it has not seen, as a Markdown list."""
-    _, rows = law_of(found)
     lines = []
     for by, what in (("round_trip_ms", "round trip"), ("split", "split")):
-        off = left_out(rows, by)
-        worst = off.loc[off["farthest"].abs().idxmax()]
-        each = ", ".join(
-            f"{value if by == 'split' else milliseconds(value)} {_signed(mean)}"
-            for value, mean in zip(off[by], off["mean"], strict=True)
+        off = left_out(law_of(found)[1], by).set_index(by)
+        means = ", ".join(
+            f"{value if by == 'split' else milliseconds(value)}: {percent(mean, 1)}"
+            for value, mean in off["mean"].items()
         )
         lines.append(
-            f"A {what} left out of the fit is foretold, on the mean of its cases, so far off: "
-            f"{each}; the single case farthest off by {_signed(worst['farthest'])}."
+            f"A {what} left out of the fit is foretold so far off, in the mean of its cases: "
+            f"{means}. The farthest of all: {percent(off['farthest'].abs().max(), 1)}."
         )
     return bullets(lines)
 
 
-def _signed(share: float) -> str:
-    return f"{'+' if share > 0 else ''}{percent(share, 1)}"
+def rows_of(found: pd.DataFrame, columns: Mapping[str, str]) -> str:
+    """A Markdown table of these columns, by name, under their headings."""
+    rows = [[_cell(value) for value in row] for row in found[list(columns)].to_numpy().tolist()]
+    return table(list(columns.values()), rows, markdown=True)
 
 
-def hops(found: pd.DataFrame) -> str:
-    """Hops and bytes a token of each split, counted and fitted, as a Markdown table."""
-    header = ["workers", "layers", "hops, counted", "round trips, fitted", "bytes there", "back"]
-    return _table(by_split(lawful(found)), header, [0, None, 2, 2, 0, 0], [0, 1, 2, 5, 3, 4])
-
-
-def rows_of(found: pd.DataFrame, study: str, columns: dict[str, str]) -> str:
-    """The cases of a study as a Markdown table: `columns` by name, with their headings."""
-    rows = found[found["study"] == study][list(columns)]
-    return _table(rows, list(columns.values()), [2] * len(columns), list(range(len(columns))))
-
-
-def _table(rows: pd.DataFrame, header: list[str], decimals: list[Any], order: list[int]) -> str:
-    cells = []
-    for row in rows.itertuples(index=False):
-        values = zip((row[i] for i in order), decimals, strict=True)
-        cells.append([_cell(value, places) for value, places in values])
-    return table(header, cells, markdown=True)
-
-
-def _cell(value: Any, decimals: int | None) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, str):
-        return inline(value, 200) or "-"
-    if pd.isna(value):
+        return inline(value, 200)
+    if value is None or pd.isna(value):
         return "-"
-    return number(float(value), 0 if float(value).is_integer() else decimals or 0)
+    return number(value, 0 if float(value).is_integer() or value >= 1000 else 2)
 
 
-def predictions(found: pd.DataFrame) -> str:
-    """What the law foretells of the tested model over ways of usual length, as a Markdown table."""
+def predictions(found: pd.DataFrame) -> pd.DataFrame:
+    """What the law foretells of two equal stages over ways of usual lengths."""
     law, rows = law_of(found)
     base = rows[rows["split"] == "1:1"].iloc[0].to_dict()
-    cells = []
-    for way, trip_ms in WAYS.items():
-        token_ms = float(law.token_ms(base | {"round_trip_ms": trip_ms}))
-        cells.append([way, milliseconds(trip_ms), milliseconds(token_ms), number(1000 / token_ms, 1)])
-    return table(["way (prediction)", "round trip", "a token", "tokens a second"], cells, True)
+    told = pd.DataFrame({"way": WAYS.keys(), **base, "round_trip_ms": WAYS.values()})
+    return told.assign(token_ms=law.token_ms(told), rate=1000 / law.token_ms(told))
 
 
 def law(ax: Axes, wire: Wire) -> None:
     """A token's time against the round trip: signs as measured, lines as the law has it."""
     found = cases(wire)
-    fitted, rows = law_of(found)
     titles(ax, title(found), provenance(wire))
     every = found[(found["study"] == "law") & (found["in_flight"] == 1)].dropna(subset=["hops"])
-    for mark, ((workers, split), own) in zip("os^D", every.groupby(["workers", "split"])):  # noqa: B905
+    every = every.assign(law_ms=law_of(found)[0].token_ms(every))
+    groups = every.groupby(["workers", "split"])
+    for mark, ((workers, split), own) in zip("os^D", groups, strict=False):
         ax.plot(own["round_trip_ms"], own["token_ms"], mark, color=INK, mfc="white", markersize=7)
-        ax.plot(own["round_trip_ms"], fitted.token_ms(own), color=FAINT, linewidth=1.2, zorder=0)
-        last = own.iloc[-1]
-        text = f"{many(int(workers), 'worker')}, {split}"
-        down = -8 if split == "1:2" else 6
-        label(ax, text, (last["round_trip_ms"], last["token_ms"]), (8, down))
+        ax.plot(own["round_trip_ms"], own["law_ms"], color=FAINT, linewidth=1.2, zorder=0)
+        at = own["round_trip_ms"].iloc[-1], own["token_ms"].iloc[-1]
+        label(ax, f"{many(workers, 'worker')}, {split}", at, (8, -6 if split == "1:2" else 6))
     ax.set(xlabel="round trip to each worker (ms); lines: the law", ylabel="time of a token (ms)")
     ax.set(xlim=(0, every["round_trip_ms"].max() * 1.28), ylim=(0, None))
 
@@ -162,21 +143,12 @@ def law(ax: Axes, wire: Wire) -> None:
 def won(ax: Axes, wire: Wire) -> None:
     """Tokens a second together, a row for each way to pay less; the line is the range."""
     found = cases(wire)
-    rows = found[found["study"] == "wins back"].dropna(subset=["rate"])
-    titles(ax, best(found) or "Nothing that wins back was measured", provenance(wire))
-    for y, row in enumerate(rows.itertuples()):
-        ax.plot([row.low, row.high], [y, y], color=FAINT, linewidth=2.5)
-        ax.plot([row.rate], [y], "D", color=INK, markersize=7)
-        label(ax, f"{number(row.rate, 1)}", (float(row.high), y), (10, 0))
+    rows = found[found["study"] == "wins back"].dropna(subset=["rate"]).sort_values("rate")
+    titles(ax, best(found).removesuffix("."), provenance(wire))
+    for y, (_, row) in enumerate(rows.iterrows()):
+        ax.plot([row["low"], row["high"]], [y, y], color=FAINT, linewidth=2.5)
+        ax.plot([row["rate"]], [y], "D", color=INK, markersize=7)
+        label(ax, number(row["rate"], 1), (row["high"], y), (10, 0))
     ax.set_yticks(range(len(rows)), [inline(name) for name in rows["name"]])
     ax.set(xlim=(0, rows["high"].max() * 1.15), xlabel="tokens a second, all sequences together")
     ax.invert_yaxis()
-
-
-def memory(found: pd.DataFrame) -> str:
-    """What workers with too little memory for the model do alone, and together."""
-    lines = []
-    for row in found[found["study"] == "memory"].itertuples():
-        did = f"{number(row.rate, 1)} tokens a second" if pd.isna(row.problem) else row.problem
-        lines.append(f"{many(int(row.workers), 'worker')}: {inline(did, 300)}")
-    return bullets(lines) or "It was not measured."
