@@ -9,8 +9,8 @@ import pandas as pd
 
 from ..errors import ReportError
 from ..points import Wire
-from ..reading.wire import FITTED_TO_MS, Law, cases, fit, lawful, left_out
-from .format import bullets, day, inline, many, milliseconds, number, percent, table
+from ..reading.wire import FITTED_TO_MS, Law, cases, fit, lawful
+from .format import day, inline, many, milliseconds, number, percent, table
 from .style import FAINT, INK, label, titles
 
 if TYPE_CHECKING:
@@ -84,22 +84,6 @@ def best(found: pd.DataFrame) -> str:
         f"Of what wins it back at {number(base['round_trip_ms'], 0)} ms, {inline(top['name'])} did "
         f"most: {number(top['rate'] / base['rate'], 1)} times the rate of {BASE}."
     )
-
-
-def trust(found: pd.DataFrame) -> str:
-    """How well the law foretells what it has not seen, as a Markdown list."""
-    lines = []
-    for by, what in (("round_trip_ms", "round trip"), ("split", "split")):
-        off = left_out(law_of(found)[1], by).set_index(by)
-        means = ", ".join(
-            f"{value if by == 'split' else milliseconds(value)}: {percent(mean, 1)}"
-            for value, mean in off["mean"].items()
-        )
-        lines.append(
-            f"A {what} left out of the fit is foretold so far off, in the mean of its cases: "
-            f"{means}. The farthest of all: {percent(off['farthest'].abs().max(), 1)}."
-        )
-    return bullets(lines)
 
 
 def rows_of(found: pd.DataFrame, columns: Mapping[str, str]) -> str:
