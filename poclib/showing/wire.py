@@ -127,7 +127,8 @@ def law(ax: Axes, wire: Wire) -> None:
 def won(ax: Axes, wire: Wire) -> None:
     """Tokens a second together, a row for each way to pay less; the line is the range."""
     found = cases(wire)
-    rows = found[found["study"] == "wins back"].dropna(subset=["rate"]).sort_values("rate")
+    rows = found[found["study"] == "wins back"].dropna(subset=["rate"])
+    rows = rows.sort_values("rate", ascending=False)
     titles(ax, best(found).removesuffix("."), provenance(wire))
     for y, (_, row) in enumerate(rows.iterrows()):
         ax.plot([row["low"], row["high"]], [y, y], color=FAINT, linewidth=2.5)
