@@ -281,15 +281,12 @@ def wire_command(whole: bool, at: Sequence[str], only_try: bool) -> None:
     Four minutes on workers of this machine behind emulated links, or your own (ggml-rpc-server) as
     far away as they are. Stopped, the same command goes on. Kept in data/runs/wire.
     """
-    from .engines import pool
     from .measure import wire as measuring
     from .progress import bar
     from .showing import wire
 
     if only_try:
-        trial = parameters.ProviderSettings(name="trial", kind="sharded", shard=parameters.Shard())
-        with pool.engine_pool([trial], 256) as (engine,):
-            return click.echo(engine.engine)
+        return click.echo(measuring.sharing_engine())
     found, _ = measuring.obtain("", True, at, whole, bar("wire"))
     click.echo(f"{wire.provenance(found)}\n{wire.finding(found)}")
 

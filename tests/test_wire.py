@@ -79,7 +79,10 @@ def web_server() -> Iterator[int]:
         server.shutdown()
 
 
-def test_a_port_that_is_no_worker_is_told_at_once(web_server: int) -> None:
+def test_a_port_that_is_no_worker_is_told_soon(
+    web_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharded, "_ANSWER_S", 0.2)
     with pytest.raises(EngineError, match="worker 1 is no ggml-rpc-server"):
         sharded._asked("worker 1", ("127.0.0.1", web_server))
 
@@ -289,10 +292,8 @@ def test_too_few_cases_are_no_law() -> None:
 @pytest.fixture(scope="module")
 def sharing() -> str:
     """The label of an engine that shares a model here."""
-    trial = ProviderSettings.model_validate({"name": "t", "kind": "sharded", "shard": {}})
     try:
-        with engine_pool([trial], 256) as (engine,):
-            return engine.engine
+        return measuring.sharing_engine()
     except EngineError:
         pytest.skip("no engine here shares a model: ./run-poc.sh wire gets one")
 

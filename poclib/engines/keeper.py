@@ -194,9 +194,10 @@ def _keep(config: Mapping[str, Any], engines: list[Engine]) -> None:
         threading.Thread(target=slow, args=slowing, daemon=True).start()
     _say(ready={"pids": [each.pid for each in processes], "ports": ports, "split": split})
     while True:
-        for engine in engines:
+        asked = _parent_speaks(_WATCH_S)
+        for engine in engines:  # before an answer: it would say that all are there
             engine.check()
-        if not _parent_speaks(_WATCH_S):
+        if not asked:
             continue
         command = sys.stdin.readline().strip()
         if not command:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from .. import __version__, parameters, points, recording, report
-from ..asked import Link
+from ..asked import Link, Shard
 from ..engines import llama, sharded
 from ..engines.pool import RunningEngine, engine_pool
 from ..errors import EngineError, ParameterError
@@ -99,14 +99,21 @@ def measure(
                 groups.setdefault(f"{repeat} {_settings(case)}", []).append((case, repeat))
         missing, ended = sum(map(len, groups.values())), 0
         for group in groups.values():
-            for point, engine in _points(group, about and about["engine"]):
-                if about is None:
-                    about = _about(engine)
-                    points.append(path, points.FORMAT | about)
+            if about is None:
+                about = _about(sharing_engine())
+                points.append(path, points.FORMAT | about)
+            for point in _points(group, about["engine"]):
                 points.append(path, point.model_copy({"case": _shown(point.case)}))
                 ended += 1
                 progress(f"the wire, {point.case.study}", ended, missing)
     return points.load(path)
+
+
+def sharing_engine() -> str:
+    """The label of the first engine here that shares a model. Raises `EngineError`."""
+    trial = ProviderSettings(name=_NAME, kind="sharded", shard=Shard(workers=1))
+    with engine_pool([trial], CONTEXT_TOKENS) as (engine,):
+        return engine.engine
 
 
 def _about(engine: str) -> dict[str, Any]:
@@ -139,20 +146,20 @@ def _settings(case: Case) -> ProviderSettings:
     return ProviderSettings.model_validate(values | {"api": "completion"})
 
 
-def _points(group: Sequence[tuple[Case, int]], build: str | None) -> Iterator[tuple[Point, str]]:
-    """The points of cases with the same engine, each with its build's label."""
+def _points(group: Sequence[tuple[Case, int]], build: str) -> Iterator[Point]:
+    """The points of cases with the same engine."""
     settings = _settings(group[0][0])
     try:
         with engine_pool([settings], CONTEXT_TOKENS, build) as (engine,):
             for case, repeat in group:
-                yield _point(case, repeat, settings, engine), engine.engine
+                yield _point(case, repeat, settings, engine)
     except EngineError as error:
         if not (settings.shard and settings.shard.worker_memory_mib):
             raise
         # That it does not fit is what was to be seen.
-        tried, _, told = str(error).partition(": ")[2].partition(": ")
+        problem = str(error).split(": ", 3)[-1]
         for case, repeat in group:
-            yield Point(case=case, repeat=repeat, problem=told.partition(": ")[2]), tried
+            yield Point(case=case, repeat=repeat, problem=problem)
 
 
 def _point(case: Case, repeat: int, settings: ProviderSettings, engine: RunningEngine) -> Point:
