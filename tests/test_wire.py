@@ -355,7 +355,7 @@ def test_a_worker_of_another_build_is_told(sharing: str, monkeypatch: pytest.Mon
 
     def other(listener: socket.socket) -> None:
         with listener.accept()[0] as served:
-            for size, answer in ((9 + 24, bytes([1, 2, 3]) + bytes(25)), (9 + 4, bytes(16))):
+            for size, answer in ((33, bytes([1, 2, 3]) + bytes(25)), *[(13, bytes(16))] * 3):
                 while size:
                     size -= len(served.recv(size))
                 served.sendall(struct.pack("<Q", len(answer)) + answer)

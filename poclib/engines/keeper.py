@@ -9,7 +9,7 @@ standard input ends (its parent finished, crashed or was killed), it kills the e
             `turn` (null, or which turn of how many it has), `link` (its three numbers, or null),
             `ready_s` (how long that may take), `shard` (see `sharded`, or null); then for the
             link, a line each: "drop", "restore", "count", or three other numbers
-    stdout  JSON lines: {"ready": {"pids", "ports", "split"}}, {"done": counts} after each command;
+    stdout  JSON lines: {"ready": {"pids", "ports", …}}, {"done": counts} after each command;
             {"problem": sentence} where no engine starts or one has ended: the keeper ends, too
 """
 
@@ -172,11 +172,12 @@ def _say(**event: Any) -> None:
     print(json.dumps(event), flush=True)
 
 
-def _keep(config: Mapping[str, Any], engines: list[Engine]) -> None:
+def _keep(config: dict[str, Any], engines: list[Engine]) -> None:
     """Start the engines and obey until the parent ends. Raises `EngineError`, see `Engine`."""
-    until_s, ports, link, split = time.monotonic() + config["ready_s"], [], None, None
+    until_s, ports, link = time.monotonic() + config["ready_s"], [], None
+    told: dict[str, Any] = {}
     if config["shard"]:
-        link, port, split = sharded.start(Engine, config, engines, until_s)
+        link, port, told = sharded.start(Engine, config, engines, until_s)
         link.change(**config["link"])  # the weights have come
         ports.append(port)
     for _ in range(config["engines"]):  # one by one: warming up together they would thrash
@@ -192,7 +193,7 @@ def _keep(config: Mapping[str, Any], engines: list[Engine]) -> None:
     if config["speed"] < 1 or config["turn"] is not None:
         slowing = (processes, config["speed"], config["turn"])
         threading.Thread(target=slow, args=slowing, daemon=True).start()
-    _say(ready={"pids": [each.pid for each in processes], "ports": ports, "split": split})
+    _say(ready={"pids": [each.pid for each in processes], "ports": ports, **told})
     while True:
         asked = _parent_speaks(_WATCH_S)
         for engine in engines:  # before an answer: it would say that all are there

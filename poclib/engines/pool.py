@@ -81,7 +81,7 @@ class RunningEngine:
         self._most = self.slots if settings.refuses else None
         self.api_key = secrets.token_urlsafe(24)
         processes, slots = (self.slots, 1) if settings.engine_kind == "bare" else (1, self.slots)
-        config = {
+        config: dict[str, Any] = {
             "engines": processes,
             "command": llama.command(build, model, settings, slots, context_tokens),
             "environment": dict(build.environment),
@@ -119,7 +119,8 @@ class RunningEngine:
         ready = self._next(self._ready_s)["ready"]
         urls = [f"http://127.0.0.1:{port}" for port in ready["ports"]]
         self.ports, self.url, self.pids = Ports(urls, self._most), urls[0], tuple(ready["pids"])
-        self.split: list[float] | None = ready["split"]
+        self.split: list[float] | None = ready.get("split")
+        self.probed_ms: float | None = ready.get("probed_ms")  # the round trip to workers, no link
 
     def drop_link(self) -> None:
         """Cut the link's connections and refuse new ones."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,17 +78,23 @@ def _address(provider: str, word: str) -> tuple[str, int]:
     raise ParameterError(f"provider {provider}: {word[:80]} {problem}.")
 
 
-def hello(host: str, port: int) -> tuple[str, int]:
-    """A worker's protocol and its free memory in bytes. Raises `OSError` or `ValueError`."""
-    told = []
+def hello(host: str, port: int) -> tuple[str, int, float]:
+    """A worker's protocol, its free memory in bytes, and the round trip to it in ms.
+
+    Raises `OSError` or `ValueError`.
+    """
+    told, trips_ms = [], []
     with socket.create_connection((host, port), _ANSWER_S) as asked, asked.makefile("rb") as answer:
-        for command, argument in (_HELLO, _MEMORY):
+        for command, argument in (_HELLO, _MEMORY, _MEMORY, _MEMORY):
+            begun_s = time.perf_counter()
             asked.sendall(struct.pack("<BQ", command, len(argument)) + argument)
             size = int.from_bytes(answer.read(8), "little")
             if not 3 <= size <= 64:
                 raise ValueError("no worker")
             told.append(answer.read(size))
-    return ".".join(map(str, told[0][:3])), int.from_bytes(told[1][:8], "little")
+            trips_ms.append(1000 * (time.perf_counter() - begun_s))
+    protocol, free = ".".join(map(str, told[0][:3])), int.from_bytes(told[1][:8], "little")
+    return protocol, free, min(trips_ms[1:])
 
 
 def start(
@@ -95,8 +102,8 @@ def start(
     config: dict[str, Any],
     engines: list[Any],
     until_s: float,
-) -> tuple[EmulatedLink, int, list[float]]:
-    """Start workers and coordinator: the link, the coordinator's port, and the layers' split.
+) -> tuple[EmulatedLink, int, dict[str, Any]]:
+    """Start workers and coordinator: the link, the coordinator's port, and what a keeper tells.
 
     Weights pass a link without delay. Where no split is asked for, equal shares are timed and, if
     that differs, what is left is loaded by the workers' speed. Raises `EngineError`.
@@ -107,7 +114,7 @@ def start(
     for core in shard["cores"][: 1 if shard["at"] else None]:
         with socket.create_server(("127.0.0.1", 0)) as free:  # a worker does not choose by itself
             ours.append(free.getsockname())
-        own = {"command": [*shard["worker"], str(ours[-1][1])], "cores": [core]}
+        own: dict[str, Any] = {"command": [*shard["worker"], str(ours[-1][1])], "cores": [core]}
         own |= {"name": f"worker {len(ours)}", "memory_bytes": shard["memory_bytes"]}
         engines.append(engine(config | own))
         while engines[-1].port() is None:
@@ -115,7 +122,7 @@ def start(
     found = [_asked(f"worker {i} of ours", at) for i, at in enumerate(ours, 1)]
     if shard["at"]:
         theirs = [_asked(f"worker {i}", at) for i, at in enumerate(shard["at"], 1)]
-        if other := sorted({protocol for protocol, _ in theirs} - {found[0][0]}):
+        if other := sorted({each[0] for each in theirs} - {found[0][0]}):
             raise EngineError(
                 f"a worker speaks protocol {', '.join(other)} and this engine {found[0][0]}: use "
                 "the same build of llama.cpp on every machine"
@@ -125,6 +132,7 @@ def start(
     link = EmulatedLink(shard["at"] or [port for _, port in ours])
     words = [*shard["words"], "--rpc", ",".join(f"127.0.0.1:{port}" for port in link.ports)]
     words += ["--device", ",".join(f"RPC{i}" for i in range(len(found)))]
+    told = {"probed_ms": sum(each[2] for each in found) / len(found)}
     own = {"name": "the coordinator"}
     own["environment"] = config["environment"] | {"GGML_NO_BACKTRACE": "1"}  # of a debugger's
     split = shard["split"] or [1.0] * len(found)
@@ -138,14 +146,14 @@ def start(
                 worker.check()
             raise
         if shard["split"] or len(found) == 1:
-            return link, port, split
+            return link, port, told | {"split": split}
         before = [count.busy_s for count in link.counts]
         for _ in range(_ROUNDS):
             engines[-1].answer(port)
         busy_s = [now.busy_s - was for now, was in zip(link.counts, before, strict=True)]
-        shard["split"] = by_speed(busy_s, [free / shard["weight_bytes"] for _, free in found])
+        shard["split"] = by_speed(busy_s, [each[1] / shard["weight_bytes"] for each in found])
         if max(busy_s) < _NEAR * min(busy_s):
-            return link, port, split
+            return link, port, told | {"split": split}
         split = shard["split"]
         ended = engines.pop().process
         ended.kill()
@@ -158,7 +166,7 @@ def by_speed(busy_s: Sequence[float], room: Sequence[float]) -> list[float]:
     return [min(one / sum(speeds), most) for one, most in zip(speeds, room, strict=True)]
 
 
-def _asked(name: str, at: tuple[str, int]) -> tuple[str, int]:
+def _asked(name: str, at: tuple[str, int]) -> tuple[str, int, float]:
     try:
         return hello(*at)
     except ConnectionRefusedError:

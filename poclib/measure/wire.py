@@ -6,15 +6,16 @@ by the link that carries it, see `engines.link`.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from .. import __version__, parameters, points, recording, report
 from ..asked import Link, Shard
@@ -167,14 +168,14 @@ def _point(case: Case, repeat: int, settings: ProviderSettings, engine: RunningE
     marks, rows = [_passed(engine)], []
     for tokens in (1, 1, case.tokens):  # warmed up; then what the first token takes, told apart
         with undisturbed():
-            rows = on_own_loop(lambda tokens=tokens: _answers(case, tokens, settings, engine))
+            rows = on_own_loop(partial(_answers, case, tokens, settings, engine))
         marks.append(_passed(engine))  # raises where an engine has ended, and says why
-    spent = [tuple(map(int.__sub__, now, was)) for was, now in pairwise(marks)]
+    spent = [_between(was, now) for was, now in pairwise(marks)]
     return Point(
         case=case,
         repeat=repeat,
         split=engine.split,
-        probed_ms=_probe_ms(case.shard["at"]) if "at" in case.shard else None,
+        probed_ms=engine.probed_ms if "at" in case.shard else None,
         requests=rows,
         passed_first=spent[1],
         passed=spent[2],
@@ -182,21 +183,16 @@ def _point(case: Case, repeat: int, settings: ProviderSettings, engine: RunningE
     )
 
 
-def _passed(engine: RunningEngine) -> tuple[int, ...]:
-    rows = [(count["hops"], *count["bytes"]) for count in engine.counts()]
-    return tuple(map(sum, zip(*rows, strict=True)))
+def _passed(engine: RunningEngine) -> list[tuple[int, int, int]]:
+    return [(count["hops"], *count["bytes"]) for count in engine.counts()]
 
 
-def _probe_ms(at: Sequence[str]) -> float:
-    """The mean over workers of the shortest of five connects, a round trip each."""
-    shortest = []
-    for host, _, port in (word.rpartition(":") for word in at):
-        marks_s = [time.perf_counter()]
-        for _ in range(5):
-            socket.create_connection((host.strip("[]"), int(port)), 5).close()
-            marks_s.append(time.perf_counter())
-        shortest.append(min(now - was for was, now in pairwise(marks_s)))
-    return 1000 * sum(shortest) / len(shortest)
+def _between(
+    was: Sequence[tuple[int, int, int]], now: Sequence[tuple[int, int, int]]
+) -> tuple[int, int, int]:
+    """Of all workers together."""
+    hops, there, back = np.subtract(now, was).sum(axis=0).tolist()
+    return hops, there, back
 
 
 async def _answers(

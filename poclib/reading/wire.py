@@ -107,7 +107,8 @@ def fit(rows: pd.DataFrame) -> Law:
     times = np.asarray(rows["token_ms"] - bytes_ms(rows), float)
     found, *_ = np.linalg.lstsq(facts / times[:, None], np.ones(len(rows)), rcond=None)
     left = ((times - facts @ found) ** 2).sum() / ((times - times.mean()) ** 2).sum()
-    return Law(*map(float, found), r2=float(1 - left), n=len(rows))
+    compute_ms, stage_ms, slope = map(float, found)
+    return Law(compute_ms, stage_ms, slope, float(1 - left), len(rows))
 
 
 def by_split(rows: pd.DataFrame) -> pd.DataFrame:

@@ -79,7 +79,8 @@ def best(found: pd.DataFrame) -> str:
     rows = found[found["study"] == "wins back"].dropna(subset=["rate"])
     if BASE not in set(rows["name"]):
         return ""
-    top, base = rows.loc[rows["rate"].idxmax()], rows.set_index("name").loc[BASE]
+    top = rows.sort_values("rate").iloc[-1]
+    base = rows[rows["name"] == BASE].iloc[0]
     return (
         f"Of what wins it back at {number(base['round_trip_ms'], 0)} ms, {inline(top['name'])} did "
         f"most: {number(top['rate'] / base['rate'], 1)} times the rate of {BASE}."
@@ -115,7 +116,9 @@ def law(ax: Axes, wire: Wire) -> None:
     every = found[(found["study"] == "law") & (found["in_flight"] == 1)].dropna(subset=["hops"])
     every = every.assign(law_ms=law_of(found)[0].token_ms(every))
     groups = every.groupby(["workers", "split"])
-    for mark, ((workers, split), own) in zip("os^D", groups, strict=False):
+    key: Any
+    for mark, (key, own) in zip("os^D", groups, strict=False):
+        workers, split = key
         ax.plot(own["round_trip_ms"], own["token_ms"], mark, color=INK, mfc="white", markersize=7)
         ax.plot(own["round_trip_ms"], own["law_ms"], color=FAINT, linewidth=1.2, zorder=0)
         at = own["round_trip_ms"].iloc[-1], own["token_ms"].iloc[-1]
