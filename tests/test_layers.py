@@ -49,25 +49,28 @@ ROOMS = """
 __main__: cli
 addresses: errors
 arrivals: errors
+asked:
 batchfiles: errors
 contention: records stats
 errors:
 firstuse: errors parameters providers.discover report showing.format
 pacing: records stats
-parameters: errors
+parameters: asked errors
+points: errors records report
 progress:
 recording: errors records report
-records: parameters
+records: asked parameters
 report: errors parameters records
 stats: errors
 suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters
     reading.reading recording report showing.curves showing.documents showing.format
     showing.notebooks showing.site showing.words
 workload: batchfiles errors parameters records report
-engines.keeper: .link errors
+engines.keeper: .link .sharded errors
 engines.link:
 engines.llama: errors parameters
-engines.pool: .llama errors parameters
+engines.pool: .keeper .llama .sharded asked errors parameters
+engines.sharded: .link .llama addresses errors parameters
 providers: .ollama .openai .provider
 providers.connection: errors records
 providers.discover: .connection .provider .transport addresses errors parameters records
@@ -100,6 +103,8 @@ measure.slots: .lengths
 measure.strategies: .slots errors parameters records
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
+measure.wire: .attempt .dispatch .experiment .machine .strategies engines.llama engines.pool
+    engines.sharded asked errors parameters points progress recording records report workload
 reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
@@ -108,6 +113,7 @@ reading.order: .reading contention pacing records stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
+reading.wire: points records
 showing.charts: .documents .format .style .words reading.phases reading.reading reading.tables
     records stats
 showing.curves: .charts .documents .format .style .words contention parameters reading.reading
@@ -122,6 +128,7 @@ showing.page: .notebooks .words
 showing.site: .charts .documents .notebooks .page .style .words errors recording report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
+showing.wire: .format .style errors points reading.wire
 showing.words: .format .warnings contention reading.phases reading.reading reading.tables records
     stats
 """
