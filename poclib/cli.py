@@ -21,7 +21,7 @@ from .errors import ParameterError, PocError, ReportError, RunFailed
 from .measure.strategies import STRATEGIES, usual
 from .parameters import Parameters
 from .reading import compare, reading
-from .showing import documents, words
+from .showing import documents, served, words
 from .showing.format import safe
 
 if TYPE_CHECKING:
@@ -176,6 +176,21 @@ def sweep(file: Path, changes: Sequence[str]) -> None:
     suite.sweep(read_yaml(file, changes), file.name)
 
 
+@poc.command("serve-test")
+@click.argument("params", metavar="PARAMS", type=click.Path(path_type=Path))
+@_set
+@click.option("--resume", is_flag=True, help="Go on with a test that was stopped.")
+def serve_test(params: Path, changes: Sequence[str], resume: bool) -> None:
+    """Find how many requests a second the pool of PARAMS serves in time, and save every step.
+
+    Requests come at random moments that no answer delays. The section `serve` says what is in time
+    and how it is looked for (params/serve.yaml); --set serve.target_ms=1500 changes it.
+    """
+    from . import suite
+
+    suite.serve(read_yaml(params, changes) | {"resume": resume}, params.name)
+
+
 @poc.command()
 @click.argument("prompts", type=click.Path(path_type=Path))
 @click.option("-o", "answers", metavar="ANSWERS", type=click.Path(path_type=Path), required=True)
@@ -224,8 +239,10 @@ def show(name: str | None, as_json: bool) -> None:
         click.echo(documents.listing(documents.entries(passed_over=_pass_over)))
     elif as_json:
         click.echo(json.dumps(reading.read(name).headline.as_dict(), indent=1))
+    elif (one := reading.read(name)).report.question == "served":
+        click.echo(served.text(one.report))
     else:
-        click.echo(words.report_text(reading.read(name)))
+        click.echo(words.report_text(one))
 
 
 @poc.command()
@@ -337,7 +354,7 @@ def keep(source: str, target: str) -> None:
     else:
         paths = []
         for saved in (one.report for one in reading.experiment(source)):
-            folder = report.home("capacity", target) if saved.strategy == "capacity" else None
+            folder = report.home(saved.question, target) if saved.question else None
             named = saved.model_copy(update={"experiment": target})
             paths.append(recording.save(named, folder))
     for path in paths:

@@ -22,10 +22,11 @@ from .errors import ParameterError, PocError, RunFailed
 from .measure import batch as batches
 from .measure import experiment
 from .measure import sweep as sweeps
+from .measure.serve import Served
 from .measure.strategies import STRATEGIES, by_name, usual
 from .parameters import Parameters
 from .reading.reading import of
-from .showing import curves, documents, site, words
+from .showing import curves, documents, served, site, words
 from .showing import notebooks as publish
 from .showing.format import many, number, safe
 
@@ -179,6 +180,19 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         )
     if unread:
         raise RunFailed(unread[0])
+
+
+def serve(given: Mapping[str, Any], where: str) -> None:
+    """Find the rate that the pool of `given` serves in time, say so and save every step."""
+    wanted = Parameters.read({"strategy": "shared-queue", "serve": {}, **given}, where)
+    own = (
+        wanted.experiment if wanted.experiment.endswith("served") else f"{wanted.experiment}-served"
+    )
+    wanted = Parameters.read(wanted.model_dump() | {"experiment": own}, where)
+    with recording.only_one(report.root() / "data" / "runs", recording.COMMAND):
+        bar = experiment.bar(wanted.strategy)
+        saved = experiment.measure(wanted, bar, resume=wanted.resume, kind=Served)
+    click.echo(f"{served.text(saved)}\nThe steps are kept in {report.name(saved)}.jsonl.")
 
 
 def _execute(

@@ -59,10 +59,11 @@ progress:
 recording: errors records report
 records: parameters
 report: errors parameters records
+serving: parameters records stats
 stats: errors
-suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters
-    reading.reading recording report showing.curves showing.documents showing.format
-    showing.notebooks showing.site showing.words
+suite: errors measure.batch measure.experiment measure.serve measure.strategies measure.sweep
+    parameters reading.reading recording report showing.curves showing.documents showing.format
+    showing.notebooks showing.served showing.site showing.words
 workload: batchfiles errors parameters records report
 engines.keeper: .link errors
 engines.link:
@@ -96,6 +97,7 @@ measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
 measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
     providers recording records report workload
+measure.serve: .dispatch .lengths .run .strategies arrivals errors parameters records report serving
 measure.slots: .lengths
 measure.strategies: .slots errors parameters records
 measure.stub:
@@ -120,6 +122,7 @@ showing.format:
 showing.notebooks: errors report
 showing.peers: .format .style errors
 showing.routers: .format .words parameters reading.reading stats
+showing.served: .format .style .words parameters records serving
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats

@@ -161,8 +161,8 @@ def entries(
             found.append(Entry(Path(name).stem, read(name)))
         except PocError as error:
             passed_over(safe(str(error)))
-    # A report of capacity has levels, no rounds to judge.
-    judged = [entry for entry in found if entry.reading.report.strategy != "capacity"]
+    # A report of capacity, or of a rate that is served, has no rounds to judge.
+    judged = [entry for entry in found if not entry.reading.report.question]
     return sorted(judged, key=lambda entry: entry.reading.report.created, reverse=True)
 
 
