@@ -236,7 +236,7 @@ def show(name: str | None, as_json: bool) -> None:
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
     if name is None:
-        click.echo(documents.listing(documents.entries(passed_over=_pass_over)))
+        click.echo(documents.listing(documents.saved(_pass_over)))
     elif as_json:
         click.echo(json.dumps(reading.read(name).headline.as_dict(), indent=1))
     elif (one := reading.read(name)).report.question == "served":

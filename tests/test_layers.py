@@ -106,6 +106,7 @@ reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
 reading.headline: .belief .order .phases .reading contention pacing records report stats
+reading.many: .reading errors report stats
 reading.order: .reading contention pacing records stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
@@ -114,8 +115,8 @@ showing.charts: .documents .format .style .words reading.phases reading.reading 
     records stats
 showing.curves: .charts .documents .format .style .words contention parameters reading.reading
     records stats
-showing.documents: .format .warnings .words errors reading.compare reading.phases reading.reading
-    records report stats
+showing.documents: .format .warnings .words errors reading.compare reading.many reading.phases
+    reading.reading records report stats
 showing.explorer: .charts .documents .format .notebooks .style errors parameters reading.reading
     report
 showing.format:
@@ -126,8 +127,8 @@ showing.served: .format .style .words parameters records serving
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
-showing.words: .format .warnings contention reading.phases reading.reading reading.tables records
-    stats
+showing.words: .format .warnings contention reading.many reading.phases reading.reading
+    reading.tables records stats
 """
 
 
