@@ -325,6 +325,10 @@ case ${1:-} in
     exec jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
       --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb "$@" "$root/notebooks"
     ;;
+  sweep)
+    case " $* " in *' --cluster'*) install_extra cluster ;; esac
+    exec poc "$@"
+    ;;
   -*) exec poc "$@" ;;
   # No command of poc's has a dot or a colon in it; a host called by one word needs `run` before it.
   localhost | *.* | *:*) exec poc run "$@" ;;

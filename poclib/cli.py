@@ -164,16 +164,19 @@ def _examine(
 @poc.command()
 @click.argument("file", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
 @_set
-def sweep(file: Path, changes: Sequence[str]) -> None:
+@click.option("--cluster", metavar="ADDRESS", help="local:4, tcp://… or tls://… (docs/cluster.md).")
+def sweep(file: Path, changes: Sequence[str], cluster: str | None) -> None:
     """Run a grid of points, each with a report in data/runs/NAME/POINT/.
 
     The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it. Each
     point has its strategy's notebook too, unless the file names `notebooks` that read all points.
     Interrupted or run again, it goes on where it stopped and measures no finished point twice.
+    With --cluster the workers of a Dask cluster do it, a point each. A section `simulate` in place
+    of providers is a scenario: such points measure nothing.
     """
     from . import suite
 
-    suite.sweep(read_yaml(file, changes), file.name)
+    suite.sweep(read_yaml(file, changes), file.name, address=cluster)
 
 
 @poc.command("serve-test")

@@ -6,9 +6,10 @@ executed once for each strategy, and a page is made of each; every other noteboo
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -17,7 +18,7 @@ from typing import Any
 
 import click
 
-from . import recording, report
+from . import cluster, recording, report
 from .errors import ParameterError, PocError, RunFailed
 from .measure import batch as batches
 from .measure import experiment
@@ -26,6 +27,7 @@ from .measure.serve import Served
 from .measure.strategies import STRATEGIES, by_name, usual
 from .parameters import Parameters
 from .reading.reading import of
+from .records import Report
 from .showing import curves, documents, served, site, words
 from .showing import notebooks as publish
 from .showing.format import many, number, safe
@@ -125,11 +127,14 @@ def conclude(experiment: str, kernels: publish.Kernels) -> None:
     click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
 
 
-def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
+def sweep(
+    given: Mapping[str, Any], where: str, only: Sequence[str] = (), address: str | None = None
+) -> None:
     """Measure every point of the grid `given`, then run the notebooks that read all of them.
 
-    `where` names the file in messages. Raises `ParameterError` before anything is measured, and
-    `RunFailed` at the end where a point or a notebook failed.
+    `where` names the file in messages, `address` a cluster that does the work. Raises
+    `ParameterError` before anything is measured, and `RunFailed` at the end where a point or a
+    notebook failed.
     """
     points = [point for point in sweeps.points(given, where) if not only or point.strategy in only]
     if not points:
@@ -141,24 +146,41 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         for number, point in enumerate(points, start=1)
     }
 
-    def execute(point: sweeps.Point, target: Path) -> None:
+    def execute(point: sweeps.AnyPoint, target: Path) -> None:
         click.echo(shown[point.name], err=True)
-        # A point that was stopped in the middle goes on from its own file.
-        progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
-        experiment.measure(point.parameters, progress, resume=True, running=running)
-        if not readers:
+        if far or isinstance(point, sweeps.Simulated):
+            if not sweeps.complete(point, reports):
+                made = far.result(point) if far else cluster.work(point)
+                recording.put(made, reports / point.file)
+        else:
+            # A point that was stopped in the middle goes on from its own file.
+            progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
+            experiment.measure(point.parameters, progress, resume=True, running=running)
+        if not readers and isinstance(point, sweeps.Point):
             own = {"experiment": point.parameters.experiment}
             task(point.strategy).execute(target, kernels.one, **own)
 
+    def ordered() -> Iterator[sweeps.AnyPoint]:
+        """What is there first; on a cluster the others as they end."""
+        there = [any(sweeps.complete(p, at) for at in (folder / p.name, reports)) for p in points]
+        yield from (point for point, known in zip(points, there, strict=True) if known)
+        left = [point for point, known in zip(points, there, strict=True) if not known]
+        yield from far.ended(left) if far else left
+
     done, failed = list[sweeps.Outcome](), list[str]()
+    reports, far = report.root() / report.FOLDER, None
     with (
+        contextlib.ExitStack() as stack,
         recording.only_one(folder.parent, recording.COMMAND),
         experiment.SharedEngines() as shared,
         publish.Kernels() as kernels,  # which rest while a point is measured
     ):
         sweeps.write_summary(points, folder)
+        if address:
+            far = stack.enter_context(cluster.Cluster(address, points))
+            _say(f"Dask's own view of the work: {far.dashboard}.")
         try:
-            for outcome in sweeps.run(points, folder, execute):
+            for outcome in sweeps.run(ordered(), folder, execute):
                 done.append(outcome)
                 if outcome.before:
                     click.echo(f"{shown[outcome.point.name]}: done before", err=True)
@@ -171,8 +193,12 @@ def sweep(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> Non
         shared.close()
         unread = _execute(tasks(readers, []), folder, kernels, folder=f"data/runs/{folder.name}")
         page = write_site(kernels)
-    read = {one.point.label: of(one.report) if one.report else None for one in done}
-    click.echo(f"{curves.points_table(read)}\nOpen {page}")
+    if isinstance(points[0], sweeps.Simulated):
+        click.echo(f"{many(len(done) - len(failed), 'point')}. Open {page}")
+    else:
+        known = {one.point.label: one.report for one in done}
+        read = {name: of(one) if isinstance(one, Report) else None for name, one in known.items()}
+        click.echo(f"{curves.points_table(read)}\nOpen {page}")
     if failed:
         raise RunFailed(
             f"{len(failed)} of {len(points)} points failed: {failed[0]} "
@@ -239,6 +265,7 @@ def write_site(kernels: publish.Kernels) -> Path:
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
             paths = sorted((folder / point).glob("*.json*"))
+            paths = [path for path in paths if not report.simulated(path)]
             entries = documents.entries(paths, pass_over)
             rows += [_row(entry, groups, folder.name, point, label) for entry in entries]
     return site.site(report.root() / "site", groups, rows).relative_to(report.root())
