@@ -21,14 +21,14 @@ from . import __version__, recording, report
 from .errors import ParameterError, PocError, RunFailed
 from .measure import experiment
 from .measure.beside import host
-from .measure.sweep import Point, Simulated
+from .measure.sweep import AnyPoint, Point, Simulated
 from .workload import texts
 
 MEASURE = "measure"
 CONNECT_S = 10
 
 
-def work(point: Point | Simulated, code: str = "") -> bytes:
+def work(point: AnyPoint, code: str = "") -> bytes:
     """What the file of a point is to hold. On a worker `code` is that of who asks for it."""
     if code and code != report.code():
         raise RunFailed("a worker that joined later has another poclib; update it and go on.")
@@ -53,65 +53,64 @@ class Cluster(ExitStack):
     need.
     """
 
-    def __init__(self, address: str, points: Sequence[Point | Simulated]) -> None:
+    def __init__(self, address: str, points: Sequence[AnyPoint]) -> None:
         super().__init__()
         if not util.find_spec("distributed"):
             raise ParameterError("--cluster needs more packages: pip install 'poclib[cluster]'.")
+        self.results: dict[str, Any] = {}
+        self.measuring = any(isinstance(point, Point) for point in points)
+        try:
+            self.client = self._opened(address)
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _opened(self, address: str) -> Any:
         from distributed import Client, LocalCluster
 
-        measuring = any(isinstance(point, Point) for point in points)
-        self.results: dict[str, Any] = {}
-        place: Any = address
         scheme, _, rest = address.partition(":")
-        if scheme == "local":
-            if not rest.isdecimal() or not 1 <= int(rest) <= 1024:
-                raise ParameterError(f"--cluster {address}: write local:4 for four workers.")
+        place: Any = address
+        if scheme == "local" and rest.isdecimal() and 0 < int(rest) <= 1024:
             # On one machine points that measure come one after the other, so one does it.
-            given: dict[str, Any] = {"n_workers": 1 if measuring else int(rest)}
-            given |= {"threads_per_worker": 1, "resources": {MEASURE: 1}}
-            place = LocalCluster(**given, dashboard_address="127.0.0.1:8787")
-            self.enter_context(place)
+            count, offer = (1, {MEASURE: 1}) if self.measuring else (int(rest), None)
+            given = {"threads_per_worker": 1, "dashboard_address": "127.0.0.1:8787"}
+            place = self.enter_context(LocalCluster(n_workers=count, resources=offer, **given))
         elif scheme not in ("tcp", "tls"):
             raise ParameterError(f"--cluster {address}: write local:4, tcp://… or tls://….")
         try:
-            self.client = self.enter_context(Client(place, timeout=CONNECT_S, set_as_default=False))
+            return self.enter_context(Client(place, timeout=CONNECT_S, set_as_default=False))
         except (OSError, TypeError, ValueError) as error:
             raise RunFailed(
                 f"--cluster {address}: no scheduler can be used there ({error}); start one, and "
                 "for tls:// name its certificates to Dask (docs/cluster.md)."
             ) from None
-        try:
-            self._check(measuring)
-        except BaseException:
-            self.close()
-            raise
 
-    def _check(self, measuring: bool) -> None:
+    def _check(self) -> None:
         """Raise `RunFailed` unless all workers are there, and are what this side is."""
         workers: dict[str, Any] = self.client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
             raise RunFailed("the cluster has no worker; start one: dask worker SCHEDULER.")
         told = self.client.get_versions(packages=["poclib"])
         codes = self.client.run(report.code, on_error="return")
+        here = _known(told["client"], report.code()) | {"poclib": __version__}
         for address in workers:
-            for what, mine, its in (
-                ("Python", *(_python(one) for one in (told["client"], told["workers"][address]))),
-                ("poclib", __version__, told["workers"][address]["packages"].get("poclib")),
-                ("source of poclib", report.code()[:8], str(codes.get(address))[:8]),
-            ):
-                if mine != its:
-                    raise RunFailed(
-                        f"worker {workers[address].get('name', '')} at {address} has another "
-                        f"{what} ({its or 'none'}, here {mine}); give all the same, then go on."
-                    )
-        offering = [one["host"] for one in workers.values() if one["resources"].get(MEASURE)]
-        if measuring and not offering:
-            offer = f'--resources "{MEASURE}=1"'
-            raise RunFailed(f"no worker may measure; start one a machine with {offer}.")
-        if measuring and (twice := [name for name, n in Counter(offering).items() if n > 1]):
+            its = _known(told["workers"][address], codes.get(address))
+            if other := [
+                f"{what} {its[what]}, here {here[what]}" for what in here if its[what] != here[what]
+            ]:
+                raise RunFailed(f"the worker at {address} has {other[0]}; give all the same first.")
+        if not self.measuring:
+            return
+        offering = Counter(one["host"] for one in workers.values() if one["resources"].get(MEASURE))
+        if not offering:
             raise RunFailed(
-                f"{twice[0]} has several workers that measure, and would disturb itself; start it "
-                f"with one: --nworkers 1."
+                f'no worker may measure; start one a machine with --resources "{MEASURE}=1".'
+            )
+        if max(offering.values()) > 1:
+            raise RunFailed(
+                f"{max(offering, key=offering.__getitem__)} has several workers that measure, and "
+                "they would disturb each other; start one there: --nworkers 1."
             )
 
     @property
@@ -120,14 +119,14 @@ class Cluster(ExitStack):
         link: str = self.client.dashboard_link
         return link if util.find_spec("bokeh") else f"{link} (it needs bokeh beside the scheduler)"
 
-    def ended(self, points: Sequence[Point | Simulated]) -> Iterator[Point | Simulated]:
+    def ended(self, points: Sequence[AnyPoint]) -> Iterator[AnyPoint]:
         """Each point once its result is here, in the order in which they end.
 
         What a worker that dies was at is given to another; stopped, all that is under way is left.
         """
         from distributed import as_completed
 
-        waiting, running, busy = list(points), dict[Any, Point | Simulated](), set[str]()
+        waiting, running, busy = list(points), dict[Any, AnyPoint](), set[str]()
         queue = as_completed()
         try:
             while waiting or running:
@@ -148,7 +147,7 @@ class Cluster(ExitStack):
         finally:
             self.client.cancel(list(running))
 
-    def _submitted(self, point: Point | Simulated) -> Any:
+    def _submitted(self, point: AnyPoint) -> Any:
         needs = None
         if isinstance(point, Point):
             needs, p = {MEASURE: 1}, point.parameters  # a file of prompts is here, not there
@@ -157,7 +156,7 @@ class Cluster(ExitStack):
         key = f"{point.sweep}-{point.name}-{secrets.token_hex(4)}"
         return self.client.submit(work, point, report.code(), key=key, resources=needs)
 
-    def result(self, point: Point | Simulated) -> bytes:
+    def result(self, point: AnyPoint) -> bytes:
         """What a point that has ended gave. Raises its error."""
         from distributed import KilledWorker
 
@@ -173,11 +172,14 @@ class Cluster(ExitStack):
             ) from None
 
 
-def _python(told: Any) -> str:
-    return ".".join(str(told["host"]["python"]).split(".")[:2])
+def _known(told: Any, code: object) -> dict[str, str]:
+    """What of Python and poclib must be the same on every side."""
+    python = ".".join(str(told["host"]["python"]).split(".")[:2])
+    packages = told["packages"]
+    return {"python": python, "poclib": str(packages.get("poclib")), "source": str(code)[:8]}
 
 
-def _servers(point: Point | Simulated) -> set[str]:
+def _servers(point: AnyPoint) -> set[str]:
     """The machines whose servers a point asks, of which no other may ask meanwhile."""
     if isinstance(point, Simulated):
         return set()

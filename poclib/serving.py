@@ -1,4 +1,4 @@
-"""How many requests a second a pool can serve in time: decisions only, no report and no clock.
+"""How many requests a second a pool can serve in time: decisions only.
 
 A step offers one rate to the pool. The knee is the highest rate of which the wanted share was
 answered within the target, counted from the moment each request was due, not from when it was sent:
@@ -23,8 +23,8 @@ _NEVER_MS = 1e15
 class Step(NamedTuple):
     """What became of `count` requests that came at `rate_per_s`; `in_time` is a share of them.
 
-    Quantiles of the time to answer are of all that came: None where too few did for a claim, or
-    too few were answered. `longest_ms` is of those that were.
+    Quantiles of the time to answer are of all that came, so None where too few were answered or
+    came for a claim; `longest_ms` is of those that were answered.
     """
 
     rate_per_s: float
@@ -49,24 +49,21 @@ def step(arm: Arm, target_ms: float) -> Step | None:
     waits_ms = [_NEVER_MS] * len(arm.due_ms)
     for row in arm.requests:
         if row.outcome == "ok" and row.marks.end_ms is not None:
-            waits_ms[row.prompt] = min(
-                waits_ms[row.prompt], row.marks.end_ms - arm.due_ms[row.prompt]
-            )
-    known = {
-        key: ms if ms and ms < _NEVER_MS / 1e3 else None
-        for key, ms in stats.quantiles(waits_ms).items()
-    }
-    answered = [ms for ms in waits_ms if ms < _NEVER_MS]
+            waited_ms = row.marks.end_ms - arm.due_ms[row.prompt]
+            waits_ms[row.prompt] = min(waits_ms[row.prompt], waited_ms)
+    cuts = stats.quantiles(waits_ms)
+    p50_ms, p95_ms = (ms if (ms := cuts[key]) and ms < 1e9 else None for key in ("p50", "p95"))
+    answered = [ms for ms in waits_ms if ms < 1e9]
     in_time = sum(ms <= target_ms for ms in waits_ms) / len(waits_ms)
     counts = arm.rate_per_s, len(waits_ms), len(answered), len(arm.refused), in_time
-    return Step(*counts, known["p50"], known["p95"], max(answered, default=None))
+    return Step(*counts, p50_ms, p95_ms, max(answered, default=None))
 
 
 def bounds(steps: Sequence[Step], share: float) -> tuple[float | None, float | None]:
     """The knee, and the lowest rate above it that was too much; None where none was."""
     knee = max((one.rate_per_s for one in steps if one.in_time >= share), default=None)
-    above = [one.rate_per_s for one in steps if one.in_time < share]
-    return knee, min((rate for rate in above if rate > (knee or 0.0)), default=None)
+    above = [one.rate_per_s for one in steps if one.rate_per_s > (knee or 0.0)]
+    return knee, min(above, default=None)
 
 
 def next_rate(steps: Sequence[Step], wanted: Serve, first_per_s: float) -> float | None:
@@ -78,5 +75,5 @@ def next_rate(steps: Sequence[Step], wanted: Serve, first_per_s: float) -> float
     if len(steps) >= wanted.steps:
         return None
     if knee is None or above is None:
-        return first_per_s if not steps else 2 * knee if knee else (above or first_per_s) / 2
+        return 2 * knee if knee else above / 2 if above else first_per_s
     return None if above <= CLOSE * knee else sqrt(knee * above)

@@ -33,10 +33,11 @@ FOLDERS: dict[str, set[str]] = {
     "reading": {""},
     "showing": {"", "reading"},
 }
-ON_TOP = {"__init__", "__main__", "cli", "firstuse", "suite"}  # they join the two halves
+ON_TOP = {"__init__", "__main__", "cli", "cluster", "firstuse", "suite"}  # they join the two halves
 FREE = {"__init__", "cli"}  # of every room
 # Heavy libraries, and the only folders and rooms that may load them.
 ONLY_IN = {
+    "distributed": {"cluster"},
     "matplotlib": {"showing"},
     "pandas": {"reading", "showing", "cli"},
     "papermill": {"showing.notebooks"},
@@ -50,6 +51,7 @@ __main__: cli
 addresses: errors
 arrivals: errors
 batchfiles: errors
+cluster: errors measure.beside measure.experiment measure.sweep recording report workload
 contention: records stats
 errors:
 firstuse: errors parameters providers.discover report showing.format
@@ -61,9 +63,9 @@ records: parameters
 report: errors parameters records
 serving: parameters records stats
 stats: errors
-suite: errors measure.batch measure.experiment measure.serve measure.strategies measure.sweep
-    parameters reading.reading recording report showing.curves showing.documents showing.format
-    showing.notebooks showing.served showing.site showing.words
+suite: cluster errors measure.batch measure.experiment measure.serve measure.strategies
+    measure.sweep parameters reading.reading recording records report showing.curves
+    showing.documents showing.format showing.notebooks showing.served showing.site showing.words
 workload: batchfiles errors parameters records report
 engines.keeper: .link errors
 engines.link:

@@ -1,7 +1,7 @@
-"""The headline rows of many reports at once, kept beside them so that each is read only once.
+"""The headline rows of many reports, kept beside them so that each is read only once.
 
-The file `.headlines.json` holds each row with its report's time and size, and a digest of poclib:
-computed anew is what was changed, and everything by another poclib. Damaged or missing, it is made.
+`.headlines.json` holds each row with its report's time and size, and a digest of poclib: anew is
+computed what was changed, and everything by another poclib. Where it is damaged, it is made anew.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     more: dict[str, str | float | bool | None] = {}
 
 
-Kept = tuple[str, dict[str, tuple[int, int, Summary]]]  # by whom; time, size and row of each file
+Rows = dict[str, tuple[int, int, Summary]]  # by file: when it was changed, its size, its row
 
 
 def summary(name: str, reading: Reading) -> Summary:
@@ -70,14 +70,13 @@ def summary(name: str, reading: Reading) -> Summary:
 
 
 def summaries(
-    paths: Iterable[Path], home: Path, passed_over: Callable[[str], Any] = lambda _: None
+    paths: Iterable[Path], home: Path, passed_over: Callable[[str], Any]
 ) -> dict[Path, Summary]:
     """The row of each readable file, kept in `home`; an unreadable one is told to `passed_over`."""
-    by, before = "", dict[str, tuple[int, int, Summary]]()
+    by, before, found = "", Rows(), dict[Path, Summary]()
     with contextlib.suppress(OSError, ValueError, RecursionError):  # none, or damaged
-        by, before = msgspec.json.decode((home / KEPT).read_bytes(), type=Kept)
-    before = before if by == files.code() else {}
-    now, found = dict(before), dict[Path, Summary]()
+        by, before = msgspec.json.decode((home / KEPT).read_bytes(), type=tuple[str, Rows])
+    now = dict(before) if by == files.code() else {}
     try:
         for path in paths:
             with contextlib.suppress(OSError):  # it went meanwhile
@@ -91,16 +90,12 @@ def summaries(
                 found[path] = now[key][2]
     finally:
         if now != before:
-            _keep(home / KEPT, {key: row for key, row in now.items() if (home / key).exists()})
+            there = {key: row for key, row in now.items() if (home / key).exists()}
+            partial = home / f"{KEPT}.{os.getpid()}.partial"
+            with contextlib.suppress(OSError):  # where nothing can be written, nothing is kept
+                partial.write_bytes(msgspec.json.encode((files.code(), there)))
+                partial.replace(home / KEPT)
     return found
-
-
-def _keep(path: Path, rows: dict[str, tuple[int, int, Summary]]) -> None:
-    """Whole or not at all; where nothing can be written, nothing is kept."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with contextlib.suppress(OSError):
-        partial.write_bytes(msgspec.json.encode((files.code(), rows)))
-        partial.replace(path)
 
 
 def _read(path: Path) -> Summary:
@@ -109,7 +104,7 @@ def _read(path: Path) -> Summary:
     return summary(path.stem, of(files.load_file(path)))
 
 
-def _plain(fields: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def _plain(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in fields.items():
         if isinstance(value, Mapping):
             yield from _plain(value, f"{before}{key}.")
@@ -120,7 +115,7 @@ def _plain(fields: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, A
 def read_many(
     pattern: str = "data/reports/*.json*", passed_over: Callable[[str], Any] = print
 ) -> pd.DataFrame:
-    """A row for each report whose file fits the glob `pattern`, in order of name; NA for unknown.
+    """A row for each report whose file fits the glob `pattern`, by name; NA for what is unknown.
 
     A pattern that is not absolute begins at the project's folder; `**` stands for any folders.
     """
@@ -137,12 +132,6 @@ def read_many(
         ratio, more = fields.pop("overhead_ratio"), fields.pop("more")
         fields["providers"] = ", ".join(one.name for one in row.providers)
         fields |= {"ratio": ratio.median, "ratio_low": ratio.low, "ratio_high": ratio.high}
-        rows.append(
-            {
-                "file": f"{shown}/{path.relative_to(home).as_posix()}",
-                **fields,
-                "rounds": ratio.rounds,
-                **more,
-            }
-        )
+        file = f"{shown}/{path.relative_to(home).as_posix()}"
+        rows.append({"file": file, **fields, "rounds": ratio.rounds, **more})
     return pd.DataFrame(rows).convert_dtypes()
