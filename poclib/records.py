@@ -349,7 +349,7 @@ class Report(Record):
     @property
     def question(self) -> str:
         """What it is of, if not of rounds: levels of capacity, or rates that are served."""
-        served = self.parameters and self.parameters.serve
+        served = self.parameters and self.parameters.serve and not self.rounds
         return "capacity" if self.strategy == "capacity" else "served" if served else ""
 
     @property

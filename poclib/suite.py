@@ -160,12 +160,12 @@ def sweep(
             own = {"experiment": point.parameters.experiment}
             task(point.strategy).execute(target, kernels.one, **own)
 
-    def ordered() -> Iterator[sweeps.AnyPoint]:
-        """What is there first; on a cluster the others as they end."""
+    def ended(far: cluster.Cluster) -> Iterator[sweeps.AnyPoint]:
+        """What is there first, then the others as they end."""
         there = [any(sweeps.complete(p, at) for at in (folder / p.name, reports)) for p in points]
         yield from (point for point, known in zip(points, there, strict=True) if known)
-        left = [point for point, known in zip(points, there, strict=True) if not known]
-        yield from far.ended(left) if far else left
+        left = (point for point, known in zip(points, there, strict=True) if not known)
+        yield from far.ended([*left])
 
     done, failed = list[sweeps.Outcome](), list[str]()
     reports, far = report.root() / report.FOLDER, None
@@ -180,7 +180,7 @@ def sweep(
             far = stack.enter_context(cluster.Cluster(address, points))
             _say(f"Dask's own view of the work: {far.dashboard}.")
         try:
-            for outcome in sweeps.run(ordered(), folder, execute):
+            for outcome in sweeps.run(ended(far) if far else points, folder, execute):
                 done.append(outcome)
                 if outcome.before:
                     click.echo(f"{shown[outcome.point.name]}: done before", err=True)
@@ -210,11 +210,10 @@ def sweep(
 
 def serve(given: Mapping[str, Any], where: str) -> None:
     """Find the rate that the pool of `given` serves in time, say so and save every step."""
-    wanted = Parameters.read({"strategy": "shared-queue", "serve": {}, **given}, where)
-    own = (
-        wanted.experiment if wanted.experiment.endswith("served") else f"{wanted.experiment}-served"
-    )
-    wanted = Parameters.read(wanted.model_dump() | {"experiment": own}, where)
+    # A name of its own: it never replaces what the same file's runs are saved as.
+    name = f"{str(given.get('experiment', 'pool')).removesuffix('served').rstrip('-')}-served"
+    values = {"strategy": "shared-queue", "serve": {}, **given, "experiment": name.lstrip("-")}
+    wanted = Parameters.read(values, where)
     with recording.only_one(report.root() / "data" / "runs", recording.COMMAND):
         bar = experiment.bar(wanted.strategy)
         saved = experiment.measure(wanted, bar, resume=wanted.resume, kind=Served)

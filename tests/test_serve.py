@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ from typing import Any
 import pytest
 from test_experiment import on_a_fake_clock as on_a_fake_clock
 
-from poclib import arrivals, report, serving
+from poclib import arrivals, cli, recording, report, serving
 from poclib.errors import Rejected, RunFailed
+from poclib.measure import experiment
 from poclib.measure.attempt import Rules
 from poclib.measure.dispatch import run_arm
 from poclib.measure.experiment import measure
@@ -181,3 +184,44 @@ def test_a_pool_that_never_is_in_time_is_told(tmp_path: Path, on_a_fake_clock: N
     given = GIVEN | {"serve": {"target_ms": 50, "requests": 72, "steps": 3}}
     saved = measure(Parameters.read(given), folder=tmp_path, pool=pool(), kind=Served)
     assert served.finding(saved).startswith("shared-queue answered 95 % within 50.0 ms at no rate")
+
+
+def test_the_command_never_replaces_a_run_and_show_lists_no_test(
+    tmp_path: Path, on_a_fake_clock: None, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    (tmp_path / "data" / "reports").mkdir(parents=True)
+    monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
+    params = tmp_path / "mine.yaml"
+    providers = [
+        {"name": name, "kind": "llama-server", "url": "http://10.0.0.1"} for name in ("one", "two")
+    ]
+    params.write_text(json.dumps(GIVEN | {"experiment": "mine", "providers": providers}))
+    monkeypatch.setattr(
+        experiment, "open_pool", lambda *_: contextlib.nullcontext([(one, {}) for one in pool()])
+    )
+    cli.main(["serve-test", str(params), "--set", "serve.steps=3"])
+    told = capsys.readouterr().out
+    assert "requests a second" in told and "kept in mine-served-shared-queue.jsonl" in told
+    assert len(served.steps(report.load("mine-served-shared-queue"))) == 3
+    cli.main(["show"])
+    assert "No report is saved yet" in capsys.readouterr().out
+    cli.main(["show", "mine-served-shared-queue"])
+    assert capsys.readouterr().out.strip() in told
+    cli.main(["keep", "mine-served", "sample"])
+    kept = report.load("data/reports/served/sample-shared-queue.jsonl")
+    assert kept.question == "served" and "10.0.0.1" not in recording.text(kept).decode()
+
+
+def test_the_chart_says_the_knee(tmp_path: Path, on_a_fake_clock: None) -> None:
+    import matplotlib.pyplot as plt
+
+    saved = measure(Parameters.read(GIVEN), folder=tmp_path, pool=pool(), kind=Served)
+    figure, both = plt.subplots(2, 1)
+    served.draw(*both, saved)
+    knee, _ = serving.bounds(served.steps(saved), 0.95)
+    texts = [text.get_text() for ax in both for text in ax.texts]
+    assert served.finding(saved) in both[0].get_label()
+    assert f"knee: {knee:.2f} a second" in texts and "target 400 ms" in texts
+    drawn = max(line.get_ydata().max() for line in both[1].lines if len(line.get_ydata()) > 2)
+    assert drawn == pytest.approx(max(s.p95_ms or 0 for s in served.steps(saved)) / 1000)
+    plt.close(figure)
