@@ -264,6 +264,7 @@ run_tests() {
   if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
   fi
+  install_extra cluster # without it its tests are passed over
   check ruff check .
   check ruff format --check .
   check mypy

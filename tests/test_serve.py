@@ -169,15 +169,27 @@ def test_the_knee_of_a_known_pool(tmp_path: Path, on_a_fake_clock: None) -> None
 
 
 def test_a_stopped_test_goes_on_from_its_whole_steps(tmp_path: Path, on_a_fake_clock: None) -> None:
-    short = Parameters.read(GIVEN | {"run_limit_s": 45})
-    with pytest.raises(RunFailed, match="run_limit_s"):
-        measure(short, folder=tmp_path, pool=pool(), kind=Served)
+    slow = [fake.Provider("one", 100), fake.Provider("two", 200, script=[None] * 150 + ["hang"])]
+    with pytest.raises(RunFailed, match="run_limit_s"):  # in a step that a request holds up
+        limit = {"run_limit_s": 60, "first_token_timeout_s": 900, "request_timeout_s": 900}
+        given = Parameters.read(GIVEN | limit)
+        measure(given, folder=tmp_path, pool=slow, kind=Served)
     left = report.load(tmp_path / "runs" / "served-shared-queue.jsonl")
     before = [arm.due_ms for arm in left.preparation if arm.rate_per_s]
     assert before and not left.complete and not report.names(tmp_path)
-    whole = measure(Parameters.read(GIVEN), folder=tmp_path, pool=pool(), resume=True, kind=Served)
+    given = Parameters.read(GIVEN | limit | {"run_limit_s": 900})
+    whole = measure(given, folder=tmp_path, pool=pool(), resume=True, kind=Served)
     after = [arm.due_ms for arm in whole.preparation if arm.rate_per_s]
     assert whole.complete and after[: len(before)] == before and len(after) > len(before)
+
+
+def test_where_no_step_fits_any_more_it_ends_with_what_is_known(
+    tmp_path: Path, on_a_fake_clock: None
+) -> None:
+    short = Parameters.read(GIVEN | {"run_limit_s": 40})
+    saved = measure(short, folder=tmp_path, pool=pool(), kind=Served)
+    assert saved.complete and 1 <= len(served.steps(saved)) < 5
+    assert saved.notes == ["the time (run_limit_s) ended it after this many steps."]
 
 
 def test_a_pool_that_never_is_in_time_is_told(tmp_path: Path, on_a_fake_clock: None) -> None:

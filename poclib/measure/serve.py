@@ -20,6 +20,9 @@ from .lengths import Fresh, Lengths
 from .run import Run
 from .strategies import by_name
 
+# So many times as long as its requests take to come must be left for one more step.
+MARGIN = 1.5
+
 
 class Coming(Fresh):
     """Prompts that come at `due`, each in its turn; one that finds `limit` waiting is `refused`."""
@@ -68,12 +71,16 @@ class Served(Run):
             rate_per_s = serving.next_rate(steps, self.wanted, first_per_s)
             if rate_per_s is None:
                 break
+            left_s = (self.rules.deadline_ms - self.clock()) / 1000
+            if steps and left_s < MARGIN * self.wanted.requests / rate_per_s:
+                self.report.notes.append("the time (run_limit_s) ended it after this many steps.")
+                break
             await self._step(rate_per_s)
         self.report.notes.extend(await self.changed(self.senders))
         self.progress("done", self._done, self._done)
 
     async def _step(self, rate_per_s: float) -> None:
-        """Offer one rate. Raises `RunFailed` where the time is over."""
+        """Offer one rate. Raises `RunFailed` where the time ends in it."""
         p, count, refused = self.parameters, self.wanted.requests, list[int]()
         names, turn = self.asked_by(p.strategy), f"{rate_per_s:.4g} per s"
         limits, live = self._limits(p.strategy, names)
