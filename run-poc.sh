@@ -324,7 +324,8 @@ case ${1:-} in
     mkdir -p "$settings"
     printf '%s\n' "$LAB_SETTINGS" >"$settings/overrides.json"
     exec jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
-      --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb "$@" "$root/notebooks"
+      --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb \
+      --LabApp.extra_labextensions_path="$root/lab" "$@" "$root/notebooks"
     ;;
   sweep)
     case " $* " in *' --cluster'*) install_extra cluster ;; esac

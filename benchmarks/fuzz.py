@@ -199,11 +199,9 @@ def reports(folder: Path) -> tuple[list[bytes], Target]:
         reading = of(found)
         headline = reading.headline
         tables.overhead(reading)
-        said = [words.report_text(reading), words.opening(reading)]
-        said += [words.bottom_line(reading), words.cost(reading)]
-        said += [words.checks(reading), words.rows_text(reading)]
+        said = [words.report_text(reading), words.answer(reading), words.reasons(reading)]
+        said += [words.trust([reading]), words.cost(reading), words.checks(reading)]
         said += [words.breakdown_text([headline]), words.comparison_text([headline])]
-        said += documents.published_claims(reading)
         said.append(documents.phase_0_result([reading]))
         printable("\n".join(said))
 

@@ -1,9 +1,4 @@
-"""Addresses: which are of this machine or a private network, and what people type for one.
-
-Pure, but for `own_address`, which asks the system and sends nothing.
-"""
-
-from __future__ import annotations
+"""Addresses: which are of this machine or a private network, and what people type for one."""
 
 import contextlib
 import ipaddress
@@ -16,14 +11,13 @@ from .errors import ParameterError
 # Where Ollama, llama-server and vLLM listen if nobody says otherwise.
 USUAL_PORTS = (11434, 8080, 8000)
 _NETWORKS = "127.0.0.0/8 10.0.0.0/8 172.16.0.0/12 192.168.0.0/16 169.254.0.0/16 "
-_NETWORKS += "::1/128 fc00::/7 fe80::/10"
-PRIVATE = [ipaddress.ip_network(network) for network in _NETWORKS.split()]
+PRIVATE = [*map(ipaddress.ip_network, f"{_NETWORKS} ::1/128 fc00::/7 fe80::/10".split())]
 # RFC 6598: shared by carriers, for their customers' routers, and meshes such as Tailscale.
 SHARED = ipaddress.ip_network("100.64.0.0/10")
 
 
 def own_address(address: str) -> str | None:
-    """This machine's own address on the way to an IP address; None where there is no way."""
+    """This machine's own address on the way to an IP address, if any. Nothing is sent."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as asked:
         asked.connect((address, 9))  # of a datagram's socket: that chooses the way, no more
@@ -40,8 +34,7 @@ def is_private(address: str) -> bool:
     ip = _ip(address)
     if ip not in SHARED:
         return any(ip in network for network in PRIVATE)
-    mine = own_address(address)
-    return mine is not None and _ip(mine) in SHARED
+    return (mine := own_address(address)) is not None and _ip(mine) in SHARED
 
 
 def is_own(address: str) -> bool:
@@ -63,10 +56,7 @@ def is_one(word: str) -> bool:
 
 
 def urls(word: str) -> list[str]:
-    """Where the server may be that `word` names: at its port, or else at the usual ones.
-
-    Raises `ParameterError`.
-    """
+    """Where the server `word` may be: its port, or the usual ones. Raises `ParameterError`."""
     bare, colons = "://" not in word, word.count(":")
     alone = f"[{word}]" if colons > 1 and "[" not in word else word  # of an IPv6 address
     base = re.sub(r"(/v1|/api)?/*$", "", f"http://{alone}" if bare else word)

@@ -5,8 +5,6 @@ its only one; a .jsonl or .json as texts, or as objects with a `prompt`, or a `b
 batch, which `vllm run-batch` takes too.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import json
@@ -25,30 +23,25 @@ WAYS = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}  # by `
 # What is told of an answer, in columns or keys beside those of its prompt.
 TOLD = ("answer", "error", "provider", "finish_reason", "output_tokens", "wall_ms")
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
+ESCAPED = str.maketrans({"\\": "\\\\", "\n": "\\n", "\r": "\\r"})  # in a file of lines
 Fields = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """A row of a file of prompts as it stands there, and what it asks for.
-
-    `api` is the way in which it wants to be asked, `dropped` what of its body nobody carries.
-    """
+    """A row of a file of prompts as it stands there, and what it asks for."""
 
     line: int
     fields: Fields
     text: str
     messages: list[dict[str, str]] | None = None
     options: Fields | None = None
-    api: str | None = None
-    dropped: tuple[str, ...] = ()
+    api: str | None = None  # the way in which it wants to be asked
+    dropped: tuple[str, ...] = ()  # what of its body nobody carries
 
 
 def rows(path: Path, column: str = "prompt", bodies: bool = False) -> Iterator[Row]:
-    """Every row in turn; those of OpenAI's batch only where `bodies` are wanted.
-
-    Raises `ParameterError` where the file cannot be read, or a row is none.
-    """
-    kind, line = path.suffix.lower(), 0
+    """Every row in turn; OpenAI's batch only with `bodies`. Raises `ParameterError`."""
+    kind, line, column = path.suffix.lower(), 0, column.strip()
     try:
         if not path.is_file():  # no device: it may never end
             raise OSError
@@ -56,14 +49,14 @@ def rows(path: Path, column: str = "prompt", bodies: bool = False) -> Iterator[R
             wide = start.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         newline = "" if kind in (".csv", ".tsv") else None
         with path.open(encoding="utf-16" if wide else "utf-8-sig", newline=newline) as file:
-            for line, value in _values(file, kind, column.strip().lower()):
+            for line, value in _values(file, kind, column.lower()):
                 value = json.loads(value) if kind == ".jsonl" else value
-                if bodies and isinstance(value, dict) and isinstance(value.get("body"), dict):
-                    yield _of_batch(line, value)
-                    continue
                 fields = value if isinstance(value, dict) else {column: value}
-                names = {key.strip().lower(): key for key in fields}
-                yield Row(line, fields, fields[names[column.strip().lower()]] + "")
+                if bodies and isinstance(fields.get("body"), dict):
+                    yield _of_batch(line, fields)
+                else:
+                    names = {key.strip().lower(): key for key in fields}
+                    yield Row(line, fields, fields[names[column.lower()]] + "")
     except (OSError, UnicodeError):
         raise ParameterError(
             f"prompts: cannot read {str(path)[:200]!r} as a text file; is it there, in UTF-8?"
@@ -84,9 +77,8 @@ def _values(file: IO[str], kind: str, column: str) -> Iterator[tuple[int, Any]]:
         yield from enumerate([*found] if isinstance(found, list) else [None], start=1)
         return
     if kind not in (".csv", ".tsv"):
-        for number, line in enumerate(_lines(file), start=1):
-            if line.strip():
-                yield number, line.strip()
+        lines = enumerate(map(str.strip, _lines(file)), start=1)
+        yield from ((number, line) for number, line in lines if line)
         return
     separators = "\t" if kind == ".tsv" else ",;\t"  # whatever parts its columns
     for separator in separators:
@@ -130,8 +122,8 @@ def _of_batch(number: int, fields: Fields) -> Row:
         options["max_tokens"] = most
     if isinstance(options.get("stop"), str):
         options["stop"] = [options["stop"]]
-    left = {key: body[key] for key in sorted(body.keys() - CARRIED - OURS)}
-    dropped = tuple(key for key, value in left.items() if value and (key, value) != ("n", 1))
+    left = sorted(body.keys() - CARRIED - OURS)
+    dropped = tuple(key for key in left if body[key] and (key, body[key]) != ("n", 1))
     return Row(number, fields, text, messages, options, api, dropped)
 
 
@@ -144,18 +136,16 @@ def _message(given: Fields) -> dict[str, str]:
 
 
 def write(file: IO[str], kind: str, answered: Iterable[tuple[Fields, Fields]]) -> None:
-    """Write rows, each with what is known of its answer, as a file of that kind holds prompts.
-
-    Where a column or key has the name of one that is added, that one's is longer.
-    """
+    """Write rows, each with what is known of its answer, as a file of that kind holds prompts."""
     table: Any = None
     for number, (fields, known) in enumerate(answered):
+        # Where a column or key has the name of one that is added, that one's is longer.
         longer = {key: "_" * sum(name.rstrip("_") == key for name in fields) for key in TOLD}
         row = fields | {key + longer[key]: known[key] for key in TOLD}
         if kind in (".csv", ".tsv"):
             if table is None:
-                separator = "\t" if kind == ".tsv" else ","
-                table = csv.DictWriter(file, list(row), delimiter=separator, lineterminator="\n")
+                dialect = "excel-tab" if kind == ".tsv" else "excel"
+                table = csv.DictWriter(file, list(row), dialect=dialect, lineterminator="\n")
                 table.writeheader()
             table.writerow(row)
         elif kind:
@@ -164,9 +154,7 @@ def write(file: IO[str], kind: str, answered: Iterable[tuple[Fields, Fields]]) -
             file.write(f"{start}{json.dumps(row, ensure_ascii=False)}{end}")
         else:
             text = f"[failed: {known['error']}]" if known["error"] else known["answer"]
-            for sign, written in (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r")):
-                text = text.replace(sign, written)
-            file.write(f"{text}\n")
+            file.write(text.translate(ESCAPED) + "\n")
     file.write("\n]\n" if kind == ".json" else "")
 
 

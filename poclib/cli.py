@@ -5,14 +5,12 @@ Errors of ours come out as one line on standard error; exit codes: 0 done or PAS
 2 INCONCLUSIVE, 3 an error that a person can mend, 130 interrupted.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,9 +22,7 @@ from .reading import compare, reading
 from .showing import documents, served, words
 from .showing.format import safe
 
-if TYPE_CHECKING:
-    from .reading.reading import Reading
-
+Words = Sequence[str]
 # What a server does that is to be sent nothing ahead.
 SUFFERS = ("thrashes", "refuses")
 GATE_EXIT = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 2}
@@ -59,17 +55,14 @@ def poc() -> None:
 
 
 _pool = click.argument("pool", metavar="PARAMS|ADDRESS...", nargs=-1, required=True)
-_model = click.option(
-    "--model", "models", multiple=True, help="Of addresses: once for all, or for each."
-)
+_once = "Of addresses: once for all, or for each."
+_model = click.option("--model", "models", multiple=True, help=_once)
 _report = click.argument("name", metavar="REPORT")
-_set = click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change one parameter: rounds=3, or a provider's: remote.link.round_trip_ms=40 (repeat).",
-)
+_all = click.option("--all", "every", is_flag=True, help="Print every warning, not three.")
+_how = "Change one parameter: rounds=3, or a provider's: remote.link.round_trip_ms=40 (repeat)."
+_set = click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help=_how)
+_path = click.Path(path_type=Path)
+_strategies = click.Choice(list(STRATEGIES))
 
 
 @poc.command()
@@ -77,9 +70,7 @@ _set = click.option(
 @_set
 @_model
 @click.option("--capacity", is_flag=True, help="Find how many requests each should hold, too.")
-def doctor(
-    pool: Sequence[str], changes: Sequence[str], models: Sequence[str], capacity: bool
-) -> None:
+def doctor(pool: Words, changes: Words, models: Words, capacity: bool) -> None:
     """Say of each provider whether it answers, how fast, and what gain to expect.
 
     PARAMS is a YAML file such as params/two-machines.yaml. Nothing measured is saved, but with
@@ -93,17 +84,10 @@ def doctor(
 @_pool
 @_set
 @_model
-@click.option(
-    "--only", multiple=True, type=click.Choice(list(STRATEGIES)), help="Only this one (repeat)."
-)
+@click.option("--only", multiple=True, type=_strategies, help="Only this one (repeat).")
 @click.option("--resume", is_flag=True, help="Go on with a run that was stopped.")
-def run(
-    pool: Sequence[str],
-    changes: Sequence[str],
-    models: Sequence[str],
-    only: Sequence[str],
-    resume: bool,
-) -> None:
+@_all
+def run(pool: Words, changes: Words, models: Words, only: Words, resume: bool, every: bool) -> None:
     """Measure every strategy on PARAMS, save reports and pages, print the verdict.
 
     A file with a section `sweep` is measured as by `poc sweep`. At an ADDRESS (http://host:port,
@@ -117,12 +101,12 @@ def run(
     if found:
         _examine(given, file.name, only=only)
     if "sweep" in given:
-        return suite.sweep(given, file.name, only)
+        return suite.sweep(given, file.name, only, every)
     given.pop("live", None)  # a notebook's own
-    suite.run(given, file.name, only)
+    suite.run(given, file.name, only, every)
 
 
-def _file(pool: Sequence[str], changes: Sequence[str], models: Sequence[str]) -> tuple[Path, bool]:
+def _file(pool: Words, changes: Words, models: Words) -> tuple[Path, bool]:
     """The file of parameters that is meant, and whether it is of servers at addresses."""
     if len(pool) == 1 and (Path(pool[0]).exists() or not addresses.is_one(pool[0])):
         return Path(pool[0]), False
@@ -132,9 +116,7 @@ def _file(pool: Sequence[str], changes: Sequence[str], models: Sequence[str]) ->
     return firstuse.file_of(pool, models, public), True
 
 
-def _examine(
-    given: dict[str, Any], where: str, capacity: bool = False, only: Sequence[str] = ()
-) -> None:
+def _examine(given: dict[str, Any], where: str, capacity: bool = False, only: Words = ()) -> None:
     from .measure import experiment
 
     given = {key: given[key] for key in given if key != "sweep"}  # its points share the pool
@@ -152,20 +134,19 @@ def _examine(
         from .showing import curves
 
         saved = recording.save(run.report.model_copy(update={"strategy": "capacity"}))
-        settings = " ".join(
-            f"--set {name}.capacity={one.capacity}"
-            + (f" --set {name}.queues=false" if one.behaviour in SUFFERS else "")
-            for name, one in found.items()
-        )
+        settings = ""
+        for name, one in found.items():
+            settings += f" --set {name}.capacity={one.capacity}"
+            settings += f" --set {name}.queues=false" if one.behaviour in SUFFERS else ""
         click.echo(curves.capacity_text(report.load(saved.stem)))
-        click.echo(f"To use these capacities: {settings}\nThe levels are kept in {saved.name}.")
+        click.echo(f"To use these capacities:{settings}\nThe levels are kept in {saved.name}.")
 
 
 @poc.command()
-@click.argument("file", metavar="SWEEP.yaml", type=click.Path(path_type=Path))
+@click.argument("file", metavar="SWEEP.yaml", type=_path)
 @_set
 @click.option("--cluster", metavar="ADDRESS", help="local:4, tcp://… or tls://… (docs/cluster.md).")
-def sweep(file: Path, changes: Sequence[str], cluster: str | None) -> None:
+def sweep(file: Path, changes: Words, cluster: str | None) -> None:
     """Run a grid of points, each with a report in data/runs/NAME/POINT/.
 
     The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it. Each
@@ -195,14 +176,14 @@ def serve_test(params: Path, changes: Sequence[str], resume: bool) -> None:
 
 
 @poc.command()
-@click.argument("prompts", type=click.Path(path_type=Path))
-@click.option("-o", "answers", metavar="ANSWERS", type=click.Path(path_type=Path), required=True)
-@click.option("--params", type=click.Path(path_type=Path), required=True, help="Names the pool.")
+@click.argument("prompts", type=_path)
+@click.option("-o", "answers", metavar="ANSWERS", type=_path, required=True)
+@click.option("--params", type=_path, required=True, help="Names the pool.")
 @_set
 @click.option("--strategy", metavar="NAME", help="Not the one that last won on this pool.")
 @click.option("--column", default="prompt", show_default=True, help="The prompts' column or key.")
 @click.option("--again", is_flag=True, help="Answer all anew; what ANSWERS holds is replaced.")
-def batch(params: Path, changes: Sequence[str], **words: Any) -> None:
+def batch(params: Path, changes: Words, **words: Any) -> None:
     """Have the prompts of a file answered by the pool of PARAMS, and keep the answers in order.
 
     PROMPTS is one of these, and ANSWERS becomes the same:
@@ -233,7 +214,8 @@ def batch(params: Path, changes: Sequence[str], **words: Any) -> None:
 @poc.command()
 @click.argument("name", metavar="REPORT", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print every derived number as JSON.")
-def show(name: str | None, as_json: bool) -> None:
+@_all
+def show(name: str | None, as_json: bool, every: bool) -> None:
     """Print the derived numbers of REPORT: a name in data/reports, or a file.
 
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
@@ -245,23 +227,25 @@ def show(name: str | None, as_json: bool) -> None:
     elif (one := reading.read(name)).report.question == "served":
         click.echo(served.text(one.report))
     else:
-        click.echo(words.report_text(one))
+        click.echo(words.report_text(one, every))
 
 
 @poc.command()
 @_report
-def gate(name: str) -> None:
+@_all
+def gate(name: str, every: bool) -> None:
     """Print the verdict of REPORT; exit 0 for PASS, 1 for FAIL, 2 for INCONCLUSIVE."""
     one = reading.read(name)
-    click.echo(words.failures([one.headline]) + words.verdict_text([one]))
+    click.echo(words.failures([one.headline]) + words.verdict_text([one], every))
     sys.exit(GATE_EXIT[one.headline.verdict])
 
 
 @poc.command()
 @_report
-@click.option("--params", type=click.Path(path_type=Path), help="A file that has the addresses.")
+@click.option("--params", type=_path, help="A file that has the addresses.")
 @_set
-def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
+@_all
+def rerun(name: str, params: Path | None, changes: Words, every: bool) -> None:
     """Measure the experiment of REPORT again, from its report alone: do the two agree?
 
     The same parameters, prompts, seed and order. A report holds no address, so servers of your
@@ -275,14 +259,15 @@ def rerun(name: str, params: Path | None, changes: Sequence[str]) -> None:
     wanted = experiment.again(first.report, given, parameters.changes(changes))
     second = reading.of(experiment.measure(wanted, experiment.bar(report.name(first.report))))
     click.echo(documents.agreement(first, second))
-    _warn([first, second], ["the first", "the second"])
+    _warn([first, second], ["the first", "the second"], every)
     sys.exit(0 if compare.between(first, second).agrees else 1)
 
 
 @poc.command("compare")
 @click.argument("names", metavar="REPORT...", nargs=-1, required=True)
 @click.option("--anyway", is_flag=True, help="Show unlike experiments side by side, too.")
-def compare_command(names: Sequence[str], anyway: bool) -> None:
+@_all
+def compare_command(names: Words, anyway: bool, every: bool) -> None:
     """Show several reports side by side, the others over the first; unlike ones only --anyway."""
     readings = [reading.read(name) for name in names]
     labels = [one.headline.report for one in readings]
@@ -290,7 +275,7 @@ def compare_command(names: Sequence[str], anyway: bool) -> None:
     if differing and not anyway:
         raise ReportError(documents.refusal(differing))
     click.echo(documents.side_by_side(readings))
-    _warn(readings, labels)
+    _warn(readings, labels, every)
     click.echo(f"\n{documents.differences(differing, labels)}")
 
 
@@ -307,13 +292,22 @@ def ruler_command() -> None:
 
 
 @poc.command("publish")
-def publish_command() -> None:
+@click.option(
+    "--one-file",
+    "one",
+    metavar="[EXPERIMENT|PAGE]",
+    is_flag=False,
+    flag_value="",
+    help="Also write one file with its pictures in it, to be sent; without a word the newest.",
+)
+@click.option("-o", "file", metavar="FILE", type=click.Path(path_type=Path), help="That file.")
+def publish_command(one: str | None, file: Path | None) -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""
     from . import suite
     from .showing import notebooks
 
     with notebooks.Kernels() as kernels:
-        click.echo(f"Open {suite.write_site(kernels)}")
+        click.echo(f"Open {suite.write_site(kernels, '' if file and not one else one, file)}")
 
 
 @poc.command()
@@ -331,8 +325,8 @@ def refresh() -> None:
             click.echo(notebook.name)
             suite.Task(notebook, notebook.name).renew(notebook, kernel)
     samples = reading.experiment("sample")
-    documents.write(documents.phase_0_result(samples))
-    picture, readme = report.root() / "docs" / "phase-0.png", report.root() / "README.md"
+    documents.write(documents.phase_0_result(samples, documents.PICTURE))
+    picture, readme = report.root() / documents.PICTURE, report.root() / "README.md"
     charts.save_ratios([one.headline for one in samples], picture)
     readme.write_text(documents.readme(readme.read_text("utf-8"), samples), "utf-8")
 
@@ -350,34 +344,29 @@ def keep(source: str, target: str) -> None:
         raise ParameterError(f"{target[:70]!r} is no name for reports: use letters and digits.")
     from .measure.sweep import summary
 
-    points = report.root() / "data" / "runs" / source
+    points, paths = report.root() / "data" / "runs" / source, list[Path]()
     if summary(points):
         kept = [one.report for one in reading.within(points)]
         paths = recording.keep_only(kept, report.root() / report.FOLDER / target)
     else:
-        paths = []
         for saved in (one.report for one in reading.experiment(source)):
             folder = report.home(saved.question, target) if saved.question else None
-            named = saved.model_copy(update={"experiment": target})
-            paths.append(recording.save(named, folder))
+            paths.append(recording.save(saved.model_copy(update={"experiment": target}), folder))
     for path in paths:
         click.echo(path.name)
 
 
-def _warn(readings: Sequence[Reading], names: Sequence[str]) -> None:
-    for warning in words.beside(readings, names):
-        click.echo(f"warning: {warning}")
+def _warn(readings: Sequence[reading.Reading], names: Words, every: bool) -> None:
+    for line in words.few([f"warning: {it}" for it in words.beside(readings, names)], every):
+        click.echo(line)
 
 
 def _pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def read_yaml(path: Path, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML file of parameters, with `KEY=VALUE` changes on top.
-
-    Raises `ParameterError` naming the file, and the line where the YAML is wrong.
-    """
+def read_yaml(path: Path, changes: Words = ()) -> dict[str, Any]:
+    """A YAML file of parameters, with `KEY=VALUE` changes on top. Raises `ParameterError`."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):

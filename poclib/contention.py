@@ -5,8 +5,6 @@ A level is one arm with so many requests in flight. From one level to the next a
 *shares* (it stays, but each request takes the server longer), *thrashes* (it falls), or *refuses*.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -14,7 +12,7 @@ from math import inf
 from typing import Literal
 
 from .records import Arm, Request
-from .stats import mean, median
+from .stats import known, mean, median
 
 Behaviour = Literal["batches", "queues", "shares", "thrashes", "refuses", "undisturbed"]
 # Throughput against that of one request alone; between them the difference may be noise.
@@ -33,21 +31,17 @@ REFUSALS = (429, 503)
 
 @dataclass(frozen=True)
 class Level:
-    """Requests of one provider with at most `in_flight` at once; means, None where unknown.
-
-    `tokens_per_s` counts every token that came, also of requests that were cut; `spread` is half
-    the range of its parts, as a share. `queue_ms` is what the server says of its own queue.
-    """
+    """Requests of one provider with at most `in_flight` at once; means, None where unknown."""
 
     in_flight: int
     answered: int
     refused: int
-    tokens_per_s: float | None
+    tokens_per_s: float | None  # of every token that came, also of requests that were cut
     request_ms: float | None
     server_ms: float | None
     ttft_ms: float | None
-    queue_ms: float | None = None
-    spread: float = 0.0
+    queue_ms: float | None = None  # as the server says of its own queue
+    spread: float = 0.0  # half the range of the parts of `tokens_per_s`, as a share
 
     @property
     def full(self) -> bool:
@@ -106,7 +100,7 @@ def _steady(rows: Sequence[Request], in_flight: int) -> tuple[float, float] | No
 
     None where less than `in_flight` answers came in this time. Its parts hold as many answers each.
     """
-    starts = sorted(row.marks.start_ms for row in rows if row.marks.start_ms is not None)
+    starts = sorted(known(row.marks.start_ms for row in rows))
     if len(starts) <= in_flight:
         return None
     full_ms, last_ms = starts[in_flight - 1], starts[-1]
@@ -152,10 +146,7 @@ def levels(arms: Sequence[Arm], provider: str) -> list[Level]:
 
 
 def best_of(levels: Sequence[Level]) -> list[Level]:
-    """The levels, lowest first; of those that were measured twice the better one.
-
-    What disturbs a machine only ever makes it slower, so that one is nearer to the truth.
-    """
+    """The levels, lowest first; of those measured twice the better, as disturbance only slows."""
     best = {level.in_flight: level for level in sorted(levels, key=_rate)}
     return [best[in_flight] for in_flight in sorted(best)]
 
@@ -200,19 +191,18 @@ def conclude(levels: Sequence[Level]) -> Found:
     That is the smallest level that none with more in flight clearly beats, among those without a
     refusal or a queue of the server's own.
     """
+
+    def beats(higher: Level, lower: Level) -> bool:  # by more than spread or a small gain explain
+        least = _rate(higher) * (1 - higher.spread)
+        return ENOUGH * least > _rate(lower) * (1 + lower.spread)
+
     seen = [behaviour(level, levels[0]) for level in levels[1:]]
     order: tuple[Behaviour, ...] = ("refuses", "batches", "thrashes", "shares", "queues")
     named: Behaviour = next((kind for kind in order if kind in seen), "undisturbed")
     held = [level for level in levels if not (level.refused or level.full)] or [levels[0]]
-    while any(_beats(higher, held[0]) for higher in held[1:]):
+    while any(beats(higher, held[0]) for higher in held[1:]):
         del held[0]
     return Found(named, held[0].in_flight, tuple(levels))
-
-
-def _beats(higher: Level, lower: Level) -> bool:
-    """Whether it gives clearly more: what neither their spread nor a small gain explains."""
-    least = _rate(higher) * (1 - higher.spread)
-    return ENOUGH * least > _rate(lower) * (1 + lower.spread)
 
 
 def _rate(level: Level) -> float:

@@ -8,8 +8,6 @@ PocError
 A message says what happened, where (file, key, provider), and what to do next.
 """
 
-from __future__ import annotations
-
 
 class PocError(Exception):
     """Something a person can mend: the command line prints it and exits with `exit_code`."""
@@ -36,13 +34,11 @@ class FolderHeld(ReportError):
 class ProviderError(PocError):
     """One provider failed; `provider` is its name, never its address.
 
-    `status` is the HTTP status, where there was one, and `retry_after_s` what the server
-    asked for. `temporary` says whether the same request may succeed a moment later,
-    `elsewhere` whether another provider may answer it.
+    `status` is of HTTP; `retry_after_s` is what the server asked for. `temporary`: the same request
+    may succeed a moment later; `elsewhere`: another provider may answer it.
     """
 
-    temporary = True
-    elsewhere = True
+    temporary = elsewhere = True
 
     def __init__(
         self,
@@ -52,9 +48,7 @@ class ProviderError(PocError):
         retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.provider = provider
-        self.status = status
-        self.retry_after_s = retry_after_s
+        self.provider, self.status, self.retry_after_s = provider, status, retry_after_s
 
 
 class Unreachable(ProviderError):

@@ -3,8 +3,6 @@
 Asks on a terminal what only a person knows; elsewhere it says which word would tell it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools
@@ -54,9 +52,7 @@ def file_of(words: Sequence[str], models: Sequence[str] = (), public: bool = Fal
     urls = Counter(one.url for one in servers)
     problems = [one for one in looked if isinstance(one, str)]
     problems += [f"{url} was given twice." for url, count in urls.items() if count > 1]
-    chosen: list[str | None] = []
-    if not problems:
-        chosen, problems = _chosen(servers, models)
+    chosen, problems = ([], problems) if problems else _chosen(servers, models)
     if len(problems) > 1:
         click.echo("\n".join(f"  {safe(problem)}" for problem in problems), err=True)
         problems = [f"{len(problems)} problems, each with what to do, stand above."]
@@ -87,7 +83,10 @@ def _chosen(servers: Sequence[Found], given: Sequence[str]) -> tuple[list[str | 
             return [], [f"all have several models; choose one: --model {' or '.join(common[:9])}"]
         if len(common) > 1:
             common = [click.prompt("Which model", common[0], type=click.Choice(common), err=True)]
-        given = common or [_nearest(servers)]
+        # Else what most have; one of Ollama's if there are any, as these can be fetched.
+        ollamas = [server for server in servers if server.kind == "ollama"]
+        held = Counter(_key(name) for server in ollamas or servers for name in server.models)
+        given = common or [name for name, _ in held.most_common(1)] or ["llama3.2:1b"]
     if len(given) not in (0, 1, len(servers)):
         return [], ["give --model once for all addresses, or once for each, in their order."]
     asked = [None] * len(servers) if not given else [*given] * (len(servers) // len(given))
@@ -105,13 +104,6 @@ def _chosen(servers: Sequence[Found], given: Sequence[str]) -> tuple[list[str | 
 def _key(name: str) -> str:
     """Equal for what is one model's name at several servers."""
     return name.lower().removesuffix(":latest")
-
-
-def _nearest(servers: Sequence[Found]) -> str:
-    """The model that most have; one of Ollama's if there are any, as these can be fetched."""
-    ollamas = [server for server in servers if server.kind == "ollama"]
-    names = Counter(_key(name) for server in ollamas or servers for name in server.models)
-    return names.most_common(1)[0][0] if names else "llama3.2:1b"
 
 
 def _role(server: Found) -> str:

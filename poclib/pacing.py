@@ -1,7 +1,5 @@
 """How long an arm took, and how many rounds are enough; asked before, during and after a run."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -34,14 +32,11 @@ def length(row: Request) -> int | None:
 
 
 class Span:
-    """From the first dispatch of an arm to its last answer, row by row as they come.
-
-    `tokens` counts the tokens of its answers; None once the length of one is unknown.
-    """
+    """From the first dispatch of an arm to its last answer, row by row as they come."""
 
     def __init__(self, rows: Sequence[Request] = ()) -> None:
         self.answered: set[int] = set()
-        self.tokens: int | None = 0
+        self.tokens: int | None = 0  # None once the length of one is unknown
         self._start_ms, self._end_ms = math.inf, -math.inf
         for row in rows:
             self.add(row)
@@ -79,18 +74,14 @@ def arm_tokens(arm: Arm) -> int | None:
 
 
 def unlike_lengths(counts: Sequence[tuple[int | None, int | None]], band: float) -> bool:
-    """Whether the two arms' tokens, all of them known, differ by more than the band in some round.
-
-    Then the times per token decide in every round.
-    """
+    """Whether the arms' tokens, if all are known, differ in some round by more than the band."""
     known = [(a, b) for a, b in counts if a and b]
     return len(known) == len(counts) and any(max(a, b) > (1 + band) * min(a, b) for a, b in known)
 
 
 def ratios(rounds: Sequence[tuple[Measured, Measured]], band: float) -> list[float]:
     """The ratio of (strategy, baseline) of every round, per token where lengths are unlike."""
-    counts = [(strategy[1], baseline[1]) for strategy, baseline in rounds]
-    per_token = unlike_lengths(counts, band)
+    per_token = unlike_lengths([(ours, base) for (_, ours), (_, base) in rounds], band)
     return [
         ours_ms / base_ms * ((base or 1) / (ours or 1) if per_token else 1)
         for (ours_ms, ours), (base_ms, base) in rounds
@@ -100,9 +91,8 @@ def ratios(rounds: Sequence[tuple[Measured, Measured]], band: float) -> list[flo
 def narrow(ratios: Sequence[float], band: float) -> bool:
     """Whether the interval is within the band to both sides of its middle.
 
-    Judged by width alone and never by where it lies, so that stopping there favours no claim.
-    Even so, an interval that was looked at after every round holds about 90 % at the least, not
-    95 % (`benchmarks/interval_coverage.py`).
+    Width alone decides, so that stopping there favours no claim. Looked at after every round, an
+    interval holds about 90 % at the least, not 95 % (`benchmarks/interval_coverage.py`).
     """
     if len(ratios) < LEAST:
         return False
@@ -114,13 +104,12 @@ def narrow(ratios: Sequence[float], band: float) -> bool:
 class Power:
     """Rounds that tell a ratio from the gate, and from `one`, in four experiments of five.
 
-    None: more than anybody would wait for, or a ratio within the band, which no number of rounds
-    tells from 1. `noise` is the spread of the logarithm of one round's ratio.
+    None: over `MOST`, or for a ratio within the band, which no number of rounds tells from 1.
     """
 
     gate: int | None
     one: int | None
-    noise: float
+    noise: float  # the spread of the logarithm of one round's ratio
 
 
 def power(ratio: float, noise: float, gate: float, band: float) -> Power:
@@ -131,22 +120,19 @@ def power(ratio: float, noise: float, gate: float, band: float) -> Power:
 
 
 def rounds_for(distance: float, noise: float, beyond: float = 0.0) -> int | None:
-    """The fewest rounds, 2 or more, whose interval reaches no farther than `distance`.
+    """The fewest rounds, 2 to `MOST`, whose interval reaches no farther than `distance`, if any.
 
-    `distance` and `noise` are of logarithms; `beyond` is the standard errors of a median to
-    spare. None where that takes more than `MOST`.
+    `distance` and `noise` are of logarithms; `beyond`: standard errors of a median to spare.
     """
-    for n in range(2, MOST + 1):
-        if (stats.reach(n) + beyond * math.sqrt(math.pi / 2 / n)) * noise <= distance:
-            return n
-    return None
+    margins = ((n, beyond * math.sqrt(math.pi / 2 / n)) for n in range(2, MOST + 1))
+    return next((n for n, more in margins if (stats.reach(n) + more) * noise <= distance), None)
 
 
 def noise(calibrated: Mapping[str, Sequence[Request]], prompts: int) -> float | None:
     """The spread of one round's ratio, supposing that requests vary as they did in calibration.
 
-    Each arm adds up `prompts` requests, so it spreads less than one request by the root of
-    their number. Drift and contention come on top: a lower bound, and a rough one.
+    An arm's spread is a request's over the root of their number. Rough, and a lower bound: drift
+    and contention come on top.
     """
     logs = [[math.log(row.wall_ms) for row in rows if row.wall_ms] for rows in calibrated.values()]
     spreads = [stdev(walls) for walls in logs if len(walls) >= 3]
@@ -154,10 +140,7 @@ def noise(calibrated: Mapping[str, Sequence[Request]], prompts: int) -> float | 
 
 
 def foretold(ratios: Sequence[float], noise: float | None, band: float) -> int | None:
-    """How many rounds `rounds: auto` will take, by its own rounds, else by calibration's `noise`.
-
-    None where nothing is known yet, or where it is more than `MOST`.
-    """
+    """The rounds of `rounds: auto`, by its own, else by `noise`; None if unknown or over `MOST`."""
     if len(ratios) >= 3:
         noise = stdev(map(math.log, ratios))
     need = None if noise is None else rounds_for(math.log1p(band), noise)

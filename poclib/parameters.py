@@ -7,13 +7,11 @@ A dotted key means the same everywhere (`--set`, sweeps, charts):
     speed, link.round_trip_ms               a setting of every provider
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -89,7 +87,7 @@ class ProviderSettings(Asked):
         return given if known else {**given, "kind": "auto"}
 
     @model_validator(mode="after")
-    def _kind_and_keys_agree(self) -> ProviderSettings:
+    def _kind_and_keys_agree(self) -> Self:
         if self.kind == "embedded" and self.url is not None:
             raise ValueError("an embedded provider is started here: leave out url")
         if self.kind in ("ollama", "openai") and not self.model:
@@ -113,14 +111,10 @@ class ProviderSettings(Asked):
 
 
 class Strike(Asked):
-    """A death on purpose: in every arm of the strategy, one embedded provider's link is cut.
-
-    It comes once the share `after` of the prompts is answered (never at 1), and is mended when
-    the arm is over.
-    """
+    """A death on purpose: an embedded provider's link is cut until an arm of the strategy ends."""
 
     provider: Name
-    after: Annotated[float, Field(ge=0, le=1)] = 0.5
+    after: Annotated[float, Field(ge=0, le=1)] = 0.5  # this share of the answers; never at 1
 
 
 class Serve(Asked):
@@ -181,7 +175,7 @@ class Parameters(Asked):
     resume: bool = Field(default=False, exclude=True)
 
     @model_validator(mode="after")
-    def _names_are_sound(self) -> Parameters:
+    def _names_are_sound(self) -> Self:
         names = [p.name for p in self.providers]
         if len(set(names)) < len(names):
             raise ValueError(f"provider names must differ, found {', '.join(names)}")
@@ -191,9 +185,8 @@ class Parameters(Asked):
         if len(routers) > 1:
             raise ValueError(f"a run measures one router, found {', '.join(routers)}")
         behind = {name for p in self.providers for name in p.router_of or ()}
-        if no_machine := behind - (set(names) - set(routers)):
-            told = "names what is no machine of the file"
-            raise ValueError(f"router_of {told}: {', '.join(sorted(no_machine))}")
+        if strange := ", ".join(sorted(behind - (set(names) - set(routers)))):
+            raise ValueError(f"router_of names what is no machine of the file: {strange}")
         linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
         if self.strike and (self.strike.provider not in linked or len(names) < 2):
             raise ValueError(
@@ -213,7 +206,7 @@ class Parameters(Asked):
         return allowed if isinstance(allowed, bool) else provider in allowed
 
     @classmethod
-    def read(cls, values: dict[str, Any], where: str = "parameters") -> Parameters:
+    def read(cls, values: dict[str, Any], where: str = "parameters") -> Self:
         """Validate `values`. Raises `ParameterError` that names `where` and the key."""
         try:
             parameters = cls.model_validate(values)
@@ -221,21 +214,17 @@ class Parameters(Asked):
         except ValidationError as error:
             raise ParameterError(f"{where}: {explain(error, cls)}") from None
         except ValueError:
-            raise ParameterError(
-                f"{where}: a text in it could not be saved and read back, such as half of a "
-                "surrogate pair; remove it."
-            ) from None
+            what = "a text could not be saved and read back, such as half of a surrogate pair"
+            raise ParameterError(f"{where}: {what}; remove it.") from None
         # Not a validator of the record: a saved report's settings have no address on purpose.
         for p in parameters.providers:
             if p.kind != "embedded" and not p.url:
-                raise ParameterError(
-                    f"{where}: provider {p.name} (kind {p.kind}) needs a url, "
-                    "such as http://192.168.1.20:11434."
-                )
+                what = f"provider {p.name} (kind {p.kind}) needs a url"
+                raise ParameterError(f"{where}: {what}, such as http://192.168.1.20:11434.")
         return parameters
 
     @classmethod
-    def pick(cls, namespace: dict[str, Any], **fixed: Any) -> Parameters:
+    def pick(cls, namespace: dict[str, Any], **fixed: Any) -> Self:
         """The parameters among a notebook's `globals()`, with `fixed` ones on top."""
         found = {key: namespace[key] for key in cls.model_fields if key in namespace}
         return cls.read({**found, **fixed}, "the notebook's parameters")
@@ -276,10 +265,7 @@ _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")}
 
 
 def values(text: str, where: str) -> Any:
-    """What a YAML text holds: data only, no code in it is run.
-
-    Raises `ParameterError` that says `where`, and the line where the YAML is wrong.
-    """
+    """What a YAML text holds: data, never code. Raises `ParameterError` with `where` and line."""
     try:
         root = yaml.compose(text, Loader=_Loader)
         return None if root is None else _value(root)
@@ -304,7 +290,12 @@ def _value(node: Any) -> Any:
     if node.tag not in _TAGS:
         raise _wrong(node, "a tag (!) is not read; remove it")
     if isinstance(node, yaml.ScalarNode):
-        return node.value if node.style else _word(node.value)
+        if node.style:
+            return node.value
+        # As JSON takes it; so `010`, `1:30`, `no` and 2026-01-02 are texts, as in YAML 1.2.
+        with contextlib.suppress(ValueError):
+            return json.loads(node.value.lower())
+        return None if node.value in ("", "~") else node.value
     if isinstance(node, yaml.SequenceNode):
         return [_value(item) for item in node.value]
     pairs: dict[str, Any] = {}
@@ -321,15 +312,6 @@ def _wrong(place: Any, problem: str) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
-def _word(text: str) -> Any:
-    """What JSON takes it for; so `010`, `1:30`, `no` and 2026-01-02 are texts, as in YAML 1.2."""
-    if text in ("", "~"):
-        return None
-    with contextlib.suppress(ValueError):
-        return json.loads(text.lower())
-    return text
-
-
 def changes(given: Sequence[str]) -> dict[str, Any]:
     """Each `KEY=VALUE` of `--set` as its key and its value. Raises `ParameterError`."""
     found = {}
@@ -342,10 +324,7 @@ def changes(given: Sequence[str]) -> dict[str, Any]:
 
 
 def put(parameters: dict[str, Any], key: str, value: Any, before: str = "--set ") -> None:
-    """Set the value of a dotted `key`; see the top of this file.
-
-    Raises `ParameterError`, with `before` in front of the key, where it is no key.
-    """
+    """Set the value of a dotted `key`. Raises `ParameterError`, with `before` before the key."""
     names = [*_named(parameters)]
     places, path = _places(parameters, key)
     if not places:
@@ -385,5 +364,5 @@ def _places(parameters: Mapping[str, Any], key: str) -> tuple[list[Any], list[st
 def _named(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The providers by name, as far as they were written as they should be."""
     given = parameters.get("providers")
-    listed = [p for p in given if isinstance(p, dict)] if isinstance(given, list) else []
-    return {p["name"]: p for p in listed if isinstance(p.get("name"), str)}
+    listed = given if isinstance(given, list) else []
+    return {p["name"]: p for p in listed if isinstance(p, dict) and isinstance(p.get("name"), str)}

@@ -1,7 +1,5 @@
 """How far a run is: a bar in a terminal or notebook, whole lines in a log file."""
 
-from __future__ import annotations
-
 import sys
 import time
 from typing import Any, Protocol
@@ -32,13 +30,12 @@ class Lines(tqdm):  # type: ignore[type-arg]
 
 def bar(title: str) -> Progress:
     """Progress on standard error, or under the cell: round, arm, requests done, time left."""
-    shown: tqdm[Any] | None = None
+    shown: Any = None
 
     def update(stage: str, done: int, total: int) -> None:
         nonlocal shown
         text = f"{title}: {stage}"
-        if shown is None:  # only once there is something to show
-            shown = _opened(text, done, total)
+        shown = _opened(text, done, total) if shown is None else shown
         shown.total = total
         shown.set_description_str(text, refresh=False)
         shown.update(done - shown.n)
@@ -50,7 +47,7 @@ def bar(title: str) -> Progress:
     return update
 
 
-def _opened(text: str, done: int, total: int) -> tqdm[Any]:
+def _opened(text: str, done: int, total: int) -> Any:
     # Arms differ in speed: the mean over all of them (`smoothing`) is steadier.
     given: dict[str, Any] = {"desc": text, "initial": done, "total": total, "smoothing": 0}
     given |= {"bar_format": f"{{desc}} |{{bar}}| {FORMAT}", "mininterval": 0.2, "miniters": 0}
@@ -60,6 +57,5 @@ def _opened(text: str, done: int, total: int) -> tqdm[Any]:
 
         return under_the_cell(**given)
     given |= {"file": sys.stderr, "leave": False}
-    if sys.stderr.isatty():
-        return tqdm(**given, dynamic_ncols=True)
-    return Lines(**given | {"bar_format": f"{{desc}}: {FORMAT}", "mininterval": QUIET_S})
+    log = {"bar_format": f"{{desc}}: {FORMAT}", "mininterval": QUIET_S}
+    return tqdm(**given, dynamic_ncols=True) if sys.stderr.isatty() else Lines(**given | log)

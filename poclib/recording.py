@@ -3,8 +3,6 @@
 `report` describes the format, and reads it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import io
@@ -14,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -29,10 +27,9 @@ _PLAIN = {str, int, bool, type(None)}  # what stands in a file as it is
 
 @contextlib.contextmanager
 def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
-    """Hold `folder` for one run, or what else `lock` stands for there.
+    """Hold `folder` for one run, or what else `lock` stands for, until the process ends at most.
 
-    The system lets go of the lock when its process ends, however that is. Raises `FolderHeld`
-    where another run holds it.
+    Raises `FolderHeld` where another run holds it.
     """
     path = folder / lock
     with explained(folder.name, "written"):
@@ -61,12 +58,11 @@ class ReportFile:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path
-        self.bytes = 0
+        self.path, self.bytes = path, 0
         self._file: io.RawIOBase | None = None
 
     @contextlib.contextmanager
-    def open(self, again: bool = False) -> Iterator[ReportFile]:
+    def open(self, again: bool = False) -> Iterator[Self]:
         """Begin the file anew, or go on with it `again`, while the block runs."""
         assert self.path is not None
         with explained(self.path.name, "written"):
@@ -116,10 +112,7 @@ def as_bytes(line: Mapping[str, Any]) -> bytes:
 
 
 def _rounded(value: Any, key: str = "") -> Any:
-    """The same structure, with times (`*_ms`) to the microsecond and None for no finite number.
-
-    Of a row, only what is known.
-    """
+    """As `value`, with times (`*_ms`) to the microsecond; of rows what is known; of NaN None."""
     kind = type(value)
     if kind is float:
         if key[-3:] == "_ms" and -1e12 < value < 1e12:
@@ -134,14 +127,11 @@ def _rounded(value: Any, key: str = "") -> Any:
 
 
 def header(report: Report) -> dict[str, Any]:
-    """A report's first line: what was asked for, without addresses, keys and names of files.
-
-    Prompts' texts are in it only where the parameters ask for that.
-    """
+    """A report's first line: what was asked for, without addresses, keys and names of files."""
     own_lines = {"providers", "preparation", "probes", "rounds", "cut", "resumed_ms"}
     fields = report.model_dump(mode="json", exclude=STATE | own_lines)
     if given := report.parameters:
-        kept = int | list if given.store_text else int
+        kept = int | list if given.store_text else int  # no texts that nobody asked to keep
         if not isinstance(given.prompts, kept):
             fields["parameters"]["prompts"] = max(1, len(report.prompt_sha256))
     return fields | {"version": REPORT_VERSION}
@@ -154,30 +144,24 @@ def state(report: Report) -> dict[str, Any]:
 
 def text(report: Report) -> bytes:
     """What a report's file holds."""
-    return b"".join(map(as_bytes, _lines(report)))
-
-
-def _lines(report: Report) -> Iterator[dict[str, Any]]:
-    yield header(report)
-    yield {"facts": [facts.model_dump(mode="json") for facts in report.providers]}
-    yield from ({"probe": probe.model_dump(mode="json")} for probe in report.probes)
+    facts = [each.model_dump(mode="json") for each in report.providers]
+    lines = [header(report), {"facts": facts}]
+    lines += [{"probe": probe.model_dump(mode="json")} for probe in report.probes]
     for arm in report.preparation:
-        yield from _arm_lines(arm, NO_ROUND)
+        lines += _arm_lines(arm, NO_ROUND)
     for kind, rounds in (("whole", report.rounds), ("cut", report.cut)):
         for round_ in rounds:
             for arm in round_.arms:
-                yield from _arm_lines(arm, round_.index, kind=kind)
-    yield from ({"resumed_ms": moment_ms} for moment_ms in report.resumed_ms)
-    yield {"state": state(report)}
+                lines += _arm_lines(arm, round_.index, kind=kind)
+    lines += [{"resumed_ms": moment_ms} for moment_ms in report.resumed_ms]
+    return b"".join(map(as_bytes, [*lines, {"state": state(report)}]))
 
 
-def _arm_lines(arm: Arm, index: int, **more: str) -> Iterator[dict[str, Any]]:
+def _arm_lines(arm: Arm, index: int, **more: str) -> list[dict[str, Any]]:
     fields = arm.model_dump(mode="json", exclude={"requests", "arm", "turn"}, exclude_defaults=True)
     begin = {key: fields.pop(key, None) for key in ("strategy", "limits")}
-    yield {"arm": arm.arm, "round": index, "turn": arm.turn, "begin": begin, **more}
-    for row in arm.requests:
-        yield {"request": row}
-    yield {"end": fields}
+    first = {"arm": arm.arm, "round": index, "turn": arm.turn, "begin": begin, **more}
+    return [first, *({"request": row} for row in arm.requests), {"end": fields}]
 
 
 def save(report: Report, folder: Path | None = None) -> Path:
@@ -188,8 +172,7 @@ def save(report: Report, folder: Path | None = None) -> Path:
 def keep(source: Path, target: Path) -> Path:
     """Copy the finished file `source` to `target`, whole or not at all, and return `target`.
 
-    The report of another run that is there is moved to older/<name>-<when it was created> first.
-    Raises `ReportError`.
+    Another run's that is there goes to older/<name>-<its creation>. Raises `ReportError`.
     """
     with explained(source.name, "read"):
         return put(source.read_bytes(), target)
@@ -198,8 +181,7 @@ def keep(source: Path, target: Path) -> Path:
 def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
     """Save `reports` in `folder`, where others are moved to older/; return their paths."""
     saved = [save(report, folder) for report in reports]
-    others = {path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")} - {*saved}
-    for path in others:
+    for path in {path for suffix in SUFFIXES for path in folder.glob(f"*{suffix}")} - {*saved}:
         _retire(path, path.name)
     return saved
 

@@ -4,11 +4,9 @@ Times are milliseconds; `*_ms` marks are offsets from the report's one wall-cloc
 (`Report.created`), taken from a monotonic clock. Absent is None, never 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import msgspec
 from msgspec import Meta
@@ -17,9 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from .parameters import NAME, EngineKind, Link, Milliseconds, Name, Parameters
 
 # Format history.
-# 1: first version (2026-11).
-# 2: a line for each fact, the same file while a run goes on and after; marks per arm (`marked`),
-#    lengths of prompts, thoughts apart from answers (2026-11).
+# 1: one JSON object (2026-11).
+# 2: a line for each fact; `marked`, lengths of prompts, thoughts apart from answers (2026-11).
 # 3: `ahead_ms`, of a connection that was opened before its request began (2026-11).
 # 4: arms whose requests come one by one, "served" (2026-11).
 REPORT_VERSION = 4
@@ -71,18 +68,17 @@ class ProviderFacts(Record):
 _MOST = 10**16
 _Time = Annotated[float, Meta(ge=0, lt=_MOST)]
 _Count = Annotated[int, Meta(gt=-_MOST, lt=_MOST)]
-_Row = TypeVar("_Row", bound="Row")
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, gc=False):
     """A record of which a run makes many: cheap to make, checked where it is read."""
 
     @classmethod
-    def of(cls: type[_Row], fields: Any) -> _Row:
+    def of(cls, fields: Any) -> Self:
         """The row with these fields. Raises `ValueError` for a wrong or an unknown one."""
         return fields if isinstance(fields, cls) else msgspec.convert(fields, cls)
 
-    def model_copy(self: _Row, update: Mapping[str, Any]) -> _Row:
+    def model_copy(self, update: Mapping[str, Any]) -> Self:
         """The same row with other values, in the words of the other records."""
         return msgspec.structs.replace(self, **update)
 
@@ -103,51 +99,40 @@ class ServerTimings(Row, frozen=True, kw_only=True):
 
 
 class RequestMarks(Row, frozen=True, kw_only=True):
-    """Offsets of transport events from the report's anchor; None where none was seen.
-
-    `connected_ms` is None on a warm connection; what comes before `ready_ms` is our own work;
-    `end_ms` is the last byte's arrival and our work on it, without the event loop's delay.
-    `ahead_ms` is no moment: how long opening the connection took where that was done before.
-    """
+    """Offsets of transport events from the report's anchor; None where none was seen."""
 
     assigned_ms: _Time | None = None
     start_ms: _Time | None = None
-    ahead_ms: _Time | None = None
+    ahead_ms: _Time | None = None  # no moment: how long its connection took, opened before
     connect_start_ms: _Time | None = None
-    connected_ms: _Time | None = None
-    ready_ms: _Time | None = None
+    connected_ms: _Time | None = None  # None on a warm connection
+    ready_ms: _Time | None = None  # what comes before is our own work
     sent_ms: _Time | None = None
     first_byte_ms: _Time | None = None
     first_thought_ms: _Time | None = None
     first_token_ms: _Time | None = None
     last_byte_ms: _Time | None = None
-    end_ms: _Time | None = None
+    end_ms: _Time | None = None  # the last byte's arrival and our work on it, without any delay
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt as it is sent: `salt` keeps a server from answering it out of its cache.
-
-    `options`, by OpenAI's names, are those of a person's own prompt, whose answer is for use: its
-    length is its own, and a cache may help. None: it is sent to be measured.
-    """
+    """One prompt as it is sent."""
 
     index: int
     text: str
-    salt: str = ""
+    salt: str = ""  # keeps a server from answering it out of its cache
     messages: list[dict[str, str]] | None = None  # in place of `text`, where it is a conversation
+    # By OpenAI's names, of a person's own prompt, whose answer is for use: its length is its own,
+    # and a cache may help. None: it is sent to be measured.
     options: dict[str, Any] | None = None
 
 
 @dataclass
 class Exchange:
-    """One request while it runs: a provider fills it in, whatever comes of it.
+    """One request while it runs: a provider fills it in, whatever comes of it."""
 
-    `clock` gives milliseconds since the report's anchor; `ahead_ms` is how long opening its
-    connection took, where that was done before it began: then it has no marks of connecting.
-    """
-
-    clock: Callable[[], float]
+    clock: Callable[[], float]  # milliseconds since the report's anchor
     marks: dict[str, float] = field(default_factory=dict)
     server: ServerTimings = field(default_factory=ServerTimings)
     prompt_tokens: int | None = None
@@ -193,51 +178,41 @@ class Request(Row, frozen=True, kw_only=True):
     @property
     def over_ms(self) -> float | None:
         """Wall minus the server's own time, at least 0; None where the server reports none."""
-        if self.wall_ms is None or self.server.total_ms is None:
-            return None
-        return max(0.0, self.wall_ms - self.server.total_ms)
+        wall_ms, server_ms = self.wall_ms, self.server.total_ms
+        return None if wall_ms is None or server_ms is None else max(0.0, wall_ms - server_ms)
 
 
 class EngineUse(Record):
-    """What one embedded engine used during one arm; `threads` is the most at a time.
-
-    `involuntary_switches` says how often a thread of it lost its core.
-    """
+    """What one embedded engine used during one arm."""
 
     provider: Name
     wall_ms: Milliseconds
     cpu_ms: Milliseconds
     processes: int
-    threads: int
+    threads: int  # the most at a time
     cores: int | None = None
-    involuntary_switches: int | None = None
+    involuntary_switches: int | None = None  # how often a thread of it lost its core
 
 
 class LimitChange(Record):
-    """A provider's live limit was set to `limit`, with `in_flight` requests under way.
-
-    Reason "learned": an arm began with what the arm before it had learned.
-    """
+    """A provider's live limit was set to `limit`, with `in_flight` requests under way."""
 
     provider: Name
     at_ms: Milliseconds
     limit: Annotated[int, Field(ge=1)]
-    reason: Literal["good", "slower", "refused", "learned"]
+    reason: Literal["good", "slower", "refused", "learned"]  # learned: by the arm before
     in_flight: int
 
 
 class Arm(Record):
-    """One strategy over all prompts, once. `limits` is what dispatch enforced, None = none.
-
-    `makespan_ms` is given only in runs published without times of day; else it is computed.
-    """
+    """One strategy over all prompts, once."""
 
     arm: ArmName
     turn: str | None = None  # of warm-up, calibration or capacity: whose, and after which round
     strategy: Name
-    limits: dict[Name, int] | None = None
+    limits: dict[Name, int] | None = None  # that dispatch enforced
     struck_ms: dict[Name, Milliseconds] = {}  # when providers were cut off on purpose
-    makespan_ms: Milliseconds | None = None
+    makespan_ms: Milliseconds | None = None  # only of runs published without times, else computed
     # Where requests came at a rate: when each prompt was due, and which found the queue full.
     rate_per_s: float | None = None
     due_ms: list[float] = []
@@ -255,15 +230,12 @@ class Round(Record):
 
 
 class Probe(Record):
-    """One tiny request on a warm connection: the round trip to a provider at a moment.
-
-    `wire_ms` is its part from the last byte sent to the first byte received.
-    """
+    """One tiny request on a warm connection: the round trip to a provider at a moment."""
 
     provider: Name
     at_ms: Milliseconds
     round_trip_ms: Milliseconds
-    wire_ms: Milliseconds | None = None
+    wire_ms: Milliseconds | None = None  # from the last byte sent to the first byte received
 
 
 class Lags(Record):
@@ -274,34 +246,26 @@ class Lags(Record):
 
 
 class Moment(Record):
-    """The coordinator's machine at a moment: shares (0 to 1) of all cores since the one before.
-
-    `own` is this process and its engines, `steal` what the host of a virtual machine took;
-    `throttled` counts slowings for heat.
-    """
+    """The coordinator's machine at a moment: shares (0 to 1) of all cores since the one before."""
 
     at_ms: Milliseconds
-    own: float | None = None
+    own: float | None = None  # this process and its engines
     others: float | None = None
-    steal: float | None = None
-    throttled: int | None = None
+    steal: float | None = None  # what the host of a virtual machine took
+    throttled: int | None = None  # how often it was slowed for heat
 
 
 class RulerRow(Record):
-    """The instrument's error of one quantity: measured minus true, against a known server.
+    """The instrument's error of one quantity: measured minus true, against a known server."""
 
-    `bias_ms` is the median error, `p95_ms` the 95th percentile of its size, None of too few.
-    "stub" is the known server's own error: what it did minus what was asked of it.
-    """
-
-    quantity: str
+    quantity: str  # "stub" is that server's own: what it did minus what was asked of it
     in_flight: int
     delay_ms: float
     round_trip_ms: float
     keep_alive: bool
     n: int
-    bias_ms: float
-    p95_ms: float | None = None
+    bias_ms: float  # the median
+    p95_ms: float | None = None  # the 95th percentile of its size, None of too few
 
 
 class Ruler(Record):

@@ -14,8 +14,6 @@ It holds a JSON object a line, in the order of time, while the run goes on and a
 A kill may tear the last line. Format 1, one JSON object for the whole report, is still read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import hashlib
@@ -25,6 +23,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,7 @@ def name(report: Report) -> str:
 
 
 def root() -> Path:
-    """The project's folder: $POCLIB_HOME, else the nearest one upwards that holds data/reports,
-    else the one the package lies in."""
+    """$POCLIB_HOME, else the nearest folder upwards with data/reports, else the package's."""
     if home := os.environ.get("POCLIB_HOME"):
         return Path(home).expanduser()
     here = Path.cwd()
@@ -88,23 +86,17 @@ def path_of(name: str, folder: Path | None = None) -> Path | None:
 
 
 def load(name_or_path: str | Path, folder: Path | None = None) -> Report:
-    """The report of that name in `folder` (data/reports), or in the file at that path.
-
-    Raises `ReportError` (absent, too big, not a report, damaged, the sentence naming line or
-    key) or `NewerReport`.
-    """
+    """The report of that name in `folder` (data/reports), or at that path. Raises `ReportError`."""
     return load_file(find(name_or_path, folder))
 
 
 def load_file(path: Path) -> Report:
-    """The report in that file; raises what `load` raises."""
+    """The report in that file. Raises `ReportError`, naming line or key; or `NewerReport`."""
     shown = shown_path(path)
     with explained(shown, "read"), path.open("rb") as file:
         if path.stat().st_size > MAX_BYTES:
-            raise ReportError(
-                f"{shown} is larger than {MAX_BYTES // 2**20} MiB, so it is not read; "
-                "use fewer rounds, or do not store texts."
-            )
+            larger = f"{shown} is larger than {MAX_BYTES >> 20} MiB, so it is not read"
+            raise ReportError(f"{larger}; use fewer rounds, or do not store texts.")
         fields = _head(file.read(), shown) if path.suffix == ".json" else _fields(file, shown)
     try:
         report = Report.model_validate({"providers": [], **fields})
@@ -141,10 +133,9 @@ def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
 
 def listing(here: list[str]) -> str:
     """Which reports there are, or what to do where there is none."""
-    if not here:
-        return "no report is saved yet: run the experiment first (./run-poc.sh)."
     more = f" and {len(here) - 20} more" if len(here) > 20 else ""
-    return f"there are: {', '.join(here[:20])}{more}."
+    there = f"there are: {', '.join(here[:20])}{more}."
+    return there if here else "no report is saved yet: run the experiment first (./run-poc.sh)."
 
 
 def _head(raw: bytes, shown: str) -> dict[str, Any]:
@@ -162,18 +153,17 @@ def _head(raw: bytes, shown: str) -> dict[str, Any]:
     if type(version) is not int or version < 1:
         raise ReportError(f"{shown}: version is not a positive whole number; it is no report.")
     if version > REPORT_VERSION:
-        raise NewerReport(
-            f"{shown} has format version {version}, this poclib reads up to {REPORT_VERSION}: "
-            "update poclib, or run the experiment again with this one."
-        )
+        newer = f"has format version {version}, this poclib reads up to {REPORT_VERSION}"
+        cure = "update poclib, or run the experiment again with this one"
+        raise NewerReport(f"{shown} {newer}: {cure}.")
     return data
 
 
 @dataclass
 class _Begun:
-    """An arm as far as its lines go; `place`: stops before it, round, and kind of the round."""
+    """An arm as far as its lines go."""
 
-    place: tuple[int, int, str | None]
+    place: tuple[int, int, str | None]  # stops before it, its round, and the round's kind
     arm: dict[str, Any]
     ended: bool = False
 
@@ -215,7 +205,7 @@ def _fields(file: Iterable[bytes], shown: str) -> dict[str, Any]:
             fields["preparation"] += found
         else:
             fields["rounds" if whole else "cut"].append({"index": index, "arms": found})
-    fields["rounds"].sort(key=lambda round_: round_["index"])
+    fields["rounds"].sort(key=itemgetter("index"))
     return fields
 
 
@@ -251,19 +241,18 @@ def _line(raw: bytes) -> Any:
 
 
 def _parsed(raw: bytes) -> Any:
+    """JSON of today's keys. Raises `ValueError` for Infinity, NaN and what no count can be, too."""
+
+    def whole(digits: str) -> int:
+        if len(digits) > 16:
+            raise ValueError("no count or time of ours is that large")
+        return int(digits)
+
+    def current(fields: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in fields.items() if key not in LEGACY}
+
     text = raw.decode("utf-8")
-    return json.loads(text, parse_constant=_whole, parse_int=_whole, object_hook=_current)
-
-
-def _current(fields: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if key not in LEGACY}
-
-
-def _whole(digits: str) -> int:
-    """A whole number; raises `ValueError` for Infinity and NaN, which are not JSON, too."""
-    if len(digits) > 16:
-        raise ValueError("no count or time of ours is that large")
-    return int(digits)
+    return json.loads(text, parse_constant=whole, parse_int=whole, object_hook=current)
 
 
 def _contradiction(report: Report) -> str | None:
@@ -299,7 +288,6 @@ def explained(shown: str, done: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ReportError(
-            f"{shown} could not be {done}: {error.strerror or error}; "
-            "free the disk or choose a folder that can be written."
-        ) from None
+        cure = "free the disk or choose a folder that can be written"
+        why = error.strerror or error
+        raise ReportError(f"{shown} could not be {done}: {why}; {cure}.") from None

@@ -3,8 +3,6 @@
 Times are milliseconds. A statistic that the numbers cannot carry is None, never a guess.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -61,22 +59,18 @@ class Answers:
 class Stream:
     """How one provider's streamed answers came, over `n` of the strategy's requests.
 
-    Quantiles by name (p50, p90, p95), None where n is too small for one. `between_ms`: a request's
-    mean time from one token to the next where each was seen to arrive, else from chunk to chunk;
-    `apart` says which (None: neither), `why` the reason. `tokens_per_s`: the median of tokens by
-    wall time; `together_per_s`: all tokens by the time with any request in flight. `counted`: by
-    the server, or as pieces that arrived here. `thought_ms`: to the first thought, if any.
+    Quantiles by name (p50, p90, p95), None where n is too small for one.
     """
 
     n: int
     ttft_ms: dict[str, float | None]
-    between_ms: dict[str, float | None]
-    tokens_per_s: float | None
-    together_per_s: float | None
-    counted: str
-    apart: str | None
-    why: str
-    thought_ms: dict[str, float | None] | None
+    between_ms: dict[str, float | None]  # a request's mean time from one token or chunk to the next
+    tokens_per_s: float | None  # the median of tokens by wall time
+    together_per_s: float | None  # all tokens by the time with any request in flight
+    counted: str  # by the server, or as pieces that arrived here
+    apart: str | None  # tokens, where each was seen to arrive, or chunks; None: neither
+    why: str  # the reason of that
+    thought_ms: dict[str, float | None] | None  # to the first thought, if any
 
 
 @dataclass(frozen=True)
@@ -150,32 +144,32 @@ class Headline:
     @property
     def missing(self) -> dict[str, str]:
         """Why each number that is None, or not there, is missing."""
-        ratio, roles = self.overhead_ratio, self.roles.values()
+
+        def untimed(role: str) -> str:
+            if role not in self.roles.values():
+                return f"no provider is {role}"
+            return f"no answered request of a {role} provider has a server time"
+
         no_round = "no round has an answer to every prompt in both arms"
-        no_time = "no answered request of a {} provider has a server time"
-        nobody = "no provider is {}"
-        reasons = {
-            "speedup": no_round,
-            "makespan_ms": no_round,
-            "baseline_ms": no_round,
+        reasons = dict.fromkeys(("speedup", "makespan_ms", "baseline_ms"), no_round) | {
             "ideal_ms": "some provider answered nothing, so its speed is unknown",
             "efficiency": "it needs the ideal and a complete round",
-            "network_share": (no_time if "remote" in roles else nobody).format("remote"),
+            "network_share": untimed("remote"),
+            "best_order": self.order_unknown,
         }
-        reasons["best_order"] = self.order_unknown
         missing = {key: why for key, why in reasons.items() if getattr(self, key) is None}
-        for role in (role for role, added in self.added_latency_ms.items() if added is None):
-            missing[f"added_latency_ms.{role}"] = (no_time if role in roles else nobody).format(
-                role
-            )
-        for name in (name for name, trip in self.round_trip_ms.items() if trip is None):
-            missing[f"round_trip_ms.{name}"] = "it was not probed"
-        if ratio.low is None:
+        for role, added in self.added_latency_ms.items():
+            if added is None:
+                missing[f"added_latency_ms.{role}"] = untimed(role)
+        for name, trip in self.round_trip_ms.items():
+            if trip is None:
+                missing[f"round_trip_ms.{name}"] = "it was not probed"
+        if self.overhead_ratio.low is None:
             wide = f"its ends would lie further apart than a factor of {WIDEST:g}"
-            few = f"complete rounds: {ratio.rounds}; an interval needs 2"
-            missing["overhead_ratio.low"] = few if ratio.rounds < 2 else wide
-        for name in (name for name, wall in self.wall_ms.items() if wall and self.makespan_ms):
-            if name not in self.streams:
+            few = f"complete rounds: {self.overhead_ratio.rounds}; an interval needs 2"
+            missing["overhead_ratio.low"] = few if self.overhead_ratio.rounds < 2 else wide
+        for name, wall in self.wall_ms.items():
+            if wall and self.makespan_ms and name not in self.streams:
                 missing[f"streams.{name}"] = _NOT_STREAMED
         return missing
 
@@ -228,8 +222,7 @@ def median(values: Iterable[float | None]) -> float | None:
 def overhead_ratio(ratios: Sequence[float]) -> Ratio:
     """The median of the rounds' ratios (makespan / baseline), with its paired 95 % interval.
 
-    One round gives no interval, nor do rounds so unlike that its ends would lie further apart than
-    the factor `WIDEST`. Raises `StatisticsError` where a ratio is not positive.
+    None of one round, or wider than the factor `WIDEST`. Raises `StatisticsError` for no ratio.
     """
     if not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
         raise StatisticsError("the ratio of a round must be a positive number")
@@ -308,10 +301,7 @@ def best_list_ms(work: Sequence[float], paces: Sequence[float]) -> float:
 
 
 def list_ms(work: Iterable[float], paces: Sequence[float]) -> float:
-    """The makespan of a list schedule with all lengths known: each to the slot that ends it first.
-
-    `paces` has the work per ms of every slot.
-    """
+    """A list schedule's makespan: each to the slot, of these `paces` per ms, that ends it first."""
     # Of slots of one pace only the one that is free first can be the best.
     free = {pace: [0.0] * count for pace, count in Counter(paces).items()}
     last = 0.0

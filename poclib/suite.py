@@ -1,10 +1,7 @@
 """What `poc run`, `sweep` and `batch` do: measure, execute notebooks, make the site; or answer.
 
-Between the command and the two halves. A notebook that declares the parameter `strategy` is
-executed once for each strategy, and a page is made of each; every other notebook once.
+A notebook that declares the parameter `strategy` is executed once for each, every other one once.
 """
-
-from __future__ import annotations
 
 import contextlib
 import shutil
@@ -14,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import click
@@ -48,7 +46,7 @@ class Task:
 
     def execute(self, target: Path, kernel: publish.Kernel, /, **values: str) -> None:
         """Run it on saved reports into the folder `target`, with the `values` that it declares."""
-        given = {**values, **({"strategy": self.strategy} if self.strategy else {})}
+        given = values | ({"strategy": self.strategy} if self.strategy else {})
         known = {key: given[key] for key in publish.declared(self.notebook) if key in given}
         kernel.execute(self.notebook, target / self.name, known)
 
@@ -61,28 +59,29 @@ class Task:
 
 
 def task(strategy: str) -> Task:
-    """The notebook of one strategy; numbered, so that pages stand in the strategies' order."""
-    number = 2 + list(STRATEGIES).index(by_name(strategy).name)
-    name = f"{number:02}_{strategy.replace('-', '_')}.ipynb"
-    return Task(publish.strategy_notebook(), name, strategy)
+    """The notebook of one strategy; lettered, so that pages stand in the strategies' order."""
+    notebook = publish.strategy_notebook()
+    letter = ascii_lowercase[list(STRATEGIES).index(by_name(strategy).name)]
+    name = f"{notebook.stem[:2]}{letter}_{strategy.replace('-', '_')}.ipynb"
+    return Task(notebook, name, strategy)
 
 
 def tasks(notebooks: Sequence[Path], strategies: Sequence[str]) -> list[Task]:
     """What is executed of `notebooks`: the one of a strategy for each strategy, the others once."""
-    found = []
+    found = list[Task]()
     for notebook in notebooks:
-        if "strategy" in publish.declared(notebook):
-            found += [task(name) for name in strategies]
-        else:
-            found.append(Task(notebook, notebook.name))
+        each = "strategy" in publish.declared(notebook)
+        found += map(task, strategies) if each else [Task(notebook, notebook.name)]
     return found
 
 
-def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
+def run(
+    given: Mapping[str, Any], where: str, only: Sequence[str] = (), every: bool = False
+) -> None:
     """Measure every strategy (or `only` those), execute the notebooks, print the verdict.
 
-    `where` names the file in messages. What is wrong with parameters, pool or providers ends it at
-    once; where a strategy or notebook fails the others go on, and `RunFailed` is raised at the end.
+    With it three warnings, or `every` one. `where` names the file in messages. Where a strategy or
+    notebook fails the others go on, and `RunFailed` is raised at the end.
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
@@ -110,13 +109,14 @@ def run(given: Mapping[str, Any], where: str, only: Sequence[str] = ()) -> None:
         shared.close()
         # Within the lock, too: no page is made while anything is measured, here or by others.
         with publish.Kernels() as kernels:
-            problems += _execute(tasks(notebooks, measured), folder, kernels, experiment=name)
-            conclude(name, kernels)
+            pages = _each(tasks(notebooks, measured), "page", kernels, folder, experiment=name)
+            problems += pages.values()
+            conclude(name, kernels, every)
     if problems:
         raise RunFailed(f"{len(problems)} strategies or notebooks failed: {problems[0]}")
 
 
-def conclude(experiment: str, kernels: publish.Kernels) -> None:
+def conclude(experiment: str, kernels: publish.Kernels, every: bool = False) -> None:
     """Write what an experiment found, in words, and the site; print the table and the verdict."""
     saved = filter(report.path_of, (f"{experiment}-{strategy}" for strategy in STRATEGIES))
     readings = [entry.reading for entry in documents.entries(saved, pass_over)]
@@ -124,27 +124,28 @@ def conclude(experiment: str, kernels: publish.Kernels) -> None:
         documents.write(documents.phase_0_result(readings), experiment)
     page = write_site(kernels)
     click.echo(words.comparison_text([one.headline for one in readings]))
-    click.echo(f"{words.verdict_text(readings)}\nOpen {page}")
+    click.echo(f"{words.verdict_text(readings, every)}\nOpen {page}")
 
 
 def sweep(
-    given: Mapping[str, Any], where: str, only: Sequence[str] = (), address: str | None = None
+    given: Mapping[str, Any],
+    where: str,
+    only: Sequence[str] = (),
+    every: bool = False,
+    address: str | None = None,
 ) -> None:
     """Measure every point of the grid `given`, then run the notebooks that read all of them.
 
     `where` names the file in messages, `address` a cluster that does the work. Raises
-    `ParameterError` before anything is measured, and `RunFailed` at the end where a point or a
-    notebook failed.
+    `ParameterError`, or `RunFailed` at the end.
     """
     points = [point for point in sweeps.points(given, where) if not only or point.strategy in only]
     if not points:
         raise ParameterError(f"{where}: no point has the strategy {' or '.join(only)}.")
     readers = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
     folder = report.root() / "data" / "runs" / points[0].sweep
-    shown = {
-        point.name: f"[{number}/{len(points)}] {safe(point.label, 200)}"
-        for number, point in enumerate(points, start=1)
-    }
+    counted = enumerate(points, start=1)
+    shown = {p.name: f"[{n}/{len(points)}] {safe(p.label, 200)}" for n, p in counted}
 
     def execute(point: sweeps.AnyPoint, target: Path) -> None:
         click.echo(shown[point.name], err=True)
@@ -191,21 +192,20 @@ def sweep(
             click.echo(f"poc: {left} left; the same command goes on from here.", err=True)
             raise
         shared.close()
-        unread = _execute(tasks(readers, []), folder, kernels, folder=f"data/runs/{folder.name}")
+        saved = f"data/runs/{folder.name}"
+        unread = _each(tasks(readers, []), "page", kernels, folder, folder=saved)
         page = write_site(kernels)
     if isinstance(points[0], sweeps.Simulated):
         click.echo(f"{many(len(done) - len(failed), 'point')}. Open {page}")
     else:
         known = {one.point.label: one.report for one in done}
         read = {name: of(one) if isinstance(one, Report) else None for name, one in known.items()}
-        click.echo(f"{curves.points_table(read)}\nOpen {page}")
+        click.echo(f"{curves.points_table(read, every)}\nOpen {page}")
     if failed:
-        raise RunFailed(
-            f"{len(failed)} of {len(points)} points failed: {failed[0]} "
-            "The same command tries only those again."
-        )
+        told = f"{len(failed)} of {len(points)} points failed: {failed[0]}"
+        raise RunFailed(f"{told} The same command tries only those again.")
     if unread:
-        raise RunFailed(unread[0])
+        raise RunFailed(next(iter(unread.values())))
 
 
 def serve(given: Mapping[str, Any], where: str) -> None:
@@ -220,18 +220,24 @@ def serve(given: Mapping[str, Any], where: str) -> None:
     click.echo(f"{served.text(saved)}\nThe steps are kept in {report.name(saved)}.jsonl.")
 
 
-def _execute(
-    tasks: Sequence[Task], target: Path, kernels: publish.Kernels, /, **values: str
-) -> list[str]:
-    """Execute each; a failed one does not stop the others. Returns what failed, and why."""
-    problems = list[str]()
+def _each(
+    tasks: Sequence[Task], kind: str, kernels: publish.Kernels, target: Path, /, **values: str
+) -> dict[str, str]:
+    """Execute each into the folder `target`, the others too where one fails: by name, why it did.
+
+    Without `values` as committed: see `Task.renew`.
+    """
+    problems = dict[str, str]()
 
     def page(one: Task, kernel: publish.Kernel) -> None:
-        click.echo(f"page: {one.title}", err=True)
+        click.echo(f"{kind}: {one.title}", err=True)
         try:
-            one.execute(target, kernel, **values)
+            if values:
+                one.execute(target, kernel, **values)
+            else:
+                one.renew(target / one.name, kernel)
         except RunFailed as error:
-            problems.append(_told(error))
+            problems[one.name] = _told(error)
 
     kernels.each(partial(page, one) for one in tasks)
     return problems
@@ -247,11 +253,23 @@ def pass_over(problem: str) -> None:
     click.echo(f"poc: passed over: {problem}", err=True)
 
 
-def write_site(kernels: publish.Kernels) -> Path:
-    """Render the pages of every run and of the samples, and all reports.
+def write_site(kernels: publish.Kernels, one: str | None = None, file: Path | None = None) -> Path:
+    """Render the pages of every run and of the samples, and all reports; return the front page.
 
-    Returns the index, relative to the project.
+    Or the file that holds the page or experiment `one` whole: `file`, else one in the site.
     """
+    folder, (groups, rows) = report.root() / "site", _gathered(kernels)
+    page = site.site(folder, groups, rows)
+    if one is not None:
+        name, text = site.one_file(folder, rows, one)
+        page = file or folder / f"{name}.html"
+        with report.explained(page.name, "written"):
+            page.write_text(text, "utf-8")
+    return page.relative_to(report.root()) if page.is_relative_to(report.root()) else page
+
+
+def _gathered(kernels: publish.Kernels) -> tuple[dict[str, list[Path]], list[site.Row]]:
+    """The notebooks of each folder of the site, and a row a report."""
     runs = report.root() / "data" / "runs"
     folders = [*sorted(runs.glob("*/")), *sorted(runs.glob("*/*/"))]
     groups = {
@@ -260,27 +278,20 @@ def write_site(kernels: publish.Kernels) -> Path:
         if (executed := sorted(folder.glob("[0-9]*.ipynb")))
     }
     groups["sample"] = _sample_pages(kernels)
-    rows = [_row(entry, groups) for entry in documents.entries(passed_over=pass_over)]
+
+    def row(entry: documents.Entry, group: str, *point: str) -> site.Row:
+        page = site.page_of(groups, group, entry.reading.report.strategy)
+        return site.Row(entry, page, *point)
+
+    saved = documents.entries(passed_over=pass_over)
+    rows = [row(entry, entry.reading.report.experiment) for entry in saved]
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
             paths = sorted((folder / point).glob("*.json*"))
             paths = [path for path in paths if not report.simulated(path)]
-            entries = documents.entries(paths, pass_over)
-            rows += [_row(entry, groups, folder.name, point, label) for entry in entries]
-    return site.site(report.root() / "site", groups, rows).relative_to(report.root())
-
-
-def _row(
-    entry: documents.Entry,
-    groups: Mapping[str, Sequence[Path]],
-    sweep: str = "",
-    point: str = "",
-    what: str = "",
-) -> site.Row:
-    name, date, pool, strategy, ratio, verdict = entry.cells
-    group = f"{sweep}/{point}" if sweep else entry.reading.report.experiment
-    page = site.page_of(groups, group, strategy)
-    return site.Row(entry.reading.report, name, date, pool, ratio, verdict, page, sweep, what)
+            for entry in documents.entries(paths, pass_over):
+                rows.append(row(entry, f"{folder.name}/{point}", folder.name, label))
+    return groups, rows
 
 
 def _sample_pages(kernels: publish.Kernels) -> list[Path]:
@@ -289,30 +300,18 @@ def _sample_pages(kernels: publish.Kernels) -> list[Path]:
     Those are executed into data/runs/sample, and again only after the notebook or the sample
     changed.
     """
-    pages, old = [], []
+    pages, old, folder = list[Path](), list[Task](), report.root() / "data" / "runs" / "sample"
     for one in tasks(publish.notebooks(), list(STRATEGIES)):
-        page = one.notebook
-        if one.strategy:
-            page = report.root() / "data" / "runs" / "sample" / one.name
-            sample = report.path_of(f"sample-{one.strategy}")
-            if sample is None:
-                continue
+        if not one.strategy:
+            pages.append(one.notebook)
+        elif sample := report.path_of(f"sample-{one.strategy}"):
+            pages.append(folder / one.name)
             changed_s = max(path.stat().st_mtime for path in (one.notebook, sample))
-            if not page.exists() or page.stat().st_mtime < changed_s:
+            if not pages[-1].exists() or pages[-1].stat().st_mtime < changed_s:
                 old.append(one)
-        pages.append(page)
-
-    def renew(one: Task, kernel: publish.Kernel) -> None:
-        page = report.root() / "data" / "runs" / "sample" / one.name
-        click.echo(f"page of a sample: {one.title}", err=True)
-        try:
-            one.renew(page, kernel)
-        except RunFailed as error:
-            _told(error)
-            pages.remove(page)
-
-    kernels.each(partial(renew, one) for one in old)
-    return sorted(pages, key=lambda path: path.name)
+    failed = _each(old, "page of a sample", kernels, folder)
+    whole = [page for page in pages if page.name not in failed]
+    return sorted(whole, key=lambda path: path.name)
 
 
 def batch(
@@ -364,10 +363,7 @@ def winner(wanted: Parameters) -> tuple[str, str]:
     last = [e for e in found if e.reading.report.experiment == found[0].reading.report.experiment]
     if not last:
         return "shared-queue", "no saved experiment has these providers, and it suits most"
-    name, day, _, strategy, ratio, _ = min(
-        last, key=lambda e: e.reading.headline.overhead_ratio.median or inf
-    ).cells
-    return (
-        strategy,
-        f"the best of the last experiment with these providers, {ratio} in {name}, {day}",
-    )
+    best = min(last, key=lambda e: e.reading.headline.overhead_ratio.median or inf)
+    name, day, _, strategy, ratio, _ = best.cells
+    known = "the best of the last experiment with these providers"
+    return strategy, f"{known}, {ratio} in {name}, {day}"

@@ -1,11 +1,10 @@
 """What a run sends: its prompts with their marks, and how large a report of them would be."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 from collections.abc import Sequence
 from importlib import resources
+from itertools import cycle, islice
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -22,38 +21,28 @@ MARKS = len(ascii_lowercase) ** MARK_LETTERS
 
 
 def texts(prompts: int | list[str] | str) -> list[str]:
-    """The prompts: the first n built-in ones (again and again), a list, or those of a file.
+    """The prompts: the first n built-in ones (again and again), a list, or a file's (`batchfiles`).
 
-    `batchfiles` says what a file may be. Raises `ParameterError` for one that cannot be read, or
-    holds none.
+    Raises `ParameterError` where a file cannot be read, or there is none.
     """
     if isinstance(prompts, int):
         built_in = resources.files(__package__).joinpath("prompts.txt").read_text("utf-8")
-        lines = built_in.splitlines()
-        return [lines[i % len(lines)] for i in range(prompts)]
+        return [*islice(cycle(built_in.splitlines()), prompts)]
     if isinstance(prompts, str):
         path = Path(prompts)
         with contextlib.suppress(OSError, ValueError):  # what cannot be read is told below
             if path.stat().st_size > MAX_BYTES:
-                most = f"at most {MAX_BYTES // 2**20} MiB"
-                raise ParameterError(f"prompts: the file may be of {most}, as reports are.")
+                raise ParameterError(f"prompts: a file may be of at most {MAX_BYTES >> 20} MiB.")
         prompts = [row.text.strip() for row in batchfiles.rows(path) if row.text.strip()]
     if not prompts or not all(text.strip() for text in prompts):
-        raise ParameterError(
-            "prompts: there is none, or an empty one; give a number, a list or a file."
-        )
+        raise ParameterError("prompts: there is none, or an empty one; give a number or a file.")
     return prompts
 
 
 def prompts(texts: Sequence[str], count: int, salt: str, first_mark: int | None) -> list[Prompt]:
-    """`count` prompts of the texts in turn, all with one salt.
-
-    With `first_mark` each text begins with a mark, numbered from there on.
-    """
-    chosen = [texts[i % len(texts)] for i in range(count)]
-    if first_mark is not None:
-        chosen = [f"{mark(first_mark + i)} {text}" for i, text in enumerate(chosen)]
-    return [Prompt(i, text, salt) for i, text in enumerate(chosen)]
+    """`count` prompts of the texts in turn, all with one salt, marked from `first_mark` on."""
+    marks = [f"{mark(first_mark + i)} " if first_mark is not None else "" for i in range(count)]
+    return [Prompt(i, marks[i] + texts[i % len(texts)], salt) for i in range(count)]
 
 
 def mark(number: int) -> str:

@@ -30,6 +30,7 @@ OPTIONS = [
     *("--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", "--ServerApp.port=0"),
     *("--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True"),
     "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    f"--LabApp.extra_labextensions_path={report.root() / 'lab'}",
 ]
 START = publish.notebooks("00_start")[0]
 NOTEBOOK = publish.strategy_notebook()
@@ -78,6 +79,7 @@ def lab(tmp_path: Path) -> Iterator[tuple[Path, str, str]]:
 
 
 CURRENT = "jupyterapp.shell.currentWidget"
+RUN = f"{CURRENT}.content.widgets.every(c => c.model.type !== 'code' || c.model.executionCount)"
 
 
 def opened(one: browser.Browser, address: str, name: str) -> None:
@@ -90,10 +92,14 @@ def opened(one: browser.Browser, address: str, name: str) -> None:
 def test_the_start_page_runs_and_a_click_in_its_explorer_changes_the_picture(
     lab: tuple[Path, str, str],
 ) -> None:
-    _, address, token = lab
+    """It runs by itself when it is opened, and what that changes is nothing to be saved."""
+    folder, address, token = lab
+    before = (folder / START.name).read_bytes()
     with browser.browser() as one:
         opened(one, f"{address}lab/tree/{START.name}?token={token}", START.name)
-        one.tell("jupyterapp.commands.execute('notebook:run-all-cells')")
+        one.until(f"!{CURRENT}.context.model.dirty && {RUN}")
+        assert (folder / START.name).read_bytes() == before
+        assert one.tell("document.querySelector('.jp-WindowedPanel-outer').scrollTop") == 0
         cells = code_of(nbformat.read(START, as_version=4))
         (place,) = (n for n, c in enumerate(cells) if "Explorer(" in c.source)
         cell = f"{CURRENT}.content.widgets.filter(c => c.model.type === 'code')[{place}]"

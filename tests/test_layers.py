@@ -41,7 +41,7 @@ ONLY_IN = {
     "matplotlib": {"showing"},
     "pandas": {"reading", "showing", "cli"},
     "papermill": {"showing.notebooks"},
-    "nbconvert": {"showing.site"},
+    "nbconvert": {"showing.page"},
     "ipywidgets": {"showing.explorer"},
 }
 
@@ -84,7 +84,7 @@ measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
     pacing parameters progress records report
-measure.beside:
+measure.beside: recording
 measure.calibration: .adaptive .attempt .beside .dispatch .forecast .machine .strategies
     contention errors pacing parameters progress recording records report workload
 measure.copies: .attempt .slots .strategies
@@ -117,16 +117,15 @@ showing.charts: .documents .format .style .words reading.phases reading.reading 
     records stats
 showing.curves: .charts .documents .format .style .words contention parameters reading.reading
     records stats
-showing.documents: .format .warnings .words errors reading.compare reading.many reading.phases
-    reading.reading records report stats
+showing.documents: .format .warnings .words errors parameters reading.compare reading.many
+    reading.phases reading.reading records report stats
 showing.explorer: .charts .documents .format .notebooks .style errors parameters reading.reading
     report
 showing.format:
 showing.notebooks: errors report
-showing.peers: .format .style errors
-showing.routers: .format .words parameters reading.reading stats
+showing.page: .notebooks .words
 showing.served: .format .style .words parameters records serving
-showing.site: .notebooks recording records report
+showing.site: .charts .documents .notebooks .page .style .words errors recording report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
 showing.words: .format .warnings contention reading.many reading.phases reading.reading

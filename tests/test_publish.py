@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -11,12 +10,16 @@ import pytest
 
 from poclib import report
 from poclib.errors import ParameterError, ReportError
+from poclib.reading.reading import of
 from poclib.showing import notebooks as publish
+from poclib.showing import page as one_page
 from poclib.showing import site as pages
+from poclib.showing import words
+from poclib.showing.documents import Entry
 
 ADDRESS = "http://192.168.77.20:11434"
 PUBLISHED = report.load("published-phase-0")
-ROW = pages.Row(PUBLISHED, "published-phase-0", "2026-04-20", "<i>pool</i>", "0.866", "PASS")
+ROW = pages.Row(Entry("published-phase-0", of(PUBLISHED)))
 output = nbformat.v4.new_output
 
 
@@ -94,7 +97,7 @@ def test_secrets_are_gone_from_a_notebook_and_its_page(tmp_path: Path) -> None:
     path.with_name(report.RESULT).write_text(f"# Phase 0 result\n{text}\n")
     page_of(path, tmp_path)
     index = (tmp_path / "site" / "index.html").read_text("utf-8")
-    assert f"href='g/{report.RESULT}'" in index
+    assert f'href="g/{report.RESULT}"' in index
     publish.scrub_file(path)
     written = [path, *(file for file in (tmp_path / "site").rglob("*") if file.is_file())]
     assert {file.suffix for file in written} == {".ipynb", ".html", ".svg", ".png", ".md"}
@@ -120,9 +123,9 @@ def test_a_widget_leaves_no_trace_and_a_link_leads_to_a_page_or_nowhere(tmp_path
     assert "PLANTED" not in page + path.read_text("utf-8")
 
 
-def test_a_computed_title_is_the_only_one_and_long_code_is_folded(tmp_path: Path) -> None:
-    assert "<details>" not in page_of(saved(tmp_path, source="a = 1"), tmp_path)
-    assert page_of(saved(tmp_path, source="a = 1\n" * 6), tmp_path).count("<details>") == 1
+def test_a_computed_title_is_the_only_one_and_one_switch_opens_all_code(tmp_path: Path) -> None:
+    code = page_of(saved(tmp_path, source="PLANTED = 1"), tmp_path)
+    assert "PLANTED" in code and code.count('class="input"') == code.count("type='checkbox'") == 1
     path = saved(tmp_path, output("display_data", {"text/markdown": "# Why <b>?"}))
     assert publish.title(path) == "Why <b>?"
     page = page_of(path, tmp_path)
@@ -131,13 +134,59 @@ def test_a_computed_title_is_the_only_one_and_long_code_is_folded(tmp_path: Path
     assert ">Why &lt;b&gt;?</a>" in (tmp_path / "site" / "index.html").read_text("utf-8")
 
 
+TERMS = {"ratio": "one over another", "round": "both, once", "round trip": 'there & "back"'}
+ENTRIES = "".join(f'<dt id="{one_page.anchor(term)}">{term}</dt>' for term in TERMS)
+
+
+def told(body: str) -> str:
+    """`body` with its terms linked, less the glossary that stood behind it."""
+    return one_page.linked(f"{body}<details>{ENTRIES}</details>", TERMS).partition("<details>")[0]
+
+
+def link(term: str, shown: str) -> str:
+    quoted = {"round trip": "'there &amp; \"back\"'"}.get(term, f'"{TERMS[term]}"')
+    return f'<a class="term" href="#{one_page.anchor(term)}" title={quoted}>{shown}</a>'
+
+
+def test_a_terms_first_use_in_prose_leads_to_its_entry() -> None:
+    body = "<h2>Round</h2><p>A round trip, Rounds, <b>rounds</b>, ratios.</p><li>a ratio</li>"
+    trip, rounds = link("round trip", "round trip"), link("round", "Rounds")
+    linked = f"<p>A {trip}, {rounds}, <b>rounds</b>, {link('ratio', 'ratios')}.</p>"
+    assert told(body) == f"<h2>Round</h2>{linked}<li>a ratio</li>"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<p>around, rounded, rationale</p>",
+        "<h1>ratio</h1><table><tr><th>ratio</th></tr></table>",
+        '<p><a href="x">ratio</a> <code>ratio</code></p><pre>ratio</pre>',
+        "<details><p>a ratio</p></details>",
+    ],
+)
+def test_what_is_no_prose_is_left_alone(body: str) -> None:
+    assert one_page.linked(body + f"<dl>{ENTRIES}</dl>", TERMS) == body + f"<dl>{ENTRIES}</dl>"
+
+
+def test_a_page_without_an_entry_has_no_link_to_it() -> None:
+    assert one_page.linked("<p>a ratio</p>", TERMS) == "<p>a ratio</p>"
+
+
+def test_the_projects_own_glossary_is_linked_on_a_page(tmp_path: Path) -> None:
+    glossary = output("display_data", {"text/markdown": words.glossary()})
+    prose = output("display_data", {"text/markdown": "The makespan of a router."})
+    page = page_of(saved(tmp_path, prose, glossary), tmp_path)
+    for term in ("makespan", "router"):
+        assert f'href="#term-{term}"' in page and page.count(f'id="term-{term}"') == 1
+
+
 def test_a_sweeps_points_are_listed_with_what_they_stand_for(tmp_path: Path) -> None:
-    groups = {"grid/point-1": [saved(tmp_path, name="04_serial_per_provider.ipynb")]}
+    groups = {"grid/point-1": [saved(tmp_path, name="03c_serial_per_provider.ipynb")]}
     page = pages.page_of(groups, "grid/point-1", "serial-per-provider")
     assert pages.page_of(groups, "grid/point-1", "per-provider") == ""
-    row = replace(ROW, page=page, sweep="grid", what="speed 0.5")
+    row = ROW._replace(page=page, sweep="grid", what="speed 0.5")
     text = pages.site(tmp_path / "site", groups, [row]).read_text("utf-8")
-    assert "Sweep: grid" in text and ">speed 0.5<" in text and f"href='{page}'" in text
+    assert "<b>grid</b>" in text and ">speed 0.5<" in text and f'href="{page}"' in text
     shown = (tmp_path / "site" / page).read_text("utf-8")
     assert "href='../../index.html'" in shown
     assert "href='../../reports/published-phase-0.jsonl' download" in shown
@@ -154,10 +203,11 @@ def test_a_page_needs_nothing_from_elsewhere_and_runs_no_foreign_script(tmp_path
 
 def test_the_index_is_escaped_and_survives_a_failed_rendering(tmp_path: Path) -> None:
     path = saved(tmp_path)
-    page = pages.site(tmp_path / "site", {"g": [path]}, [ROW])
+    point = ROW._replace(sweep="<i>sweep", what="<i>what")
+    page = pages.site(tmp_path / "site", {"g": [path]}, [ROW, point])
     text = page.read_text("utf-8")
-    assert "href='g/02_it.html'>What is gained?<" in text
-    assert "&lt;i&gt;pool&lt;/i&gt;" in text and "<i>pool" not in text
+    assert 'href="g/02_it.html">What is gained?<' in text
+    assert "&lt;i&gt;sweep" in text and "&lt;i&gt;what" in text and "<i>" not in text
     copied = report.load(tmp_path / "site" / "reports" / "published-phase-0.jsonl")
     assert copied == PUBLISHED.model_copy(update={"version": 4})
     with pytest.raises(ReportError):
@@ -167,7 +217,7 @@ def test_the_index_is_escaped_and_survives_a_failed_rendering(tmp_path: Path) ->
 
 @pytest.mark.parametrize("pattern", ["../*", "/tmp/*", "a/b", "**", "..", "", "*/*", "a.b", "x\n"])
 def test_parameters_choose_among_the_projects_notebooks_only(pattern: str) -> None:
-    names = [path.stem for path in publish.notebooks("0[0-2]_[mos]*")]
-    assert names == ["00_start", "01_meet_the_pool", "02_one_strategy"]
+    names = [path.stem for path in publish.notebooks("0[0-2]_[ms]*")]
+    assert names == ["00_start", "02_meet_the_pool"]
     with pytest.raises(ParameterError):
         publish.notebooks(pattern)

@@ -17,7 +17,7 @@ from poclib.parameters import Parameters
 from poclib.providers import fake
 from poclib.reading.reading import of
 from poclib.records import Exchange, Prompt, ProviderFacts, Report
-from poclib.showing import routers, words
+from poclib.showing import documents, words
 
 MACHINE = {"kind": "openai", "url": "http://127.0.0.1:1", "model": "m"}
 TWO = [{"name": "fast", **MACHINE}, {"name": "slow", **MACHINE}]
@@ -99,8 +99,8 @@ def test_a_router_that_refuses_is_a_finding(tmp_path: Path) -> None:
     assert found.complete and len(found.rounds) == 2
     reading = of(found)
     assert reading.headline.overhead_ratio.rounds == 0 and reading.headline.incomplete_rounds == 2
-    told = routers.told([reading])
-    assert "router failed 12 of 16 requests (HTTP 429); 12 of 16 prompts had no answer" in told
+    told = documents.routers_finding([reading])
+    assert "router: Rejected (HTTP 429) 12 times; router 12 of 16; 12 of 16 prompts had no" in told
     assert "router has no complete round" in told
     # A strategy of ours that has no answer at all ends the run, a router without room does not.
     assert measured(tmp_path / "none", three(most=0), retries=0, warm_up_prompts=0).complete
@@ -116,13 +116,13 @@ def test_routers_and_strategies_stand_side_by_side(tmp_path: Path) -> None:
     ours = of(measured(tmp_path / "ours", strategy="shared-queue"))
     theirs = of(measured(tmp_path / "theirs", router={"note": "Some 1.0: in turns"}))
     readings = [ours, theirs]
-    named = [routers.named(one) for one in readings]
+    named = [documents.routed(one) for one in readings]
     assert [one.strategy for one in named] == ["shared-queue", "router"]
     assert {one.providers for one in named} == {("fast", "slow")}
-    settings = routers.router(theirs)
-    assert settings and settings.note == "Some 1.0: in turns" and routers.router(ours) is None
+    settings = documents.router(theirs)
+    assert settings and settings.note == "Some 1.0: in turns" and documents.router(ours) is None
     # 8 over the queue: 600 ms, six and two; in turns 1000 ms.
-    told = routers.told(readings)
+    told = documents.routers_finding(readings)
     assert "router took 1.67 times as long as shared-queue" in told, told
     assert words.effect(named[0]) == "faster"
 

@@ -17,8 +17,10 @@ import pytest
 
 from poclib import cli, report
 from poclib.measure.strategies import STRATEGIES
+from poclib.reading.reading import of
 from poclib.showing import notebooks as publish
 from poclib.showing import site as pages
+from poclib.showing.documents import Entry
 
 pytestmark = pytest.mark.slow
 in_a_browser = pytest.mark.skipif(browser.found() is None, reason=browser.NONE_HERE)
@@ -38,7 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     point = home / "data" / "runs" / "links" / "shared-queue-8-1a2b3c4d"
     point.mkdir(parents=True)
     (point.parent / "sweep.json").write_text(json.dumps({point.name: "max_tokens 8"}))
-    shutil.copy(publish.strategy_notebook(), point / "06_shared_queue.ipynb")
+    shutil.copy(publish.strategy_notebook(), point / "03e_shared_queue.ipynb")
     shutil.copy(root / "data" / "reports" / "sample-shared-queue.jsonl", point)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POCLIB_HOME", str(home))
@@ -55,7 +57,7 @@ def test_each_strategy_has_a_page_made_once(home: Path, capsys: pytest.CaptureFi
         text = " ".join(page.read_text("utf-8").split())
         assert re.findall("<h1[^>]*>([^<]*)<", text) == [strategy.question]
         assert f"sample-{name}.jsonl" in text and strategy.idea in text
-        assert f"href='sample/{page.name}'>page<" in index
+        assert f'href="sample/{page.name}">page<' in index
     assert not list(site.rglob("*one_strategy*")), "a page has its strategy's name"
     capsys.readouterr()
     cli.main(["publish"])
@@ -78,6 +80,72 @@ def test_every_link_leads_to_a_file_and_every_figure_is_there_twice(home: Path) 
             assert (page.parent / f"{figure}.png").read_bytes().startswith(b"\x89PNG")
             assert f'href="{figure}.svg"' in text and f'href="{figure}.png"' in text
     assert "max_tokens 8" in (site / "index.html").read_text("utf-8")
+
+
+VERDICT = "[...document.querySelectorAll('strong')].find(e => /Gate: [A-Z]+/.test(e.textContent))"
+
+
+@in_a_browser
+def test_on_a_phone_the_verdict_is_on_the_first_screen(home: Path) -> None:
+    site = home / "site"
+    (strategy,) = (site / "sample").glob("*_shared_queue.html")
+    with browser.browser() as shown:
+        for page in (site / "index.html", strategy, site / "sample" / "10_phase_0_result.html"):
+            shown.open(page.as_uri(), 390)
+            assert shown.tell(f"{VERDICT}.getBoundingClientRect().bottom") < 844, page.name
+
+
+@in_a_browser
+def test_the_switch_opens_all_code_and_a_terms_link_the_folded_glossary(home: Path) -> None:
+    (page,) = (home / "site" / "sample").glob("*_shared_queue.html")
+    with browser.browser() as shown:
+        shown.open(page.as_uri(), 1280)
+        seen = "[...document.querySelectorAll('.input')].filter(e => e.offsetHeight).length"
+        outputs = "document.querySelectorAll('.output figure img').length"
+        assert shown.tell(seen) == 0 < shown.tell(outputs)
+        shown.tell("document.querySelector('#code').click()")
+        assert shown.tell(seen) == shown.tell("document.querySelectorAll('.input').length") > 5
+        entry = "document.querySelector(document.querySelector('a.term').hash)"
+        assert shown.tell(f"{entry}.checkVisibility()") is False
+        shown.tell("document.querySelector('a.term').click()")
+        shown.until(f"{entry}.checkVisibility()")
+
+
+@in_a_browser
+@pytest.mark.parametrize("words", [[], ["sample"], ["10_phase_0_result"]])
+def test_one_file_holds_all_that_it_shows_and_links_in_another_folder(
+    home: Path, tmp_path: Path, words: list[str]
+) -> None:
+    file = tmp_path / "elsewhere.html"
+    cli.main(["publish", "--one-file", *words, "-o", str(file)])
+    with browser.browser() as shown:
+        shown.open(file.as_uri(), 390)
+        assert {url for url in shown.asked if url[:5] != "data:"} == {file.as_uri()}
+        unsaid = "[...document.images].filter(i => i.alt.length < 30 || !i.naturalWidth).length"
+        assert shown.tell(unsaid) == 0 < shown.tell("document.images.length")
+        assert shown.tell("document.documentElement.scrollWidth") == 390
+        links = "[...document.querySelectorAll('a[href]')].map(a => a.getAttribute('href'))"
+        inner = [link for link in shown.tell(links) if not link.startswith(publish.ALLOWED)]
+        ids = shown.tell("[...document.querySelectorAll('[id]')].map(e => e.id)")
+        assert len(set(ids)) == len(ids) and {link.lstrip("#") for link in inner} <= set(ids)
+        assert all(link.startswith("#") for link in inner)
+        if words != ["10_phase_0_result"]:
+            parts = shown.tell("document.querySelectorAll('main > details > div[id]').length")
+            assert parts == len(SAMPLED) + 1
+            page = "document.querySelector(document.querySelector('.index a').hash)"
+            assert shown.tell(f"{page}.checkVisibility()") is False
+            shown.tell("document.querySelector('.index a').click()")
+            shown.until(f"{page}.checkVisibility()")
+        assert shown.errors == []
+
+
+def test_one_file_of_what_is_not_there_says_what_is(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["publish", "--one-file", "no-such"])
+    told = capsys.readouterr().err
+    assert "no-such" in told and "sample/10_phase_0_result" in told and "published" in told
 
 
 @in_a_browser
@@ -131,13 +199,17 @@ def test_what_an_untrusted_notebook_holds_runs_nothing_in_a_browser(tmp_path: Pa
         nbformat.v4.new_code_cell(f"# {whole}", outputs=outputs, execution_count=1),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "02_it.ipynb")
-    row = pages.Row(report.load("published-phase-0"), "published-phase-0", *EVIL[:4])
-    pages.site(tmp_path / "site", {"g": [tmp_path / "02_it.ipynb"]}, [row])
+    told = {"experiment": EVIL[0], "strategy": EVIL[1], "source": EVIL[2], "notes": EVIL}
+    reading = of(report.load("published-phase-0").model_copy(update=told))
+    row = pages.Row(Entry("published-phase-0", reading))
+    rows = [row, row._replace(sweep=EVIL[3], what=EVIL[4])]
+    pages.site(tmp_path / "site", {"g": [tmp_path / "02_it.ipynb"]}, rows)
+    (tmp_path / "site" / "one.html").write_text(pages.one_file(tmp_path / "site", rows)[1])
     (tmp_path / "as_it_is.html").write_text(f"<!doctype html><body>{whole}</body>")
     with browser.browser() as shown:
         shown.open((tmp_path / "as_it_is.html").as_uri(), 1280)
         assert shown.tell("String(window.planted)") == "1"  # were it not for what is done about it
-        for page in ("g/02_it.html", "index.html"):
+        for page in ("g/02_it.html", "index.html", "one.html"):
             shown.open((tmp_path / "site" / page).as_uri(), 1280)
             shown.tell(f"{PRESS}, null")
             assert shown.tell("String(window.planted)") == "undefined"

@@ -73,7 +73,7 @@ class Measured:
 ENGINES = {name: SimpleNamespace(name=name, check=lambda: None) for name in ("local", "remote")}
 
 
-FAILURE = RunFailed("06_shared_queue: provider remote: connection refused.")
+FAILURE = RunFailed("03e_shared_queue: provider remote: connection refused.")
 
 
 # ---- What a file holds ----------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_the_notebook_that_reads_a_sweep_is_given_its_folder(
         cli.main(["run", str(file)])
     told = capsys.readouterr()
     assert "[1/3] max_tokens 4: done before" in told.err
-    assert ended.value.code == 3 and "1 of 3 points failed: 06_shared_queue" in told.err
+    assert ended.value.code == 3 and "1 of 3 points failed: 03e_shared_queue" in told.err
     assert starts == [["local", "remote"]], "points that are alike share their engines"
     assert told.out.count("PASS") == 2 and read == [{"folder": "data/runs/grid"}]
     ran = [one.report.parameters for one in within(**read[0])]

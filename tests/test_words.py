@@ -31,8 +31,8 @@ def with_ratio(median: float, low: float | None, high: float | None, **changes: 
         ((2.5, 2.1, 2.9), "FAIL", None, "2.50 (2.10 to 2.90, 5 rounds) is above 2.00"),
         ((1.9, 1.7, 2.1), "INCONCLUSIVE", 12, "holds 2.00; about 12 rounds would settle it"),
         ((2.0, 1.7, 2.1), "INCONCLUSIVE", None, "no reachable number of rounds would settle it"),
-        ((0.87, None, None), "INCONCLUSIVE", 2, "0.87 (1 round, so no interval); at least 2 rounds "
-         "would give an interval to hold against 2.00"),
+        ((0.87, None, None), "INCONCLUSIVE", 2, "0.87 (1 round, so no interval) cannot be held "
+         "against 2.00; at least 2 rounds would give an interval"),
         # Decimals never hide on which side of the limit it lies.
         ((1.9, 1.8, 1.9996), "PASS", None, "to 1.9996, 5 rounds) is below 2.0000"),
     ],
@@ -144,7 +144,8 @@ def test_text_of_servers_is_harmless_everywhere() -> None:
     told = [
         words.provenance(evil),
         words.subtitle(evil.headline),
-        words.bottom_line(evil),
+        words.answer(evil),
+        words.reasons(evil),
         words.report_text(evil),
         documents.phase_0_result([evil]),
         words.doctor_table(evil, {"local": "x"}),
@@ -152,21 +153,26 @@ def test_text_of_servers_is_harmless_everywhere() -> None:
         documents.listing([documents.Entry("evil", evil)]),
         *cautions.warnings(evil),
     ]
-    for text in told:
+    ours = r"</?(details|summary|ul|li)>"
+    for text in (re.sub(ours, "", text) for text in [*told, words.trust([evil, POOL])]):
         assert not re.search(r"[<>`$\x1b\u202e\[\]]|//|\*\*b|\n# h", text), text
 
 
 def test_what_is_told_of_one_strategy() -> None:
-    text = words.bottom_line(POOL)
+    verdict, source = words.answer(POOL).split("\n\n")
+    assert verdict == (
+        "**serial-per-provider took 0.78 times the baseline's time: faster (interval 0.75 to 0.81, "
+        "5 rounds). Gate: PASS**, as it is below 2.00."
+    )
+    assert source == f"*{words.provenance(POOL)}*"
+    text = words.reasons(POOL)
     for part in (
-        "0.78 times the baseline's time: faster (interval 0.75 to 0.81, 5 rounds)",
         "8 prompts took 1,373 ms; one at a time on local they took 1,760 ms",
         "allow 960 ms, one request at a time each; this reached 70 % of that",
         "Idle, as a share of the makespan: local 33 %",
         "only the difference, 20.0 ms, can be the network",
     ):
         assert part in text
-    assert text.endswith("**Gate: PASS — 0.78 (0.75 to 0.81, 5 rounds) is below 2.00.**")
     # Round 3 is the median: local busy for 4 x 228.8 of 1372.8 ms, remote for all of it.
     cost = words.cost(POOL)
     assert re.search(r"local +\| 4\.0 +\| 67 % ", cost) and re.search(r"remote .*\| 100 %", cost)
@@ -206,7 +212,7 @@ def test_a_run_in_which_providers_failed_says_so_before_any_number() -> None:
         words.comparison_text([found.headline]),
         words.report_text(found),
         documents.phase_0_result([found]),
-        words.opening(found) + words.bottom_line(found),
+        words.answer(found),
     ):
         assert 0 <= text.index(" failed ") < text.index(number), text
 
@@ -236,15 +242,17 @@ def test_comparison_puts_the_best_first_in_both_forms() -> None:
 
 
 SECTIONS = ["Bottom line", "Strategy alternatives", "Latency breakdown", "Failure modes"]
-SECTIONS += ["Conditions for advancing to Phase 1", "What this does not show"]
+SECTIONS += ["Conditions for advancing to Phase 1", "How far to trust it"]
 
 
 def test_the_phase_0_result_has_its_sections_and_computed_numbers() -> None:
-    published = of(reports.load(PUBLISHED))
-    text = documents.phase_0_result([published, POOL])
+    text = documents.phase_0_result([POOL], "docs/there.png")
     assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS
     assert text.count("| serial-per-provider | 0.78 (0.75 to 0.81, 5 rounds)") == 1
-    assert "all-parallel took 6.47 times" in text and "With 5 rounds the interval" in text
+    order = ["Gate: PASS", "](docs/there.png)", "| strategy", "With 5 rounds the interval"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places), "answer, picture, table, and what limits it"
+    assert "](" not in documents.phase_0_result([POOL]), "a picture where there is one only"
     state = dict(re.findall(r"^\| (.*?) +\| (met|not met) ", text, re.M))
     assert state["A strategy passes the gate"] == "met"
     assert state["A strategy reaches 90 % of the ideal"] == "not met"
@@ -252,7 +260,7 @@ def test_the_phase_0_result_has_its_sections_and_computed_numbers() -> None:
     assert "None was seen in these reports" in documents.phase_0_result([crowded(480, "batches")])
     text = documents.phase_0_result([crowded(2000, "thrashes")])
     assert "serial-per-provider: On local a request took 10.0 times" in text
-    for few in ([], [published]):
+    for few in ([], [of(reports.load(PUBLISHED))]):
         text = documents.phase_0_result(few)
         assert re.findall(r"^## (.*)$", text, re.M) == SECTIONS and "met" in text
 
@@ -263,55 +271,64 @@ def test_warnings_that_differ_in_numbers_only_stand_once() -> None:
     told = words.beside([*slow, of(pool_report(notes=["all alike"])), *map(of, cold)])
     assert told == [
         "took 5 s (So in 2 of 5 reports; the numbers are serial-per-provider's.)",
-        "all alike (So in serial-per-provider, serial-per-provider, serial-per-provider.)",
+        "all alike (So in 3 of 5 reports.)",
     ]
     assert words.beside([of(pool_report(notes=["all alike"]))]) == ["all alike"]
+    two = [of(pool_report(notes=["here"])), POOL, POOL]
+    assert words.beside(two, ["a, with a comma", "b", "c"]) == ["here (So in a, with a comma.)"]
 
 
-def test_runs_are_compared_by_cause_and_by_what_their_limits_became() -> None:
+def test_what_could_change_a_verdict_is_told_beside_it_and_all_else_folded() -> None:
+    """A note of the report's own is of the first kind, a drifting machine of the other."""
+    calm = pool_report().model_dump()
+    loaded = [{"at_ms": at, "others": 0.4} for at in range(5)]
+    seen = of(Report.model_validate({**calm, "notes": ["one was changed."], "moments": loaded}))
+    assert words.answer(seen).split("\n\n")[0].endswith("1 warning below could change this.")
+    assert "warning" not in words.answer(POOL)
+    grave, folded = words.trust([seen]).split("\n\n")
+    assert grave == "**Warning:** one was changed."
+    assert folded.startswith("<details><summary>1 note that") and folded.endswith("</details>")
+    assert "<li>Other programs took 40 % of this machine's processor time" in folded
+    assert "\n\n" not in folded, "a blank line would end the block"
+    assert words.trust([POOL]) == "Nothing that was recorded speaks against these times."
+    both = words.answer(seen, POOL)
+    assert both.startswith("**The lowest ratio is serial-per-provider's, 0.78")
+    assert "Gate: PASS**, as serial-per-provider's is below 2.00 (of 2: 2 PASS)." in both
+
+
+def test_a_terminal_gets_three_warnings_and_how_many_more_there_are() -> None:
+    notes = [f"note {letter}." for letter in "abcde"]
+    seen = of(pool_report(notes=notes, rounds=1))
+    told = words.verdict_text([seen]).splitlines()
+    assert told[:4] == [*(f"warning: {note}" for note in notes[:3]), "and 2 more: --all"]
+    every = words.verdict_text([seen], every=True).splitlines()
+    assert every[:5] == [f"warning: {note}" for note in notes] and every[5:] == told[4:]
+    shown = words.report_text(seen).splitlines()
+    assert shown[-2] == "and 3 more: --all", "a note too: one round has no interval"
+    assert "note: There is no interval" in words.report_text(seen, every=True)
+    assert words.few(["a", "b", "c"]) == ["a", "b", "c"]
+
+
+def test_the_glossary_is_folded_and_each_term_has_an_anchor() -> None:
+    text = words.glossary()
+    assert text.startswith("<details>") and text.endswith("</details>") and "\n\n" not in text
+    terms = [*words.GLOSSARY]
+    assert terms == sorted(terms) and {"makespan", "round trip", "wall time"} <= set(terms)
+    for term, meaning in words.GLOSSARY.items():
+        assert f'<dt id="term-{term.replace(" ", "-")}">{term}</dt><dd>{meaning}</dd>' in text
+        assert re.fullmatch(r"[a-z -]+", term) and meaning[0].islower() and meaning[-1] != "."
+        assert not re.search(r"[<>&*_`]", meaning)
+
+
+def test_runs_are_told_apart_by_their_engines_and_by_what_they_did() -> None:
     data = pool_report().model_dump()
     arm = next(arm for arm in data["rounds"][0]["arms"] if arm["arm"] == "strategy")
-    begun = min(request["marks"]["start_ms"] for request in arm["requests"])
-    arm["limit_changes"] = [
-        {"provider": "local", "at_ms": begun + 250, "limit": 2, "reason": "good", "in_flight": 1},
-        {"provider": "local", "at_ms": begun + 800, "limit": 1, "reason": "slower", "in_flight": 2},
-    ]
-    adaptive = of(Report.model_validate(data))
-    lines = documents.changes_text(adaptive).splitlines()
-    assert "250 ms" in lines[2] and "good answers with 1 in flight" in lines[2]
-    assert "800 ms" in lines[3] and "2 in flight gave less than fewer had given" in lines[3]
-    assert documents.changes_text(POOL) == "No limit was changed."
-    runs = documents.runs_side_by_side([POOL, adaptive]).splitlines()
-    assert runs[2].startswith("| serial-per-provider on embedded  ") and "| 0.78 " in runs[2]
-    assert "on embedded, limit found while running" in runs[3] and "undisturbed" in runs[3]
+    change = {"provider": "local", "at_ms": 250, "limit": 2, "reason": "good", "in_flight": 1}
+    arm["limit_changes"] = [change]
+    names = [documents.labelled(one).strategy for one in (POOL, of(Report.model_validate(data)))]
+    first = "serial-per-provider on embedded"
+    assert names == [first, f"{first}, limit found while running"]
     assert "- local with 1 request at once: undisturbed." in documents.causes_text(POOL)
-
-
-def test_the_published_claims_are_held_against_the_rows() -> None:
-    published = reports.load(PUBLISHED)
-    told = documents.published_claims(of(published))
-    wrong = [text for text in told if "does **not** follow" in text]
-    assert len(wrong) == 2
-    assert "60.4 from a local row" in wrong[0] and "13.1 to 30.2 ms" in wrong[0]
-    assert "28 to 38 times" in wrong[1] and "340 ms" in wrong[1] and "570 ms gives 17" in wrong[1]
-    text = "\n".join(told)
-    assert "Speedup, published as 1.15, follows: the rows give 1.154" in text
-    assert "published as 0.87, follows" in text and "published as 0.04, follows" in text
-    assert "27.9 ms and 22.4 ms" in text and "75 % of what the rates allow" in text
-    data = published.model_dump()
-    data["environment"]["published"]["headlines"].update(
-        speedup=1.3, added_latency_ms_range=[13, 30]
-    )
-    text = "\n".join(documents.published_claims(of(Report.model_validate(data))))
-    assert "Speedup, published as 1.3, does **not** follow" in text
-    assert "The range of 13 to 30 ms per remote request follows" in text
-
-
-@pytest.mark.parametrize("broken", [None, [], {"headlines": 1, "failing_run": {"strategy": "x"}}])
-def test_claims_in_another_form_are_no_claims(broken: object) -> None:
-    found = reports.load(PUBLISHED).model_copy(update={"environment": {"published": broken}})
-    assert documents.published_claims(of(found)) == [] == documents.published_claims(POOL)
-    assert documents.phase_0_result([of(found)])
 
 
 def test_the_ruler_is_held_against_its_aims() -> None:
@@ -336,6 +353,7 @@ def test_the_ruler_is_held_against_its_aims() -> None:
 def test_numbers_and_text_are_written_alike_everywhere() -> None:
     assert notation.milliseconds(27.849999999999994) == "27.9 ms"  # 27.85, less a rounding error
     assert notation.milliseconds(2515.0) == "2,515 ms" and notation.milliseconds(None) == "-"
+    assert notation.milliseconds(0.049) == "under 0.1 ms" and notation.milliseconds(0.0) == "0.0 ms"
     assert notation.percent(0.7534) == "75 %" and notation.percent(0.03585, 1) == "3.6 %"
     assert notation.many(1, "round") == "1 round" and notation.many(1200, "round") == "1,200 rounds"
     zeros = [notation.number(value, 2) for value in (-0.001, -0.0, -0.01)]

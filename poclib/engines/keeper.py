@@ -12,9 +12,6 @@ standard input ends (its parent finished, crashed or was killed), it kills the e
             {"problem": sentence} where no engine starts or one has ended: the keeper ends, too
 """
 
-from __future__ import annotations
-
-import contextlib
 import ctypes
 import http.client
 import json
@@ -28,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from typing import Any
 
 import psutil
@@ -102,7 +100,7 @@ class Engine:
 
     def _port(self) -> int | None:
         """Where it listens; None as long as it does not."""
-        with contextlib.suppress(psutil.Error):
+        with suppress(psutil.Error):
             for connection in psutil.Process(self.process.pid).net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
                     return int(connection.laddr.port)
@@ -112,48 +110,40 @@ class Engine:
         """The status of its answer to a prompt; None where none comes."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        with (
-            contextlib.closing(connection),
-            contextlib.suppress(OSError, http.client.HTTPException),
-        ):
+        with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("POST", "/completion", _PROMPT, headers)
             return connection.getresponse().status
         return None
 
 
-def slow(
-    processes: Sequence[subprocess.Popen[bytes]], speed: float, turn: Sequence[int] | None
-) -> None:
+Processes = Sequence[subprocess.Popen[bytes]]
+
+
+def slow(processes: Processes, speed: float, turn: Sequence[int] | None) -> None:
     """Let processes run for the share `speed` of the time, in cycles of 20 ms, without an end.
 
-    What they ran too long or too short in one cycle is made up for in the next ones, so that
-    the share holds over any longer time although no single sleep is exact.
-
-    With `turn` (which, of how many) the cycles are of 100 ms for each turn, begin at the same
-    moments in every process of this machine, and they run only in their own turn: as machines
-    that each have the cores to themselves, but stand still in between.
+    What they ran too long or too short in one cycle is made up for in the next ones, as no single
+    sleep is exact. With `turn` (which, of how many) the cycles are of 100 ms for each turn, begin
+    at the same moments in every process of this machine, and they run only in their own turn: as
+    machines that each have the cores to themselves, but stand still in between.
     """
     which, count = turn or (0, 1)
     length_s = _TURN_S if turn else _CYCLE_S
     cycle_s, share_s = count * length_s, speed * length_s
     begin_s = time.monotonic() // cycle_s * cycle_s + which * length_s
     too_long_s = 0.0
-    _signal(processes, signal.SIGSTOP)
+    _signal_at(0.0, processes, signal.SIGSTOP)
     while True:
-        _sleep_until(begin_s)
-        _signal(processes, signal.SIGCONT)
+        _signal_at(begin_s, processes, signal.SIGCONT)
         resumed_s = time.monotonic()
-        _sleep_until((begin_s if turn else resumed_s - too_long_s) + share_s)
-        _signal(processes, signal.SIGSTOP)
+        end_s = (begin_s if turn else resumed_s - too_long_s) + share_s
+        _signal_at(end_s, processes, signal.SIGSTOP)
         too_long_s += time.monotonic() - resumed_s - share_s
         begin_s += cycle_s
 
 
-def _sleep_until(moment_s: float) -> None:
+def _signal_at(moment_s: float, processes: Processes, which: signal.Signals) -> None:
     time.sleep(max(0.0, moment_s - time.monotonic()))
-
-
-def _signal(processes: Sequence[subprocess.Popen[bytes]], which: signal.Signals) -> None:
     for process in processes:
         process.send_signal(which)
 
@@ -175,7 +165,7 @@ def _keep(config: Mapping[str, Any], engines: list[Engine]) -> None:
         ports.append(engines[-1].wait(until_s))
     link = None
     if config["link"] is not None:
-        with contextlib.suppress(ValueError):  # `select`, by which the link waits, has this limit
+        with suppress(ValueError):  # `select`, by which the link waits, has this limit
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))
         link = EmulatedLink(ports, **config["link"])
@@ -193,10 +183,7 @@ def _keep(config: Mapping[str, Any], engines: list[Engine]) -> None:
         if not command:
             return
         assert link is not None, "only a provider with a link is told to drop it"
-        if command == "drop":
-            link.drop()
-        else:
-            link.restore()
+        (link.drop if command == "drop" else link.restore)()
         _say(done=True)
 
 

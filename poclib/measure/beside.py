@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+from ..recording import ReportFile
 
 # So many machines at once: few enough that the coordinator adds to none of their times (32 streams
 # of 50 tokens a second take a tenth of its core), enough that a thousand are done in minutes.
@@ -19,25 +21,21 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|::1")
 Answer = TypeVar("Answer")
 
 
-class Lines(Protocol):
-    """Where a piece of work writes: the file itself, or what is to be a block of it."""
-
-    def write(self, line: Mapping[str, Any], /) -> object: ...
-    def sync(self) -> None: ...
+Work = Callable[[str, ReportFile], Awaitable[Answer]]
 
 
-Work = Callable[[str, Lines], Awaitable[Answer]]
+class Block(ReportFile):
+    """The lines of one of several arms that go on at once: in a report's file an arm is whole.
 
-
-class Block:
-    """The lines of one of several arms that go on at once: in a report's file an arm is whole."""
+    Nor does it wait for the disk, which would delay what the others are told.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[Mapping[str, Any]] = []
-        self.write = self.lines.append
 
-    def sync(self) -> None:
-        """Not now: waiting for the disk would delay what the others are told."""
+    def write(self, line: Mapping[str, Any]) -> None:
+        self.lines.append(line)
 
 
 def host(url: str | None) -> str:
@@ -47,7 +45,7 @@ def host(url: str | None) -> str:
 
 
 async def side_by_side(
-    names: Collection[str], machine: Mapping[str, str], work: Work[Answer], file: Lines
+    names: Collection[str], machine: Mapping[str, str], work: Work[Answer], file: ReportFile
 ) -> dict[str, Answer]:
     """What `work` gives for each provider; those of one machine go one after the other.
 

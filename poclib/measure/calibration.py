@@ -6,9 +6,10 @@ All that comes before the rounds, and how any arm is kept in the file while it g
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from math import inf
@@ -25,7 +26,7 @@ from ..report import NO_ROUND
 from . import forecast
 from .adaptive import AdaptiveLimit
 from .attempt import Policy, Rules, Sender
-from .beside import HERE, Lines, host, side_by_side
+from .beside import HERE, host, side_by_side
 from .dispatch import run_arm
 from .machine import EngineSampler, environment
 from .strategies import STRATEGIES, THROUGH_ROUTER
@@ -85,8 +86,8 @@ class Calibration:
         self._salt = secrets.token_hex(2)
         self._next_mark = secrets.randbelow(workload.MARKS)
         self._marks: dict[str, int] = {}
-        rounds = (*self.report.rounds, *self.report.cut)
-        arms = [*self.report.preparation, *(arm for round_ in rounds for arm in round_.arms)]
+        rounds = [each.arms for each in (*self.report.rounds, *self.report.cut)]
+        arms = itertools.chain(self.report.preparation, *rounds)
         ends_ms = [row.marks.end_ms or 0.0 for arm in arms for row in arm.requests]
         self._done, self._expected = len(ends_ms), 0
         # Where a stopped run goes on, its clock goes on too, past the time it stood still.
@@ -94,19 +95,15 @@ class Calibration:
         self._begun_ms = max(still_s * 1000, 0.0, *ends_ms) if self.kept else 0.0
         self._anchor_s = time.perf_counter()
         self._limit_s = max(0.0, p.run_limit_s - self.spent_s)
+        hedge_after = p.hedge_after if p.hedge else None
+        silence = (p.first_token_timeout_s, p.between_tokens_timeout_s) if p.stream else (inf, inf)
         self.rules = Rules(
-            retries=p.retries,
-            request_timeout_s=p.request_timeout_s,
-            first_token_timeout_s=p.first_token_timeout_s if p.stream else inf,
-            between_tokens_timeout_s=p.between_tokens_timeout_s if p.stream else inf,
+            p.retries,
+            p.request_timeout_s,
+            *silence,
             deadline_ms=self._begun_ms + self._limit_s * 1000,
             store_text=p.store_text,
-            policy=Policy(
-                backoff_s=p.backoff_s,
-                breaker_failures=p.breaker_failures,
-                breaker_pause_s=p.breaker_pause_s,
-                hedge_after=p.hedge_after if p.hedge else None,
-            ),
+            policy=Policy(p.backoff_s, p.breaker_failures, p.breaker_pause_s, hedge_after),
         )
 
     def know(self, **facts: Any) -> None:
@@ -179,26 +176,25 @@ class Calibration:
         Raises `RunFailed` where a provider answers nothing.
         """
         p, stops = self.parameters, len(self.report.resumed_ms)
-        answered: dict[str, list[Request]] = {}
-        steps: list[tuple[ArmName, int, str]] = [
-            ("warm-up", p.warm_up_prompts, f" s{stops}" if stops else ""),
-            ("calibration", p.calibration_prompts, ""),
-        ]
-        for arm, count, which in steps:
-            for name, rows in (await self.each_alone(arm, count, which)).items():
-                answered[name] = [row for row in rows if row.outcome == "ok" and row.wall_ms]
-                if rows and not answered[name]:
-                    raise RunFailed(rows[0].error or f"provider {name} does not answer.")
-        self.expected_ms = forecast.expected_ms({name: answered[name] for name in self.calibrated})
+        again = f" s{stops}" if stops else ""
+        self._answered(await self.each_alone("warm-up", p.warm_up_prompts, again))
+        rows = await self.each_alone("calibration", p.calibration_prompts, "")
+        self.expected_ms = forecast.expected_ms(self._answered(rows))
         self.know(fastest=min(self.expected_ms, key=self.expected_ms.__getitem__))
         self.expected_ms |= dict.fromkeys(self.routers, min(self.expected_ms.values()))  # at best
+
+    def _answered(self, rows: Mapping[str, list[Request]]) -> dict[str, list[Request]]:
+        good = {n: [row for row in rows[n] if row.outcome == "ok" and row.wall_ms] for n in rows}
+        for name in (name for name in rows if rows[name] and not good[name]):
+            raise RunFailed(rows[name][0].error or f"provider {name} does not answer.")
+        return good
 
     async def each_alone(self, arm: ArmName, count: int, which: str) -> dict[str, list[Request]]:
         """`count` requests to each, one by one, of the same texts; a stopped run's answers stay."""
         names = self.calibrated if arm == "calibration" else self.senders
         urls, kept = self._urls, self.kept.preparation if self.kept else []
 
-        async def alone(name: str, file: Lines) -> list[Request]:
+        async def alone(name: str, file: ReportFile) -> list[Request]:
             turn = f"{name}{which}"
             before = [a.requests for a in kept if (a.arm, a.turn) == (arm, turn)]
             rows = [row for requests in before for row in requests if row.outcome == "ok"]
@@ -218,19 +214,18 @@ class Calibration:
 
         In turn, so that they cannot be in each other's way. Every level is kept as an arm.
         """
-        capacities = {}
-        for name in self.calibrated:
-            seen: list[Level] = []
-            while (in_flight := next_in_flight(seen, most)) is not None:
-                last = await self._level(name, in_flight)
-                if lost(last, seen):  # another program may have been in the way: twice is clear
-                    last = best_of([last, await self._level(name, in_flight, " again")])[0]
-                seen.append(last)
-            # All else is held against one alone, so that is measured at both ends: else a machine
-            # that was busy in the beginning would seem to batch.
-            seen.append(await self._level(name, 1, " again"))
-            capacities[name] = conclude(best_of(seen))
-        return capacities
+        return {name: await self._capacity(name, most) for name in self.calibrated}
+
+    async def _capacity(self, name: str, most: int) -> Found:
+        seen: list[Level] = []
+        while (in_flight := next_in_flight(seen, most)) is not None:
+            last = await self._level(name, in_flight)
+            if lost(last, seen):  # another program may have been in the way: twice is clear
+                last = best_of([last, await self._level(name, in_flight, " again")])[0]
+            seen.append(last)
+        # All else is held against one alone, so that is measured at both ends: else a machine
+        # that was busy in the beginning would seem to batch.
+        return conclude(best_of([*seen, await self._level(name, 1, " again")]))
 
     async def _level(self, name: str, in_flight: int, which: str = "") -> Level:
         count, turn = max(LEAST_REQUESTS, LOADS * in_flight), f"{name} {in_flight}{which}"
@@ -249,7 +244,7 @@ class Calibration:
         stage: str = "",
         live: dict[str, AdaptiveLimit] | None = None,
         limit_ms: float = inf,
-        file: Lines | None = None,
+        file: ReportFile | None = None,
     ) -> tuple[pacing.Span, Arm]:
         """Carry an arm out, kept in the file as it goes on and, of the preparation, in the report.
 
@@ -260,7 +255,7 @@ class Calibration:
         stage = stage or f"{begun.arm} of {begun.turn}"
         span, error, file = pacing.Span(), "no prompt was answered.", file or self._file
         strike = self.parameters.strike if begun.arm == "strategy" else None
-        struck_ms: dict[str, float] = {}
+        struck_ms, alone = dict[str, float](), index == NO_ROUND
 
         def strike_in_time() -> None:
             if strike and not struck_ms and strike.after <= len(span.answered) / len(prompts) < 1:
@@ -282,9 +277,9 @@ class Calibration:
             self.report.notes.append(f"{stage}: {sentence}")
             self.progress(self.report.notes[-1], self._done, self._expected)
 
-        await self.probe(*((names, 1) if index == NO_ROUND else (self.senders, PROBES)))
+        await self.probe(*((names, 1) if alone else (self.senders, PROBES)))
         rules = self.rules
-        if index == NO_ROUND:  # nothing is sent again, so that refusals show
+        if alone:  # nothing is sent again, so that refusals show
             deadline_ms = min(rules.deadline_ms, self.clock() + limit_ms)
             policy = Policy(breaker_failures=0)
             rules = replace(rules, retries=0, policy=policy, deadline_ms=deadline_ms)
@@ -294,27 +289,16 @@ class Calibration:
             pids = {n: self._engines[n].pids for n in names if n in self._engines}
             with EngineSampler(pids) as sampler:
                 strike_in_time()
-                ran = await run_arm(
-                    begun.arm,
-                    STRATEGIES[begun.strategy],
-                    prompts,
-                    [self.senders[name] for name in names],
-                    begun.limits,
-                    self.expected_ms,
-                    self.clock,
-                    rules,
-                    done,
-                    keep_rows=index == NO_ROUND,
-                    live=live,
-                    tell=tell,
-                )
+                strategy, senders = STRATEGIES[begun.strategy], [self.senders[n] for n in names]
+                given = begun.arm, strategy, prompts, senders, begun.limits, self.expected_ms
+                ran = await run_arm(*given, self.clock, rules, done, alone, live, tell)
         finally:
             for name in struck_ms:
                 self._engines[name].restore_link()
         if self.clock() >= self.rules.deadline_ms:
             limit_s = self.parameters.run_limit_s
             raise RunFailed(f"the run reached run_limit_s ({limit_s:g} s) in {stage}.")
-        if index != NO_ROUND:
+        if not alone:
             if not span.answered and begun.strategy != THROUGH_ROUTER:  # there it is a finding
                 raise RunFailed(f"{stage}: {error}")
             second = (begun.arm == "strategy") == (index % 2 == 0)  # of its round
@@ -327,14 +311,14 @@ class Calibration:
         whole = begun.model_copy(update={**end, "requests": ran.requests})
         file.write({"end": whole.model_dump(mode="json", include=set(end))})
         file.sync()
-        if index == NO_ROUND:
+        if alone:
             self.report.preparation.append(whole)
         return span, whole
 
     async def probe(self, names: Collection[str], times: int) -> None:
         """Take the round trip to each provider, and have its connection warm."""
 
-        async def probed(name: str, file: Lines) -> None:
+        async def probed(name: str, file: ReportFile) -> None:
             for _ in range(times):
                 try:
                     async with asyncio.timeout(self.parameters.connect_timeout_s):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -21,42 +21,31 @@ WEIGHED = 8
 Flight = tuple[Any, Place, Job]
 
 
-@dataclass
-class _Late:
-    """A prompt under way: how long yet, and how much of a usual prompt it will have been."""
-
-    rest_ms: float
-    whole: float
-    job: Job
-    places: list[Place]
-
-
 def late(pool: Pool, flights: Iterable[Flight]) -> Iterator[tuple[Job, Place]]:
     """Which prompts are to have a copy where: the latest at the fastest idle provider first.
 
     Each pair is to be given before the next is asked for.
     """
-    found: dict[int, _Late] = {}
     if pool.least(fastest, free=True) is None:
         return
+    # By prompt, of all its copies: how long yet, the whole of its work, and where it is.
+    found: dict[int, list[tuple[float, float, Job, Place]]] = defaultdict(list)
     for task, where, job in flights:
         usual, begun_ms = pool.lengths.expected(len(job.prompt.text)), where.running[task]
-        rest_ms = pool.rest_ms(where, begun_ms, usual)
         whole = pool.lengths.whole((pool.now_ms - begun_ms) / where.expected_ms, usual)
-        one = found.setdefault(job.prompt.index, _Late(inf, 0.0, job, []))
-        one.rest_ms, one.whole = min(one.rest_ms, rest_ms), max(one.whole, whole)
-        one.job = max(one.job, job, key=lambda each: each.attempt)
-        one.places.append(where)
-    latest = [(-one.rest_ms, index) for index, one in found.items()]
+        rest_ms = pool.rest_ms(where, begun_ms, usual)
+        found[job.prompt.index].append((rest_ms, whole, job, where))
+    latest = [(-min(copy[0] for copy in found[index]), index) for index in found]
     heapq.heapify(latest)
     while latest and (place := pool.least(fastest, free=True)) and place.admitted:
         weighed = [heapq.heappop(latest) for _ in range(min(WEIGHED, len(latest)))]
         for number, (rest_ms, index) in enumerate(weighed):
-            one, copy_ms = found[index], found[index].whole * place.expected_ms
-            if copy_ms < -CLEARLY * rest_ms and place not in one.places:
+            whole, job = max(copy[1] for copy in found[index]), found[index][0][2]
+            copy_ms = whole * place.expected_ms
+            if copy_ms < -CLEARLY * rest_ms and all(place is not copy[3] for copy in found[index]):
                 weighed[number] = (-copy_ms, index)
-                one.places.append(place)
-                yield one.job, place
+                found[index].append((copy_ms, whole, job, place))
+                yield job, place
                 break
         else:
             return
@@ -76,10 +65,9 @@ def overdue(
         if job.prompt.index not in hedged:
             usual = pool.lengths.expected(len(job.prompt.text))
             due_ms = place.running[task] + after * usual * place.expected_ms
-            due.append((due_ms, job.prompt.index, place, job))
-    for due_ms, _, _, job in sorted(due, key=lambda one: one[:2]):
-        idle = pool.least(emptiest)
-        if idle is None or idle.busy or not idle.admitted:
+            due.append((due_ms, job.prompt.index, job))
+    for due_ms, _, job in sorted(due, key=lambda one: one[:2]):
+        if (idle := _idle(pool)) is None:
             return
         if due_ms > pool.now_ms:
             yield due_ms
@@ -90,15 +78,20 @@ def overdue(
 def unbegun(pool: Pool, flights: Iterable[Flight]) -> Iterator[Any]:
     """What was sent ahead and would end clearly sooner at a provider that is idle."""
     ahead = [(task, place) for task, place, _ in flights if place.running[task] == inf]
-    idle = pool.least(emptiest)
-    if not ahead or idle is None or idle.busy or not idle.admitted:
+    idle, usual = _idle(pool), pool.lengths.mean
+    if not ahead or idle is None:
         return
 
-    def end_ms(one: tuple[Any, Place]) -> float:
-        rest = [pool.rest_ms(one[1], ms, pool.lengths.mean) for ms in one[1].running.values()
-                if ms < inf]  # fmt: skip
-        return min(rest, default=0.0) + one[1].expected_ms * pool.lengths.mean
+    def end_ms(at: Place) -> float:
+        rests_ms = (pool.rest_ms(at, ms, usual) for ms in at.running.values() if ms < inf)
+        return min(rests_ms, default=0.0) + at.expected_ms * usual
 
-    task, place = max(ahead, key=end_ms)
-    if idle.expected_ms * pool.lengths.mean < CLEARLY * end_ms((task, place)):
+    task, place = max(ahead, key=lambda one: end_ms(one[1]))
+    if idle.expected_ms * usual < CLEARLY * end_ms(place):
         yield task
+
+
+def _idle(pool: Pool) -> Place | None:
+    """The fastest provider that holds nothing and may be given work."""
+    place = pool.least(emptiest)
+    return place if place and place.admitted and not place.busy else None

@@ -10,8 +10,8 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import inf
 
 from ..contention import REFUSALS
@@ -66,13 +66,11 @@ async def run_arm(
     Raises `RunFailed` where a strategy stalls or names a provider that is not there, and where
     every provider has only refused for as long as the longest pause is.
     """
-    policy, live = rules.policy, live or {}
+    live, ahead, rows = live or {}, strategy.limit == "ahead", list[Request]()
     lanes = []
     for one in senders:
-        limit, moving = limits[one.name] if limits is not None else None, live.get(one.name)
-        ahead = strategy.limit == "ahead"
-        lanes.append(Lane(one, limit, expected_ms[one.name], policy, moving, ahead))
-    rows: list[Request] = []
+        limit, moving = None if limits is None else limits[one.name], live.get(one.name)
+        lanes.append(Lane(one, limit, expected_ms[one.name], rules.policy, moving, ahead))
 
     def keep(request: Request) -> None:
         if keep_rows:
@@ -81,7 +79,7 @@ async def run_arm(
 
     pool = Pool(lanes)
     fresh = feed(prompts, pool.lengths, strategy.foresees)
-    await _Dispatch(strategy, pool, fresh, lanes, clock, rules, keep, tell).run()
+    await Dispatch(strategy, pool, fresh, lanes, clock, rules, keep, tell).run()
     return Arm(
         arm=arm,
         strategy=strategy.name,
@@ -92,8 +90,8 @@ async def run_arm(
 
 
 @dataclass
-class _Dispatch:
-    """All state of one arm while it runs."""
+class Dispatch:
+    """All state of one arm while it runs; `simulate` replaces `run` and `begin`, nothing else."""
 
     strategy: Strategy
     pool: Pool
@@ -111,7 +109,7 @@ class _Dispatch:
     in_flight: dict[Task, tuple[Lane, Job]] = field(default_factory=dict)
     # In the order they ended: waiting for the next costs the same however many are in flight.
     ended: list[Task] = field(default_factory=list)
-    waking: asyncio.Future[None] | None = None
+    awake: asyncio.Event = field(default_factory=asyncio.Event)
     copies: dict[int, set[Task]] = field(default_factory=dict)  # of prompts that were sent twice
     given_up: dict[Task, Why] = field(default_factory=dict)  # and what that says
     look_again: int = 0  # events until what is late is looked for again
@@ -123,28 +121,32 @@ class _Dispatch:
     async def run(self) -> None:
         """Until every prompt has ended, or the deadline; nothing is left in flight."""
         try:
-            while (now_ms := self.clock()) < self.rules.deadline_ms:
-                self.pool.now_ms = now_ms
-                self._give(now_ms)
-                self._send(now_ms)
-                if self.fresh.due_ms <= now_ms:
-                    queues = self.back, *self.elsewhere.values(), *(one.queue for one in self.lanes)
-                    self.fresh.come(sum(map(len, queues)))
-                    continue
-                if not self.in_flight and self.waiting:
-                    stalled = f"{self.waiting} prompts wait, none is sent."
-                    raise RunFailed(f"strategy {self.strategy.name}: {stalled}")
-                beaten = sum(why is BEATEN for why in self.given_up.values())
-                coming = self.elsewhere or self.fresh.due_ms < inf
-                if len(self.in_flight) == beaten and not coming:
-                    return
-                tasks = await self._next(self._patience_s(now_ms))
-                self.look_again = self.look_again - len(tasks) if tasks else 0
-                for task in tasks:
-                    self._take(task)
+            while (now_ms := self.clock()) < self.rules.deadline_ms and self.started(now_ms):
+                self.taken(await self._next(self.patience_s(now_ms)))
         finally:
-            for task, request in await _cancelled(self.in_flight, self.given_up):
-                self.keep(request.model_copy(update=self.given_up.get(task, {})))
+            await self._cancel()
+
+    def started(self, now_ms: float) -> bool:
+        """Give and send what can be by now; False where nothing is left to wait for."""
+        self.pool.now_ms = now_ms
+        self._give(now_ms)
+        self._send(now_ms)
+        while self.fresh.due_ms <= now_ms:
+            queues = self.back, *self.elsewhere.values(), *(lane.queue for lane in self.lanes)
+            self.fresh.come(sum(map(len, queues)))
+            self._give(now_ms)
+            self._send(now_ms)
+        if not self.in_flight and (left := self.waiting):
+            raise RunFailed(f"strategy {self.strategy.name}: {left} prompts wait, none is sent.")
+        beaten = sum(why is BEATEN for why in self.given_up.values())
+        coming = bool(self.elsewhere) or self.fresh.due_ms < inf
+        return len(self.in_flight) > beaten or coming
+
+    def taken(self, tasks: Sequence[Task]) -> None:
+        """See to what has ended."""
+        self.look_again = self.look_again - len(tasks) if tasks else 0
+        for task in tasks:
+            self._take(task)
 
     @property
     def waiting(self) -> int:
@@ -171,10 +173,9 @@ class _Dispatch:
                     self.back.append(replace(job, not_before_ms=0.0))
             if not jobs:
                 del self.elsewhere[name]
-        self.pool.waiting, self.pool.usual = self.waiting, self.fresh.usual
+        self.pool.waiting = self.waiting
         while self.pool.waiting and (place := self.strategy.decide(self.pool)):
-            in_time = partial(self.pool.ends_in_time, place)
-            self._queue(place, self.back.popleft() if self.back else Job(self.fresh.taken(in_time)))
+            self._queue(place, self.back.popleft() if self.back else Job(self.fresh.taken()))
             self.pool.waiting -= 1
         if self.waiting or self.elsewhere or self.loaded or self.fresh.due_ms < inf:
             self.overdue_ms = inf
@@ -196,8 +197,7 @@ class _Dispatch:
         for lane in list(self.loaded.values()):
             while lane.queue and (lane.allowed is None or len(lane.running) < lane.allowed):
                 job = lane.queue.popleft()
-                task = asyncio.create_task(attempted(lane.sender, job, self.clock, self.rules))
-                task.add_done_callback(self._wake)
+                task = self.begin(lane, job)
                 lane.begun(task, now_ms)
                 self.in_flight[task] = (lane, job)
                 if job.prompt.index in self.copies:
@@ -205,23 +205,23 @@ class _Dispatch:
             if not lane.queue:
                 del self.loaded[lane.rank]
 
-    def _wake(self, task: Task | None = None) -> None:
-        if task:
-            self.ended.append(task)
-        if self.waking and not self.waking.done():
-            self.waking.set_result(None)
+    def begin(self, lane: Lane, job: Job) -> Task:
+        """Have one attempt under way."""
+        task = asyncio.create_task(attempted(lane.sender, job, self.clock, self.rules))
+        task.add_done_callback(self._wake)
+        return task
+
+    def _wake(self, task: Task) -> None:
+        self.ended.append(task)
+        self.awake.set()
 
     async def _next(self, patience_s: float | None) -> list[Task]:
         """All that ended by now; if nothing did, what ends next; nothing if that takes too long."""
         if not self.ended:
-            loop = asyncio.get_running_loop()
-            self.waking = loop.create_future()
-            timer = None if patience_s is None else loop.call_later(patience_s, self._wake)
-            try:
-                await self.waking
-            finally:
-                if timer:
-                    timer.cancel()
+            self.awake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await self.awake.wait()
         tasks, self.ended = self.ended, []
         return tasks
 
@@ -229,14 +229,15 @@ class _Dispatch:
         """An attempt has ended: keep its row, learn from it, and see to its prompt."""
         lane, job = self.in_flight.pop(task)
         request, error = task.result()
-        given_up = self.given_up.pop(task, None)
-        if given_up and (given_up is BEATEN or request.outcome == "cancelled"):
-            request, error = request.model_copy(update=given_up), None
+        why = self.given_up.pop(task, None)
+        beaten = why is BEATEN
+        if why and (beaten or request.outcome == "cancelled"):
+            request, error = request.model_copy(update=why), None
         self.keep(request)
         now_ms = self.pool.now_ms = self.clock()
         begun_ms = lane.running[task]
-        crowded = lane.ended(task, None if given_up is BEATEN else request, now_ms)
-        if given_up is not BEATEN:
+        crowded = lane.ended(task, None if beaten else request, now_ms)
+        if not beaten:
             if request.outcome == "ok":
                 lane.learn(self.pool.lengths, job, request, now_ms - begun_ms)
             if error and error.status in REFUSALS:
@@ -246,7 +247,7 @@ class _Dispatch:
         self._touch(lane)
         copies = self.copies.get(job.prompt.index, set())
         copies.discard(task)
-        if given_up is BEATEN:
+        if beaten:
             return
         if copies and request.outcome == "ok":
             for copy in copies:
@@ -259,7 +260,7 @@ class _Dispatch:
                 self.in_flight[copy] = (where, replace(left, attempt=last))
         elif error:
             self._return(job, error, lane, crowded, now_ms)
-        elif given_up and request.outcome == "cancelled":
+        elif why and request.outcome == "cancelled":
             self._wait(Job(job.prompt, None, job.attempt + 1, "retry", job.retries))
 
     def _give_up(self, task: Task, why: Why) -> None:
@@ -296,7 +297,7 @@ class _Dispatch:
 
         For this provider too, after a pause, if only refused as one too many, or no other is able.
         """
-        retries, name = job.retries, lane.name
+        retries = job.retries
         if crowded:
             pause_s = pause_after(job.attempt, error.retry_after_s)
         else:
@@ -304,16 +305,11 @@ class _Dispatch:
             if not useful or retries >= self.rules.retries:
                 return
             retries += 1
-            failures = min(job.attempt, lane.breaker.in_a_row)
             asked_s = min(error.retry_after_s or 0.0, LONGEST_S)
-            pause_s = max(asked_s, self.rules.policy.backoff(failures))
-            self._touch(lane)
-            self.pool.without = lane
-            if self.pool.others:
-                pause_s = inf
-            self.pool.without = None
+            backoff_s = self.rules.policy.backoff(min(job.attempt, lane.breaker.in_a_row))
+            pause_s = inf if self.pool.other_than(lane) else max(asked_s, backoff_s)
         until_ms, attempt = now_ms + 1000 * pause_s, job.attempt + 1
-        self._wait(Job(job.prompt, None, attempt, "retry", retries, name, until_ms))
+        self._wait(Job(job.prompt, None, attempt, "retry", retries, lane.name, until_ms))
 
     def _patient(self, lane: Lane, error: ProviderError, now_ms: float) -> bool:
         """Whether a provider that refuses is worth a wait; the arm ends where none is any more."""
@@ -324,9 +320,8 @@ class _Dispatch:
                 f"{lane.name} asked to be left alone for {asked_s:,.0f} s; "
                 f"no pause here is longer than {LONGEST_S:g} s."
             )
-        since_ms = (one.refusing_ms for one in self.lanes)
-        too_long = all(ms is not None and now_ms - ms >= longest_ms for ms in since_ms)
-        if too_long and all(task.done() for task in self.in_flight):
+        since_ms = (now_ms if one.refusing_ms is None else one.refusing_ms for one in self.lanes)
+        if now_ms - max(since_ms) >= longest_ms and all(task.done() for task in self.in_flight):
             raise RunFailed(
                 f"strategy {self.strategy.name}: every provider has refused for {LONGEST_S:g} s, "
                 f"at last so: {str(error).rstrip('.')}. Run again once they have room."
@@ -335,12 +330,12 @@ class _Dispatch:
 
     def _see_to_the_late(self, now_ms: float) -> None:
         """Nothing waits: send what is late again, or take back what has not begun elsewhere."""
-        flights: list[Flight] = [
-            (task, lane, job)
-            for task, (lane, job) in self.in_flight.items()
-            if task not in self.given_up
-        ]
-        self.overdue_ms, after = inf, self.rules.policy.hedge_after
+        ahead, after = self.strategy.limit == "ahead", self.rules.policy.hedge_after
+        flights: list[Flight] = []
+        if ahead or self.strategy.foresees or after is not None:
+            under_way = self.in_flight.items()
+            flights = [(t, *where) for t, where in under_way if t not in self.given_up]
+        self.overdue_ms = inf
         if self.strategy.foresees:
             for job, place in late(self.pool, flights):
                 self._copy(job, place)
@@ -351,7 +346,7 @@ class _Dispatch:
                     self.overdue_ms = one
                 else:
                     self._copy(*one)
-        if self.strategy.limit == "ahead":
+        if ahead:
             for task in unbegun(self.pool, flights):
                 self._give_up(task, TAKEN_BACK)
 
@@ -359,41 +354,34 @@ class _Dispatch:
         """Have a prompt sent once more, beside what is in flight of it."""
         index = job.prompt.index
         if index not in self.copies:
-            tasks = self.in_flight.items()
-            self.copies[index] = {t for t, (_, one) in tasks if one.prompt is job.prompt}
+            same = {t for t, (_, one) in self.in_flight.items() if one.prompt is job.prompt}
+            self.copies[index] = same
         attempt = 1 + max(self.in_flight[task][1].attempt for task in self.copies[index])
         self._queue(place, Job(job.prompt, None, attempt, "hedge", job.retries))
 
-    def _patience_s(self, now_ms: float) -> float | None:
+    def patience_s(self, now_ms: float) -> float | None:
         """Seconds until something is to be done although no request ended; None: never.
 
         Never beyond the deadline: what does not heed its cancellation then is left behind.
         """
-        moments = [
-            self.rules.deadline_ms + 1000 * CLOSING_S,
-            self.overdue_ms,
-            self.fresh.due_ms,
-            *(ms for ms, _ in self.trials_ms[:1]),
-        ]
+        moments = [self.rules.deadline_ms + 1000 * CLOSING_S, self.overdue_ms, self.fresh.due_ms]
+        moments += [ms for ms, _ in self.trials_ms[:1]]
         moments += [job.not_before_ms for jobs in self.elsewhere.values() for job in jobs]
         if self.waiting or self.elsewhere:
             moments.append(now_ms + 1000 * ASK_AGAIN_S)
-        return None if min(moments) == inf else max(0.001, (min(moments) - now_ms) / 1000)
+        next_ms = min(moments)
+        return None if next_ms == inf else max(0.001, (next_ms - now_ms) / 1000)
 
+    async def _cancel(self) -> None:
+        """Cancel what is in flight and keep its rows; whoever ended meanwhile keeps its own.
 
-async def _cancelled(
-    tasks: Iterable[Task], given_up: Mapping[Task, object]
-) -> list[tuple[Task, Request]]:
-    """Cancel what is in flight and return its rows; whoever ended meanwhile keeps its own.
-
-    What does not end within `CLOSING_S` is left behind: no provider can hold a run up.
-    """
-    waited = list(tasks)
-    if not waited:
-        return []
-    for task in waited:
-        if task not in given_up:  # else it has been told
-            task.cancel()
-    done, _ = await asyncio.wait(waited, timeout=CLOSING_S)
-    whole = [t for t in waited if t in done and not t.cancelled() and t.exception() is None]
-    return [(task, task.result()[0]) for task in whole]
+        What does not end within `CLOSING_S` is left behind: no provider can hold a run up.
+        """
+        for task in self.in_flight:
+            if task not in self.given_up:  # else it has been told
+                task.cancel()
+        done = (await asyncio.wait(self.in_flight, timeout=CLOSING_S))[0] if self.in_flight else ()
+        for task in self.in_flight:
+            if task in done and not task.cancelled() and task.exception() is None:
+                row = task.result()[0]
+                self.keep(row.model_copy(update=self.given_up.get(task, {})))

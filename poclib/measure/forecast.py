@@ -24,29 +24,27 @@ def ratios(
     """
     if not prompts or not alone_ms:
         return {}
-    limits = {"one": dict.fromkeys(alone_ms, 1), "capacity": dict(capacity)}
-    simulated_ms = {
-        name: simulated_makespan_ms(strategy, prompts, alone_ms, limits[strategy.limit])
-        for name, strategy in STRATEGIES.items()
-        if strategy.limit in limits
-    }
+    limits = {"one": dict.fromkeys(alone_ms, 1), "capacity": capacity}
     baseline_ms = prompts * min(alone_ms.values())
-    return {name: makespan_ms / baseline_ms for name, makespan_ms in simulated_ms.items()}
+    return {
+        name: simulated_makespan_ms(each, prompts, alone_ms, limits[each.limit]) / baseline_ms
+        for name, each in STRATEGIES.items()
+        if each.limit in limits
+    }
+
+
+def of(report: Report) -> dict[str, float]:
+    """As `ratios`, by the facts of before a report's first round; empty if some are not known."""
+    alone_ms = expected_ms(calibrated(report.preparation))
+    capacity = {f.name: f.capacity for f in report.providers if not f.router_of}
+    known = alone_ms.keys() == capacity.keys()
+    return ratios(len(report.prompt_sha256), alone_ms, capacity) if known else {}
 
 
 def each(reports: Sequence[Report]) -> dict[str, float]:
-    """By strategy, its ratio as foretold by the facts of before its own report's first round.
-
-    A report in which some provider was not calibrated then is left out.
-    """
-    foretold: dict[str, float] = {}
-    for report in reports:
-        alone_ms = expected_ms(calibrated(report.preparation))
-        capacity = {f.name: f.capacity for f in report.providers if not f.router_of}
-        if alone_ms.keys() == capacity.keys():
-            promised = ratios(len(report.prompt_sha256), alone_ms, capacity)
-            foretold |= {name: r for name, r in promised.items() if name == report.strategy}
-    return foretold
+    """By strategy, its ratio as its own report foretells it; not all do."""
+    foretold = [(report.strategy, of(report)) for report in reports]
+    return {name: ratios[name] for name, ratios in foretold if name in ratios}
 
 
 def expected_ms(calibrated: Mapping[str, Sequence[Request]]) -> dict[str, float]:
@@ -82,6 +80,5 @@ def powers(
 ) -> dict[str, pacing.Power]:
     """How many rounds each strategy's expected ratio needs; empty where nothing is known."""
     noise = pacing.noise(calibrated(preparation), prompts)
-    if noise is None:
-        return {}
-    return {name: pacing.power(ratio, noise, gate, band) for name, ratio in expected.items()}
+    known = {} if noise is None else expected
+    return {name: pacing.power(ratio, noise or 0.0, gate, band) for name, ratio in known.items()}

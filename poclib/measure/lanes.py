@@ -62,18 +62,17 @@ class Lane(Place):
             following = next((one for one, ms in self.running.items() if ms == inf), None)
             if following:
                 self.running[following] = now_ms
-        if request and request.outcome == "ok":
+        answered = request is not None and request.outcome == "ok"
+        if answered:
             self.refusing_ms = None
-            if self.live and self.works < inf:  # what is sent ahead waits: that tells of no load
-                self.live.failed(id(task))
-            elif self.live:
-                ended_ms, sent_ms = request.marks.last_byte_ms, request.marks.sent_ms
-                server_ms = None if ended_ms is None or sent_ms is None else ended_ms - sent_ms
-                self.live.answered(id(task), now_ms, server_ms)
         elif request and request.status in REFUSALS:
             self.refusing_ms = now_ms if self.refusing_ms is None else self.refusing_ms
             return self.live is not None and self.live.refused(id(task), now_ms)
-        elif self.live:
+        if request and answered and self.live and self.works == inf:
+            ended_ms, sent_ms = request.marks.last_byte_ms, request.marks.sent_ms
+            server_ms = None if ended_ms is None or sent_ms is None else ended_ms - sent_ms
+            self.live.answered(id(task), now_ms, server_ms)
+        elif self.live:  # what was sent ahead waited there, too: that tells of no load
             self.live.failed(id(task))
         return False
 

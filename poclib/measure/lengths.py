@@ -8,7 +8,7 @@ answer's length.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import exp, inf, log, sqrt
 
 from ..records import Prompt
@@ -55,8 +55,6 @@ class Lengths:
 
     def expected(self, characters: int) -> float:
         """The work that the answer to a prompt of so many characters is expected to be."""
-        if not self.slope:
-            return self.mean
         return self.mean * exp(self.slope * (log(1 + characters) - self._x))
 
     def rest(self, done: float, expected: float) -> float:
@@ -83,14 +81,11 @@ class Fresh:
     due_ms = inf
 
     def __init__(self, prompts: Sequence[Prompt], lengths: Lengths, longest_first: bool) -> None:
-        self._prompts, self._lengths = prompts, lengths
-        order = range(len(prompts))
-        self._characters = [len(prompt.text) for prompt in prompts] if longest_first else []
-        self._sorted = len(set(self._characters)) > 1
-        if self._sorted:
-            self._left = deque(sorted(order, key=lambda index: -self._characters[index]))
-        else:
-            self._left = deque(order)
+        self._prompts, self._lengths, self._sorted = prompts, lengths, longest_first
+        self._left = deque(range(len(prompts)))
+        if longest_first:
+            characters = [len(prompt.text) for prompt in prompts]
+            self._left = deque(sorted(self._left, key=lambda index: -characters[index]))
 
     def __len__(self) -> int:
         return len(self._left)
@@ -98,20 +93,7 @@ class Fresh:
     def come(self, held: int) -> None:
         """Take in the one that is due, where `held` others wait to be sent."""
 
-    @property
-    def usual(self) -> float:
-        """How long they are expected to be: between the longest and the shortest."""
-        if not self._left or not self._sorted:
-            return self._lengths.mean
-        return sqrt(self._expected(0) * self._expected(-1))
-
-    def _expected(self, end: int) -> float:
-        return self._lengths.expected(self._characters[self._left[end]])
-
-    def taken(self, in_time: Callable[[float], bool]) -> Prompt:
-        """The longest for which `in_time` holds of the two ends; where for none, the shortest."""
-        end = 0
-        if self._sorted:
-            longest, shortest = (0, -1) if self._lengths.slope >= 0 else (-1, 0)
-            end = longest if in_time(self._expected(longest)) else shortest
-        return self._prompts[self._left.popleft() if end == 0 else self._left.pop()]
+    def taken(self) -> Prompt:
+        """The next; of those in the order of length the one expected to be the longest."""
+        last = self._sorted and self._lengths.slope < 0
+        return self._prompts[self._left.pop() if last else self._left.popleft()]

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -84,19 +85,14 @@ class Monitor:
         """Note what the machine did since the last look."""
         before, self._before = self._before, self._counters()
         spent = {key: now_s - before[key] for key, now_s in self._before.items()}
-
-        def share(seconds: float) -> float:
-            """Between 0 and 1: the counters step in hundredths of a second, each by itself."""
-            return round(min(1.0, max(0.0, seconds / max(1e-9, spent["all"]))), 4)
-
-        moment = Moment(
-            at_ms=max(0.0, self._clock()),
-            others=share(spent["busy"] - spent["own"]),
-            own=share(spent["own"]),
-            steal=share(spent["steal"]),
-            throttled=_throttled(),
-        )
-        self.moments.append(moment)
+        spent["others"] = spent["busy"] - spent["own"]
+        # Between 0 and 1: the counters step in hundredths of a second, each by itself.
+        shares = {
+            key: round(min(1.0, max(0.0, spent[key] / max(1e-9, spent["all"]))), 4)
+            for key in ("others", "own", "steal")
+        }
+        at_ms = max(0.0, self._clock())
+        self.moments.append(Moment(at_ms=at_ms, throttled=_throttled(), **shares))
         if len(self.moments) > MOST_MOMENTS:
             del self.moments[1::2]
             self._look_every_s *= 2
@@ -151,21 +147,19 @@ class EngineSampler:
         }
 
     def __enter__(self) -> EngineSampler:
-        self._before = [_used(name, engine) for name, engine in self._engines.items()]
+        self._before = {name: _used(engine) for name, engine in self._engines.items()}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for before in self._before:
-            now = _used(before.provider, self._engines[before.provider])
-            spent = {
-                key: max(0, new - (getattr(before, key) or 0))
-                for key in ("wall_ms", "cpu_ms", "involuntary_switches")
-                if (new := getattr(now, key)) is not None
-            }
-            self.used.append(now.model_copy(update=spent))
+        for name, before in self._before.items():
+            used = _used(self._engines[name])
+            for key in ("wall_ms", "cpu_ms", "involuntary_switches"):
+                if used[key] is not None:
+                    used[key] = max(0, used[key] - (before[key] or 0))
+            self.used.append(EngineUse(provider=name, **used))
 
 
-def _used(provider: str, processes: Sequence[psutil.Process]) -> EngineUse:
+def _used(processes: Sequence[psutil.Process]) -> dict[str, Any]:
     """What these processes have used until now, by a clock that began some time ago."""
     cpu_s, switches, cores = 0.0, list[int](), set[int]()
     for process in processes:
@@ -175,15 +169,9 @@ def _used(provider: str, processes: Sequence[psutil.Process]) -> EngineUse:
             for thread in process.threads():
                 switches.append(psutil.Process(thread.id).num_ctx_switches().involuntary)
             cores |= set(process.cpu_affinity())
-    return EngineUse(
-        provider=provider,
-        wall_ms=1000 * time.monotonic(),
-        cpu_ms=1000 * cpu_s,
-        processes=len(processes),
-        threads=len(switches),
-        cores=len(cores) or None,
-        involuntary_switches=sum(switches) if switches else None,
-    )
+    counts = {"processes": len(processes), "threads": len(switches), "cores": len(cores) or None}
+    times_ms = {"wall_ms": 1000 * time.monotonic(), "cpu_ms": 1000 * cpu_s}
+    return counts | times_ms | {"involuntary_switches": sum(switches) if switches else None}
 
 
 def _throttled() -> int | None:

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -67,15 +67,11 @@ QUICK = (Case(40, delay_ms=5, tokens=3, gap_ms=2),)
 @contextlib.contextmanager
 def known_server(round_trip_ms: float) -> Iterator[str]:
     """The address of a stub that runs for as long as the block does. Raises `EngineError`."""
-    with subprocess.Popen(
-        [sys.executable, "-I", str(STUB), str(round_trip_ms)],
-        stdin=subprocess.PIPE,  # it serves until its input ends: never longer than we live
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as process:
+    command = [sys.executable, "-I", str(STUB), str(round_trip_ms)]
+    pipe = subprocess.PIPE  # it serves until its input ends: never longer than we live
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL) as process:
         try:
-            port = process.stdout.readline().strip() if process.stdout else ""
+            port = process.stdout.readline().decode().strip() if process.stdout else ""
             if not port:
                 raise EngineError("the ruler's server did not start; is the package whole?")
             yield f"http://127.0.0.1:{port}"
@@ -88,8 +84,7 @@ async def check(cases: Sequence[Case]) -> Ruler:
     rows: list[RulerRow] = []
     for case in cases:
         with known_server(case.round_trip_ms) as url:
-            arm, probes = await _measured(case, url)
-        rows += compared(case, arm, probes)
+            rows += compared(case, *await _measured(case, url))
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return Ruler(created=created, cores=os.cpu_count(), rows=rows)
 
@@ -102,21 +97,17 @@ async def _measured(case: Case, url: str) -> tuple[Arm, list[Probe]]:
     )
     sender = KINDS[kind](settings, Parameters(providers=[settings]), url)
     anchor_s = time.perf_counter()
-    text = f"{case.delay_ms:g} {case.tokens} {case.gap_ms:g}"
+    text, queue = f"{case.delay_ms:g} {case.tokens} {case.gap_ms:g}", STRATEGIES["shared-queue"]
+    limits, expected_ms = {"known": case.in_flight}, {"known": 100.0}
+    rules = Rules(retries=0, request_timeout_s=30)
 
     def clock() -> float:
         return (time.perf_counter() - anchor_s) * 1000
 
     async def asked(count: int) -> Arm:
+        prompts = [Prompt(index, text) for index in range(count)]
         return await run_arm(
-            "strategy",
-            STRATEGIES["shared-queue"],
-            [Prompt(index, text) for index in range(count)],
-            [sender],
-            {"known": case.in_flight},
-            {"known": 100.0},
-            clock,
-            Rules(retries=0, request_timeout_s=30),
+            "strategy", queue, prompts, [sender], limits, expected_ms, clock, rules
         )
 
     try:
@@ -148,46 +139,34 @@ def compared(case: Case, arm: Arm, probes: Sequence[Probe]) -> list[RulerRow]:
         ends = [row.marks.end_ms or 0 for row in arm.requests]
         true_ms = sum((r.server.total_ms or 0) + case.round_trip_ms for r in arm.requests)
         errors["makespan_ms"] = [(max(ends) - min(starts) - true_ms) / len(starts)]
-    return [
-        RulerRow(
-            quantity=quantity,
-            in_flight=case.in_flight,
-            delay_ms=case.delay_ms,
-            round_trip_ms=case.round_trip_ms,
-            keep_alive=case.keep_alive,
-            n=len(values),
-            bias_ms=median(values),
-            p95_ms=_p95([abs(error_ms) for error_ms in values]),
-        )
-        for quantity, values in errors.items()
-    ]
+    asked = asdict(case)
+    same = {key: asked[key] for key in ("in_flight", "delay_ms", "round_trip_ms", "keep_alive")}
+    rows = []
+    for quantity, values in errors.items():
+        n, bias_ms = len(values), median(values)
+        # 72 values are the fewest that carry a 95th percentile.
+        p95_ms = sorted(map(abs, values))[int(0.95 * n)] if n >= 72 else None
+        rows.append(RulerRow(quantity=quantity, n=n, bias_ms=bias_ms, p95_ms=p95_ms, **same))
+    return rows
 
 
 def _errors(case: Case, row: Request) -> dict[str, float]:
-    """A connect is a part of its own in a report: its error is told apart, not twice.
-
-    So is one that was made ahead, which is no part of its request.
-    """
+    """A connect, on the way or made ahead, is a part of its own: its error is not told twice."""
     marks, prompt_ms, tokens_ms = row.marks, row.server.prompt_ms or 0, row.token_ms or []
     ttft_ms = (marks.first_token_ms or 0) - (marks.start_ms or 0)
-    connect_ms = 0.0
     errors: dict[str, float] = {}
     if marks.connected_ms is not None and marks.connect_start_ms is not None:
-        connect_ms = errors["connect_ms"] = marks.connected_ms - marks.connect_start_ms
-    if (ahead_ms := marks.ahead_ms) is not None:
-        errors["ahead_ms"] = ahead_ms
-    errors["ttft_ms"] = ttft_ms - connect_ms - prompt_ms - case.round_trip_ms
-    errors["over_ms"] = (row.over_ms or 0) - connect_ms - case.round_trip_ms
+        errors["connect_ms"] = marks.connected_ms - marks.connect_start_ms
+    if marks.ahead_ms is not None:
+        errors["ahead_ms"] = marks.ahead_ms
+    way_ms = errors.get("connect_ms", 0.0) + case.round_trip_ms
+    errors["ttft_ms"] = ttft_ms - prompt_ms - way_ms
+    errors["over_ms"] = (row.over_ms or 0) - way_ms
     if len(tokens_ms) > 1:
         late_ms = tokens_ms[-1] - tokens_ms[0] - (row.server.generation_ms or 0)
         errors["inter_token_ms"] = late_ms / (len(tokens_ms) - 1)
     errors["stub"] = prompt_ms - case.delay_ms
     return errors
-
-
-def _p95(values: Sequence[float]) -> float | None:
-    """None under 72 values, which cannot carry it."""
-    return sorted(values)[int(0.95 * len(values))] if len(values) >= 72 else None
 
 
 def run(cases: Sequence[Case] = CASES) -> Ruler:

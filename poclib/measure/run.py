@@ -42,8 +42,7 @@ class Run(Calibration):
             )
         self._learned: dict[str, AdaptiveLimit] = {}
         rounds = self.parameters.rounds
-        # After how many rounds it is expected to end.
-        self._planned = None if rounds == "auto" else rounds
+        self._planned = None if rounds == "auto" else rounds  # in how many it is expected to end
         self._expected = self._requests(self._planned or pacing.LEAST)
         self._measured: dict[int, dict[str, pacing.Measured]] = {}  # by round and arm
         for round_ in self.report.rounds:
@@ -179,14 +178,11 @@ class Run(Calibration):
 
     def foretold_ratios(self) -> dict[str, float]:
         """Ratio to the baseline of each strategy, from calibration alone."""
-        capacity = {f.name: f.capacity for f in self.report.providers if not f.router_of}
-        alone_ms = {name: self.expected_ms[name] for name in capacity}
-        return forecast.ratios(len(self.texts), alone_ms, capacity)
+        return forecast.of(self.report)
 
     def foretold_rounds(self) -> dict[str, pacing.Power]:
         """How many rounds each foretold ratio needs to be told from the gate, and from 1."""
-        p, arms = self.parameters, self.report.preparation
-        expected = self.foretold_ratios()
+        p, expected, arms = self.parameters, self.foretold_ratios(), self.report.preparation
         return forecast.powers(expected, arms, len(self.texts), p.gate_max_ratio, p.band)
 
     def foretold_s(self, strategies: int) -> float:
@@ -213,23 +209,17 @@ class Run(Calibration):
         limit, router = STRATEGIES[strategy].limit, self.parameters.router
         if strategy == THROUGH_ROUTER and router and router.in_flight:
             return {router.name: router.in_flight}, {}
-        adaptive = {settings.name: settings.adaptive for settings in self.parameters.providers}
+        given = {one.name: one for one in self.parameters.providers if one.name in names}
         if limit == "none":
-            for name in names:
-                if adaptive.get(name) == "forced":
-                    old = self._learned.get(name)
-                    new = AdaptiveLimit(name, self.expected_ms[name], 1, len(self.texts))
-                    self._learned[name] = old.again(self.clock()) if old else new
+            for name in (name for name in given if given[name].adaptive == "forced"):
+                old = self._learned.get(name)
+                new = AdaptiveLimit(name, self.expected_ms[name], 1, len(self.texts))
+                self._learned[name] = old.again(self.clock()) if old else new
             return None, self._learned
-        facts = [facts for facts in self.report.providers if facts.name in names]
-        capacity = {each.name: each.capacity for each in facts}
-        slots = {each.name: each.slots or each.capacity for each in facts}
-        queues = {settings.name: settings.queues for settings in self.parameters.providers}
-        ahead = {f.name: f.capacity + sends_ahead(f, queues.get(f.name, True)) for f in facts}
-        held = {"one": dict.fromkeys(names, 1), "capacity": capacity, "slots": slots}
-        most = (held | {"ahead": ahead})[limit]
-        return most, {
-            name: AdaptiveLimit(name, self.expected_ms[name], most[name], most[name])
-            for name in names
-            if adaptive.get(name, "off") != "off"
-        }
+        most = {}
+        for f in (facts for facts in self.report.providers if facts.name in names):
+            ahead = sends_ahead(f, f.name not in given or given[f.name].queues)
+            held = {"one": 1, "capacity": f.capacity, "ahead": f.capacity + ahead}
+            most[f.name] = held.get(limit, f.slots or f.capacity)
+        moving = [name for name in given if given[name].adaptive != "off"]
+        return most, {n: AdaptiveLimit(n, self.expected_ms[n], most[n], most[n]) for n in moving}

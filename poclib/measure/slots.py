@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import exp, inf
@@ -66,14 +66,14 @@ class _Order:
 
     def touch(self, place: Place) -> None:
         now = self._key(place) if self._fits(place) else None
-        if now != self._now[place.rank]:
-            self._now[place.rank] = now
-            if now is not None:
-                heapq.heappush(self._heap, (now, place.rank))
-                if len(self._heap) > 2 * len(self._places) + 64:
-                    held = enumerate(self._now)
-                    self._heap = [(key, rank) for rank, key in held if key is not None]
-                    heapq.heapify(self._heap)
+        if now == self._now[place.rank]:
+            return
+        self._now[place.rank] = now
+        if now is not None:
+            heapq.heappush(self._heap, (now, place.rank))
+        if len(self._heap) > 2 * len(self._places) + 64:
+            self._heap = [(key, rank) for rank, key in enumerate(self._now) if key is not None]
+            heapq.heapify(self._heap)
 
     def first(self, without: Place | None) -> Place | None:
         heap, aside = self._heap, None
@@ -102,16 +102,13 @@ class Pool:
         self.now_ms, self.waiting = 0.0, waiting
         self.without: Place | None = None
         self.lengths = Lengths()
-        self.usual = 1.0  # how long the prompts that wait are, of what a usual one is
         self._orders: dict[tuple[Any, ...], _Order] = {}
-        self._kinds = {(admitted, well): 0 for admitted in (0, 1) for well in (0, 1)}
-        self._kept: list[tuple[tuple[bool, bool], float]] = []  # each one's kind and pace
+        self._kept = [((p.admitted, p.well), 0.0) for p in self.places]  # each one's kind and pace
+        self._kinds = Counter(kind for kind, _ in self._kept)
         self._pace = 0.0  # usual prompts a millisecond, of all slots
         self._horizon_ms, self._horizon_left, self._computed_ms = inf, 0, -inf
         for rank, place in enumerate(self.places):
             place.rank = rank
-            self._kept.append(((place.admitted, place.well), 0.0))
-            self._kinds[place.admitted, place.well] += 1
             self.touch(place)
 
     def touch(self, place: Place) -> None:
@@ -133,41 +130,42 @@ class Pool:
         The first of equals; with `free` of those with a free slot; None where there is none. `key`
         is a function of a module, not one made anew for each call.
         """
-        admitted = self._kinds[1, 0] + self._kinds[1, 1] > 0  # else all are in trouble: none spared
-        out = self.without
-        well = out is not None and self._healthy(admitted) > (
-            out.well and (out.admitted or not admitted)
-        )
+        admitted = self._admitted
+        well = self.without is not None and self.other_than(self.without, well=True)
         kind = key, admitted, well, free
-        order = self._orders.get(kind)
-        if order is None:
+        if kind not in self._orders:
 
             def fits(p: Place) -> bool:
-                return (
-                    (p.admitted or not admitted) and (p.well or not well) and (p.free or not free)
-                )
+                return not (admitted > p.admitted or well > p.well or free > p.free)
 
-            order = self._orders[kind] = _Order(key, fits, self.places)
-        return order.first(out)
+            self._orders[kind] = _Order(key, fits, self.places)
+        return self._orders[kind].first(self.without)
+
+    @property
+    def _admitted(self) -> bool:
+        """Whether anyone may be given work; else all are in trouble, and none is spared."""
+        return self._kinds[True, True] + self._kinds[True, False] > 0
 
     @property
     def others(self) -> bool:
         """Whether there is anyone but `without` to be given work."""
-        admitted = self._kinds[1, 0] + self._kinds[1, 1]
-        out = self.without
-        return (admitted or len(self.places)) > (out is not None and (out.admitted or not admitted))
+        return self.other_than(self.without)
 
-    def _healthy(self, admitted: bool) -> int:
-        return self._kinds[1, 1] + (0 if admitted else self._kinds[0, 1])
+    def other_than(self, out: Place | None, well: bool = False) -> bool:
+        """Whether anyone but `out` may be given work, one that is `well` if that is asked."""
+        admitted = self._admitted
+        kinds = [(a, w) for a, w in self._kinds if a >= admitted and w >= well]
+        spared = out is not None and (out.admitted, out.well) in kinds
+        return sum(self._kinds[kind] for kind in kinds) > spared
 
-    def ends_in_time(self, place: Place, length: float | None = None) -> bool:
+    def ends_in_time(self, place: Place) -> bool:
         """Whether a prompt begun there now would end before the others could do without it.
 
         Where answers differ in length: whether a short one would.
         """
-        usual = self.usual if length is None else length
+        usual = self.lengths.mean
         took_ms = place.expected_ms * usual * exp(-SHORTER * self.lengths.spread)
-        if self.without or took_ms <= self.waiting * self.usual / self._pace:
+        if self.without or took_ms <= self.waiting * usual / self._pace:
             return True  # even with every slot free at once, all would take longer
         size = len(self.places)
         late = self.now_ms - self._computed_ms > STALE_MS * max(1.0, size / SAMPLE)
@@ -187,12 +185,8 @@ def horizon_ms(pool: Pool) -> float:
     """When the pool would have ended all that waits, each slot taking one after the other."""
     sample = pool.places[:: max(1, len(pool.places) // SAMPLE)]
     waiting = pool.waiting * len(sample) / len(pool.places)
-    slots = [
-        (free_ms, p.expected_ms * pool.usual)
-        for p in sample
-        if p.admitted
-        for free_ms in _free_ms(p, pool)
-    ]
+    able = [(p, p.expected_ms * pool.lengths.mean) for p in sample if p.admitted]
+    slots = [(free_ms, took_ms) for p, took_ms in able for free_ms in _free_ms(p, pool)]
     low_ms = pool.now_ms
     high_ms = min((f + math.ceil(waiting) * e for f, e in slots), default=inf)
     exact = 1e-8 if len(sample) == len(pool.places) else 1e-3

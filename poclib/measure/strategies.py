@@ -9,14 +9,14 @@ shows it), and a test. What may be asked of the pool stands in `slots`.
 
 from __future__ import annotations
 
-import ast
 import heapq
 import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from itertools import count
+from typing import Any, Literal
 
 from ..errors import ParameterError
 from ..parameters import Parameters
@@ -45,7 +45,7 @@ class Strategy:
     def sections(self) -> dict[str, str]:
         """Its docstring by heading: "How it works", "What this does not show", "Try"."""
         text = inspect.getdoc(self.decide) or ""
-        first, *others = re.split(r"^(What this does not show|Try):\n", text, flags=re.M)
+        first, *others = re.split(r"^(What this does not show|Try):$", text, flags=re.M)
         return {"How it works": first} | dict(zip(others[::2], others[1::2], strict=True))
 
     @property
@@ -61,18 +61,13 @@ class Strategy:
         return "\n\n\n".join(shown.values())
 
 
-def _show(function: Callable[..., object], shown: dict[str, str]) -> None:
+def _show(function: Any, shown: dict[str, str]) -> None:
     source = inspect.getsource(function)
-    (tree,) = ast.parse(source).body
-    assert isinstance(tree, ast.FunctionDef)
-    docstring, body = tree.body[0].lineno - 1, tree.body[bool(ast.get_docstring(tree))].lineno - 1
-    lines = source.splitlines()
-    shown[function.__name__] = "\n".join(lines[tree.lineno - 1 : docstring] + lines[body:])
-    for node in (node for part in tree.body for node in ast.walk(part)):
-        called = vars(inspect.getmodule(function)).get(getattr(node, "id", ""))
-        if not inspect.isfunction(called) or called.__name__ in shown:
-            continue
-        if called.__module__ == function.__module__:
+    source = source[source.index("def ") :]  # without its decorator
+    shown[function.__name__] = re.sub(r'    """.*?"""\n', "", source, count=1, flags=re.S).rstrip()
+    for name in function.__code__.co_names:
+        called = function.__globals__.get(name)
+        if getattr(called, "__module__", "") == function.__module__ and name not in shown:
             _show(called, shown)
 
 
@@ -124,12 +119,10 @@ def sequential(pool: Pool) -> Place | None:
     cannot be told from chance.
 
     What this does not show:
-
     - A quiet spell proves little about a busy one: load from elsewhere comes and goes.
     - Both arms use one provider, so noise of the others and of the network is not in it.
 
     Try:
-
     - `rounds = 20`: does the interval close around one?
     - `prompts = 2`: with less work in an arm, how far do two equal runs differ?
     """
@@ -145,12 +138,10 @@ def all_parallel(pool: Pool) -> Place | None:
     that gives each its own threads can *thrash*: all become slower (see `11_the_published_run`).
 
     What this does not show:
-
     - The engines of the embedded pool batch. Whether yours does is what decides, so measure yours.
     - So few prompts do not fill a server's queue; hundreds would.
 
     Try:
-
     - `batching: false` in both `providers`: the same slots, without shared steps.
     - `slots: 1` in both: everything but the first waits inside the server.
     """
@@ -165,12 +156,10 @@ def serial_per_provider(pool: Pool) -> Place | None:
     overwhelmed. The price: the faster provider is finished early. Then it stands idle.
 
     What this does not show:
-
     - With one request in flight an engine that could batch is never asked to.
     - Two machines; with more, an even split is bound by the slowest of them.
 
     Try:
-
     - `speed: 0.3` for `remote`: at which speed does the second machine stop helping?
     - `link: {round_trip_ms: 200}`: what does distance cost?
     """
@@ -186,12 +175,10 @@ def capability_split(pool: Pool) -> Place | None:
     machine slows down, its share stays. Each works through its share up to its capacity.
 
     What this does not show:
-
     - Calibration is a few requests before the run; a machine that changes later is not seen.
     - Prompts count as equal work; a long one among short ones would upset the shares.
 
     Try:
-
     - `calibration_prompts = 1`: how good must the calibration be?
     - `speed: 0.3` for `remote`: compare with the even split at the same speed.
     """
@@ -208,12 +195,10 @@ def shared_queue(pool: Pool) -> Place | None:
     end: a slow provider may take the last prompt while a fast one is about to be free.
 
     What this does not show:
-
     - With few prompts the last one decides much; with hundreds hardly anything.
     - The order of the prompts is fixed: `earliest-finish` sends long ones first.
 
     Try:
-
     - `speed: 0.2` for `remote`: does it take the last prompt?
     - `prompts = 24`: how does the efficiency change?
     - `capacity: 2` for both: two in flight each.
@@ -233,12 +218,10 @@ def earliest_finish(pool: Pool) -> Place | None:
     in expectations, and work done twice, which the rows tell (role hedge, outcome cancelled).
 
     What this does not show:
-
     - Engines that batch slow each request as they take more, which the estimate only follows.
     - A server that is told to stop may go on computing for nobody.
 
     Try:
-
     - `speed: 0.2` for `remote`: does the slow one stay idle at the end?
     - `prompts = 5`: compare with the shared queue on the same prompts.
     """
@@ -256,12 +239,10 @@ def batched(pool: Pool) -> Place | None:
     time, so a batching engine can do better than it.
 
     What this does not show:
-
     - It holds for engines that batch; see what `all-parallel` does with your server first.
     - On one core the gain is bounded by its arithmetic; a graphics card gains far more.
 
     Try:
-
     - `slots: 2` and `slots: 8`: where does more in flight stop helping?
     - `max_tokens = 64`: longer answers, where shared steps count for more.
     """
@@ -280,12 +261,10 @@ def sent_ahead(pool: Pool) -> Place | None:
     connection, so its wait in the server is in it, though nobody loses it.
 
     What this does not show:
-
     - The first and the last request of each provider still pay for their way.
     - A server that is told to stop may go on computing; what was begun unseen is then done twice.
 
     Try:
-
     - `link: {round_trip_ms: 200}`: compare with the shared queue at the same distance.
     - `max_tokens = 4`: the shorter the answers, the more the way there counts.
     """
@@ -302,12 +281,10 @@ def through_router(pool: Pool) -> Place | None:
     asked again as often as `retries` says; what then has no answer is counted as failed.
 
     What this does not show:
-
     - A router does more than spread: keys, budgets, logs, a fallback to other models.
     - Where it runs on one of the machines it takes a part of its time.
 
     Try:
-
     - `in_flight: 2` for the router: does it do better when it is given less at once?
     - Another of its own routing strategies; name it in `note`, so that the page tells it.
     """
@@ -334,30 +311,25 @@ def simulated_makespan_ms(
         Place(name, None if strategy.limit == "none" else limits[name], time_ms)
         for name, time_ms in expected_ms.items()
     ]
-    pool, ends, key = Pool(places, prompts), list[tuple[float, int, Place]](), 0
+    pool, ends, keys = Pool(places, prompts), list[tuple[float, int, Place]](), count()
 
-    def start(place: Place) -> None:
-        nonlocal key
-        key += 1
-        place.running[key] = pool.now_ms
-        heapq.heappush(ends, (pool.now_ms + place.expected_ms, key, place))
+    def changed(place: Place) -> None:
+        while place.queue and (place.limit is None or len(place.running) < place.limit):
+            key = place.queue.popleft()
+            place.running[key] = pool.now_ms
+            heapq.heappush(ends, (pool.now_ms + place.expected_ms, key, place))
+        pool.touch(place)
 
     while pool.waiting or ends:
         while pool.waiting and (place := strategy.decide(pool)):
             pool.waiting -= 1
-            if place.limit is None or len(place.running) < place.limit:
-                start(place)
-            else:
-                place.queue.append(None)
-            pool.touch(place)
+            place.queue.append(next(keys))
+            changed(place)
         if not ends:
             raise ParameterError(f"strategy {strategy.name}: prompts wait, none is sent.")
         pool.now_ms = ends[0][0]
         while ends and ends[0][0] <= pool.now_ms:
             _, ended, place = heapq.heappop(ends)
             del place.running[ended]
-            if place.queue:
-                place.queue.popleft()
-                start(place)
-            pool.touch(place)
+            changed(place)
     return pool.now_ms

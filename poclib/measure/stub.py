@@ -1,9 +1,9 @@
 """A server of known behaviour on loopback, to check the ruler against; run in its own process.
 
 It imports nothing of ours. A prompt tells it what to do: "DELAY TOKENS GAP", so many milliseconds
-before the first token and between tokens. It spins towards each deadline, and reports in
-llama.cpp's `timings` not what was asked but what it did, by its own monotonic clock, from when the
-request came (on Linux as the kernel knows it: of many at once it may be late to read each).
+before the first token and between tokens. It spins towards each deadline, and tells in llama.cpp's
+`timings` what it did, by its own clock, from when the request came (on Linux, as the kernel knows:
+of many at once it may be late to read each).
 
     python stub.py ROUND_TRIP_MS    prints its port, serves until its input ends
 """
@@ -25,7 +25,7 @@ from contextlib import suppress
 _SPIN_S = 0.002
 _TIMESTAMPNS = 35  # Linux's option, and what it tells: seconds and nanoseconds
 _TIMESPEC = struct.Struct("@ll")
-_EMPTY = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+_EMPTY = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 _HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
     b"connection: %b\r\n\r\n"
@@ -48,8 +48,7 @@ class Stub:
     """Listens on a free port of 127.0.0.1. `round_trip_ms` is added to every exchange."""
 
     def __init__(self, round_trip_ms: float) -> None:
-        self._half_s = round_trip_ms / 2000
-        self._selector = selectors.DefaultSelector()
+        self._half_s, self._selector = round_trip_ms / 2000, selectors.DefaultSelector()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self._selector.register(self._listener, selectors.EVENT_READ)
         if sys.platform == "linux":  # what it accepts inherits that
@@ -77,8 +76,7 @@ class Stub:
                 self._go_on(heapq.heappop(self._due)[2])
 
     def _read(self, client: socket.socket, received: bytearray) -> None:
-        data = b""
-        notes: list[tuple[int, int, bytes]] = []
+        data, notes = b"", list[tuple[int, int, bytes]]()
         with suppress(ConnectionError):
             data, notes, *_ = client.recvmsg(65536, socket.CMSG_SPACE(_TIMESPEC.size))
         arrived_s = time.perf_counter()
@@ -87,8 +85,7 @@ class Stub:
                 seconds, nanoseconds = _TIMESPEC.unpack(note)
                 arrived_s -= max(0.0, time.time() - seconds - nanoseconds / 1e9)
         if not data:
-            self._close(client)
-            return
+            return self._close(client)
         received += data
         head, end, body = bytes(received).partition(b"\r\n\r\n")
         lines = head.lower().split(b"\r\n")
@@ -109,33 +106,26 @@ class Stub:
 
         The request's way here and the answer's way back cost half a round trip each.
         """
-        first_s = arrived_s
         if lines[0].startswith(b"get"):
             yield arrived_s + self._half_s
-            client.sendall(_EMPTY)
-            return
+            return client.sendall(_EMPTY)
         delay_ms, count, gap_ms = map(float, json.loads(body)["prompt"].split()[-3:])
-        closes = b"connection: close" in lines
-        for sent in range(int(count)):
-            yield arrived_s + (delay_ms + sent * gap_ms) / 1000 + self._half_s
+        closes, first_s = b"connection: close" in lines, 0.0
+        start = _HEAD % (b"close" if closes else b"keep-alive")
+        for sent in range(1, int(count) + 1):
+            yield arrived_s + (delay_ms + (sent - 1) * gap_ms) / 1000 + self._half_s
             left_s = time.perf_counter() - self._half_s
+            first_s = first_s or left_s
+            token = _TOKEN
+            if sent == count:
+                times = {"prompt_ms": 1000 * (first_s - arrived_s)}
+                times |= {"predicted_ms": 1000 * (left_s - first_s)}
+                done: dict[str, object] = {"stop_type": "limit", "tokens_predicted": sent}
+                done |= {"tokens_evaluated": 3, "timings": times}
+                done |= {"usage": {"prompt_tokens": 3, "completion_tokens": sent}}
+                token = _chunk(True, done) + b"0\r\n\r\n"
+            client.sendall(start + token)
             start = b""
-            if not sent:
-                first_s, start = left_s, _HEAD % (b"close" if closes else b"keep-alive")
-            if sent < count - 1:
-                client.sendall(start + _TOKEN)
-                continue
-            done = {
-                "stop_type": "limit",
-                "timings": {
-                    "prompt_ms": 1000 * (first_s - arrived_s),
-                    "predicted_ms": 1000 * (left_s - first_s),
-                },
-                "tokens_predicted": sent + 1,
-                "tokens_evaluated": 3,
-                "usage": {"prompt_tokens": 3, "completion_tokens": sent + 1},
-            }
-            client.sendall(start + _chunk(True, done) + b"0\r\n\r\n")
         if closes:
             self._close(client)
 

@@ -3,8 +3,6 @@
 A request is written at once; its answer is parsed as it comes, by a socket that notes when.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import socket
@@ -79,10 +77,9 @@ class Response:
     of it has come; `keep`: its connection may serve another request.
     """
 
-    status = 0  # none yet
+    status = _size = 0  # none yet
     whole = keep = _cut = _sized = False
     here_ms = _came_ms = _first_ms = _taken_ms = 0.0
-    _size = 0
 
     def __init__(self, provider: str, exchange: Exchange) -> None:
         self.headers: dict[str, str] = {}
@@ -95,8 +92,6 @@ class Response:
         self._decoder: Any = None
         self._parser = httptools.HttpResponseParser(self)
         self._parser.set_dangerous_leniencies(**_UNDERSTOOD)
-
-    # ---- Put in by its connection --------------------------------------------------------------
 
     def sent(self) -> None:
         """The last of the request leaves; where an answer came before, sent ended there."""
@@ -177,8 +172,6 @@ class Response:
     def _bad(self, what: str) -> None:
         self.fail(failed(BadAnswer, self._provider, f"its answer is {what}"))
 
-    # ---- Taken out by who asked ----------------------------------------------------------------
-
     async def head(self) -> None:
         """Wait for the headers. Raises what broke the connection."""
         while not self.status:
@@ -191,10 +184,7 @@ class Response:
         await self._waiter
 
     async def chunk(self) -> bytes:
-        """The next part of the body, decoded; empty at its end.
-
-        Raises `BadAnswer` beyond `MAX_BODY_BYTES`, or what broke the connection.
-        """
+        """The next part of the body, decoded; empty at its end. Raises `BadAnswer` if too long."""
         while not self._parts:
             await self._more()
         data, self.here_ms = self._parts[0]
@@ -204,10 +194,7 @@ class Response:
         return data
 
     async def lines(self) -> list[bytes]:
-        """The next lines, as soon as their last byte is here; none at the body's end.
-
-        CR, LF or CRLF ends one.
-        """
+        """The next lines (CR, LF or CRLF ends one), as soon as they are here; none at the end."""
         while data := await self.chunk():
             fresh = data.removeprefix(b"\n") if self._cut else data
             self._cut = data.endswith(b"\r")  # perhaps between it and its LF

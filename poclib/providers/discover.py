@@ -3,8 +3,6 @@
 A few small requests and no prompt; all addresses are asked side by side, each for `LIMIT_S`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -69,9 +67,7 @@ async def _at_any(word: str, allow_public: bool) -> Found | str:
         return str(error)
     answers = await asyncio.gather(*(_at(word, url, allow_public) for url in urls))
     # Of several ports one with a server, or else where something answers, says more.
-    answer = min(
-        answers, key=lambda a: 0 if isinstance(a, Found) else 1 + isinstance(a, Unreachable)
-    )
+    answer = min(answers, key=lambda a: (isinstance(a, PocError), isinstance(a, Unreachable)))
     if isinstance(answer, Found):
         return answer
     said = str(answer).removeprefix("provider ")
@@ -127,9 +123,8 @@ async def _identified(client: TimedClient, url: str) -> Found:
 
 def _answers_here(entry: Json) -> bool:
     """Whether an Ollama's model answers prompts, on that machine and not in a cloud."""
-    can = entry.get("capabilities") or ["completion"]
     cloud = entry.get("remote_host") or re.search(r"[:-]cloud$", str(entry.get("name")))
-    return "completion" in can and not cloud
+    return "completion" in (entry.get("capabilities") or ["completion"]) and not cloud
 
 
 def _texts(entries: Iterable[Json], key: str) -> list[str]:

@@ -4,8 +4,6 @@ pool = [fake.Provider("fast", 100), fake.Provider("slow", 250)]
 arm = fake.run(lambda clock: run_arm(..., pool, ..., clock, Rules()))
 """
 
-from __future__ import annotations
-
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine, Sequence
@@ -20,21 +18,18 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Provider:
-    """Answers after `service_ms`, `slots` at a time; the rest wait inside the server.
-
-    `overhead_ms` is spent outside the server's own time, as in a network. `script` is what happens
-    to each request in turn: None answers, an error is raised after half the service time, "hang"
-    never answers and keeps its slot.
-    """
+    """Answers after `service_ms`, `slots` at a time; the rest wait inside the server."""
 
     name: str
     service_ms: float | Callable[[Prompt], float] = 100.0
     slots: int = 1
-    overhead_ms: float = 0.0
+    overhead_ms: float = 0.0  # outside the server's own time, as in a network
     role: Literal["local", "remote"] = "local"
     digest: str | None = "fake:1"
     cache_defeated: bool = False
     tokens: int = 4
+    # What happens to each request in turn: None answers, an error is raised after half the service
+    # time, "hang" never answers and keeps its slot.
     script: Sequence[ProviderError | Literal["hang"] | None] = ()
     most_in_flight: int = field(default=0, init=False)
     seen: list[Prompt] = field(default_factory=list, init=False)

@@ -1,7 +1,5 @@
 """Ollama's own API."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from typing import ClassVar
@@ -11,12 +9,9 @@ from .provider import ENDPOINTS, Json, Provider, add, count_of, ms_of, short, to
 
 
 class Ollama(Provider):
-    """It always caches prompts and cannot ignore the end token.
+    """It always caches prompts and cannot ignore the end token."""
 
-    `/api/chat`, or `/api/generate` with `raw`: plain `/api/generate` tokenises its context
-    after stamping its own time, which would look like network.
-    """
-
+    # The latter with `raw`: else it tokenises after stamping its time, which looks like network.
     paths: ClassVar = {"chat": "/api/chat", "completion": "/api/generate"}
     whole = frozenset({"stop", "length"})
     probe_path = "/api/version"
@@ -43,17 +38,14 @@ class Ollama(Provider):
         )
 
     def _request_body(self, prompt: Prompt) -> Json:
-        p = self.parameters
+        p, think = self.parameters, self.settings.think
         options: Json = {"num_ctx": p.context_tokens}
         options |= {"temperature": 0, "seed": p.seed, **(prompt.options or {})}
         options["num_predict"] = options.pop("max_tokens", p.max_tokens)
         body: Json = {"model": self.settings.model, "stream": p.stream, "options": options}
         body |= {"keep_alive": "15m"} | self._asked(prompt)
-        if self.api == "completion":
-            body["raw"] = True
-        if self.settings.think is not None:
-            body["think"] = self.settings.think
-        return body
+        body |= {"raw": True} if self.api == "completion" else {}
+        return body if think is None else body | {"think": think}
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
         part = event["message"] if self.api == "chat" else event

@@ -1,7 +1,5 @@
 """Servers that speak OpenAI's API, such as vLLM, and llama.cpp's own, run by somebody or by us."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
@@ -12,8 +10,16 @@ from ..records import Exchange, Prompt, ProviderFacts, ServerTimings
 from .connection import failed
 from .provider import HINTS, Json, Provider, add, count_of, ms_of, part_of, short, total
 
-# Where numbers stand.
-COUNTED = frozenset(("usage", "metrics", "timings"))
+# Where a server's own times stand, and which: of vLLM, and of llama.cpp, which tells of no queue.
+TIMED = {
+    "metrics": {
+        "queue_ms": "queue_time_ms",
+        "prompt_ms": "time_to_first_token_ms",
+        "generation_ms": "generation_time_ms",
+    },
+    "timings": {"prompt_ms": "prompt_ms", "generation_ms": "predicted_ms"},
+}
+COUNTED = frozenset(("usage", *TIMED))
 
 
 class OpenAI(Provider):
@@ -66,14 +72,15 @@ class OpenAI(Provider):
             body["chat_template_kwargs"] = {"enable_thinking": think}
         elif think:
             body["reasoning_effort"] = think
-        if self.settings.router_of and prompt.options is None:
-            body["ignore_eos"] = True  # as the machines are told; a router hands it on to them
-        if self.is_vllm and prompt.options is None:
-            # vLLM shares prefixes by content; a salt keeps each arm to its own. It allows 128
+        if prompt.options is not None:
+            return body | self._asked(prompt) | prompt.options
+        if self.settings.router_of or self.is_vllm:
+            body["ignore_eos"] = True  # a router hands it on to its machines, which are told so
+        if self.is_vllm:
+            # It shares prefixes by content; a salt keeps each arm to its own. It allows 128
             # characters and not all of them: a digest fits, whatever the salt.
-            salt = hashlib.sha256(prompt.salt.encode()).hexdigest()
-            body |= {"ignore_eos": True, "cache_salt": salt}
-        return body | self._asked(prompt) | (prompt.options or {})
+            body["cache_salt"] = hashlib.sha256(prompt.salt.encode()).hexdigest()
+        return body | self._asked(prompt)
 
     def _take(self, event: Json, exchange: Exchange, here_ms: float | None) -> bool:
         """Whole with its usage, which comes with or after `finish_reason`."""
@@ -96,21 +103,13 @@ class OpenAI(Provider):
             exchange.output_tokens = count_of(usage, "completion_tokens") or exchange.output_tokens
             details = part_of(usage, "prompt_tokens_details")
             exchange.cached_tokens = count_of(details, "cached_tokens")
-        if metrics := part_of(event, "metrics"):
-            queue = ms_of(metrics, "queue_time_ms")
-            prompt = ms_of(metrics, "time_to_first_token_ms")
-            generation = ms_of(metrics, "generation_time_ms")
-            exchange.server = _timings(queue_ms=queue, prompt_ms=prompt, generation_ms=generation)
-        if timings := part_of(event, "timings"):  # of llama.cpp, which tells of no queue
-            prompt, generation = ms_of(timings, "prompt_ms"), ms_of(timings, "predicted_ms")
-            exchange.server = _timings(prompt_ms=prompt, generation_ms=generation)
-            if "cache_n" in timings:
-                exchange.cached_tokens = count_of(timings, "cache_n")
+        for key, told in TIMED.items():
+            if part := part_of(event, key):
+                parts = {name: ms_of(part, its) for name, its in told.items()}
+                exchange.server = ServerTimings(**parts, total_ms=total(*parts.values()))
+        if "cache_n" in (timings := part_of(event, "timings")):
+            exchange.cached_tokens = count_of(timings, "cache_n")
         return bool(usage and exchange.finish_reason and exchange.output_tokens)
-
-
-def _timings(**parts: float | None) -> ServerTimings:
-    return ServerTimings(**parts, total_ms=total(*parts.values()))
 
 
 class LlamaServer(OpenAI):
@@ -127,16 +126,16 @@ class LlamaServer(OpenAI):
     async def _describe(self) -> ProviderFacts:
         await self._get("/health")
         models, model = await self._models(), self.settings.model
-        names = [name for m in models or [] for name in _names(m)]
-        if models is not None and model not in names and (model or len(models) != 1):
-            raise self._missing(names)
-        entry, query = _entry(models, model), ""
+        named, query = _named(models), ""
+        if models is not None and model not in named and (model or len(models) != 1):
+            raise self._missing([*named])
+        entry = named.get(model or next(iter(named), ""), {})
         if "status" in entry:  # a router of several models, which must be told each time
             self.served = entry["id"]
             query = f"?model={quote(entry['id'], safe='')}"
         props = await self._get(f"/props{query}", optional=True)
         if query:  # asking for its properties has loaded it: only now the list tells of it
-            entry = _entry(await self._models(), self.served)
+            entry = _named(await self._models()).get(entry["id"], {})
         meta = entry.get("meta") or {}
         parts = [meta.get(key) for key in ("n_params", "size", "ftype")]
         # Without an alias a model's name is its file's path, which is nobody's business.
@@ -175,13 +174,10 @@ class LlamaServer(OpenAI):
         return True
 
 
-def _names(entry: Json) -> list[str]:
-    return [entry["id"], *(entry.get("aliases") or [])]
-
-
-def _entry(models: list[Json] | None, model: str | None) -> Json:
-    """What is listed of `model`, or of the first."""
-    return next((m for m in models or [] if model is None or model in _names(m)), {})
+def _named(models: list[Json] | None) -> dict[str, Json]:
+    """What is listed, by name and by alias; the first of those with one name."""
+    listed = reversed(models or [])
+    return {name: m for m in listed for name in (m["id"], *(m.get("aliases") or []))}
 
 
 class Ports(Protocol):

@@ -4,8 +4,6 @@ Where a server closes its connection after an answer, the next is opened while t
 comes, so that no request pays for connecting.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import ipaddress
@@ -14,6 +12,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from math import inf
 from typing import Any
 
@@ -26,8 +25,7 @@ KEEPALIVE_S = 4.0
 # Opened ahead: as many as llama-server has threads beyond its slots, for an open connection holds
 # one. Looked at so often: what is old or was closed goes, and another is opened.
 MOST_AHEAD, LOOK_S = 4, 1.0
-# How long a request that opens its connection keeps others from it: enough for our own work, not
-# for a network's round trip.
+# A request that opens its connection keeps others from it: for our own work, not a round trip.
 TURN_S = 0.001
 NAME_S = 10.0  # how long the addresses of a name are believed
 # Of `getaddrinfo`: family, type, protocol, name, address.
@@ -61,26 +59,24 @@ def looked_up(host: str, port: int) -> asyncio.Future[list[Info]]:
     return asyncio.wrap_future(answer)
 
 
+@dataclass(eq=False)
 class Origin:
     """A host and a port. `trusted`: for TLS; `limit_s`: within which a connection has to open."""
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        trusted: ssl.SSLContext | None,
-        limit_s: float,
-        allow_public: bool,
-    ) -> None:
-        self._host, self._port, self._trusted = host, port, trusted
-        self._limit_s, self._allow_public = limit_s, allow_public
+    host: str
+    port: int
+    trusted: ssl.SSLContext | None
+    limit_s: float
+    allow_public: bool
+    closing: int = 0  # answers under way, after which the server closes their connections
+
+    def __post_init__(self) -> None:
         self._addresses: asyncio.Future[list[Info]] | None = None
         self._until_s, self._reached = 0.0, None  # the address that answered last
         self._turn = asyncio.Lock()
         self.idle: deque[Connection] = deque()  # kept, the youngest last
         self._ahead: deque[asyncio.Task[Connection]] = deque()  # the oldest first
         self._look: asyncio.TimerHandle | None = None
-        self.closing = 0  # answers under way, after which the server closes their connections
 
     async def connection(self, exchange: Exchange) -> Connection:
         """A connection for a request, marked: idle, opened ahead, or new. Raises `NotConnected`.
@@ -163,12 +159,12 @@ class Origin:
         return task
 
     async def _opened(self) -> Connection:
-        begun_s, name = time.perf_counter(), self._host if self._trusted else None
+        begun_s, name = time.perf_counter(), self.host if self.trusted else None
         try:
-            async with asyncio.timeout(self._limit_s):
+            async with asyncio.timeout(self.limit_s):
                 link = await self._dialled()
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(link), sock=link, ssl=self._trusted, server_hostname=name
+                    lambda: Connection(link), sock=link, ssl=self.trusted, server_hostname=name
                 )
         except OSError as error:
             raise NotConnected from error
@@ -179,16 +175,16 @@ class Origin:
         """A socket to the first address that answers. Raises `NotAllowed` where none may."""
         known, now_s = self._addresses, time.monotonic()
         if known is None or (known.done() and (now_s > self._until_s or known.exception())):
-            known = self._addresses = looked_up(self._host, self._port)
+            known = self._addresses = looked_up(self.host, self.port)
             self._until_s = now_s + NAME_S
         found = await asyncio.shield(known)
-        allowed = [each for each in found if self._allow_public or is_private(each[4][0])]
+        allowed = [each for each in found if self.allow_public or is_private(each[4][0])]
         problem: OSError = NotAllowed()
         for *what, _name, there in sorted(allowed, key=lambda each: each[4] != self._reached):
             link = Stamped(*what)
             try:
                 link.setblocking(False)
-                async with asyncio.timeout(self._limit_s / len(allowed)):
+                async with asyncio.timeout(self.limit_s / len(allowed)):
                     await asyncio.get_running_loop().sock_connect(link, there)
                 self._reached = there
                 return link

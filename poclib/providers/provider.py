@@ -1,17 +1,14 @@
 """One server that answers prompts: what every kind of provider does alike.
 
-What it sends is read however it comes, and nothing of it believed unchecked. Knows nothing of
-strategies, or of what a prompt is for.
+What it sends is read however it comes, and nothing of it believed unchecked.
 """
-
-from __future__ import annotations
 
 import asyncio
 import html
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
@@ -31,16 +28,15 @@ Events = AsyncIterator[tuple[Json | None, float]]
 SURPRISES = (AttributeError, KeyError, TypeError, ValueError, IndexError)
 # How long a body may go on after its answer: that is waited for to keep the connection.
 LINGER_S = 0.2
-# No duration of one request is longer, in milliseconds: a day.
-LONGEST_MS = 86_400_000
+LONGEST_MS = 86_400_000  # no duration of one request is longer than a day
 BOM = b"\xef\xbb\xbf"
 # Where servers put what they say of an error, the most telling first.
 WORDS = ("error", "errors", "detail", "message", "msg", "reason", "type", "code")
 ERRORS = frozenset(WORDS[:4])
-HINTS = {401: ", set api_key_env to the name of the variable that holds its key"}
-HINTS[503] = ", busy or still loading"
 REDIRECT = ", a redirect, which is not followed; is its url right, and should it be https"
-HINTS |= dict.fromkeys((301, 302, 303, 307, 308), REDIRECT)
+HINTS = dict.fromkeys((301, 302, 303, 307, 308), REDIRECT)
+HINTS[401] = ", set api_key_env to the name of the variable that holds its key"
+HINTS[503] = ", busy or still loading"
 # What a url may not end in: poclib adds it.
 ENDPOINTS = "/chat/completions /completions /completion /v1/models /health /props /api/chat "
 ENDPOINTS += "/api/generate /api/tags /api/show /api/version"
@@ -64,9 +60,7 @@ class Provider:
     def __init__(
         self, settings: ProviderSettings, parameters: Parameters, url: str, key: str | None = None
     ) -> None:
-        self.name = settings.name
-        self.settings = settings
-        self.parameters = parameters
+        self.name, self.settings, self.parameters = settings.name, settings, parameters
         self.api: Literal["chat", "completion"] = settings.api or "chat"
         base = url.rstrip("/").removesuffix("/v1")  # the way clients of OpenAI write it
         if own := next((path for path in self.endpoints.split() if base.endswith(path)), None):
@@ -105,7 +99,7 @@ class Provider:
         return None
 
     async def send(self, prompt: Prompt, exchange: Exchange, url: str | None = None) -> None:
-        """Have `prompt` answered, filling `exchange` as it happens; at `url`, if not its own.
+        """Have `prompt` answered, at `url` if not its own, filling `exchange` as it happens.
 
         Raises a `ProviderError`.
         """
@@ -279,10 +273,10 @@ class Provider:
             return {}
 
     def _facts(self, **facts: Any) -> ProviderFacts:
-        s = self.settings
-        known: Json = {"name": s.name, "kind": s.kind, "model": s.model, "role": self.role}
-        known |= {"slots": s.slots, "capacity": s.capacity, "keeps_streams": self.keeps_streams}
-        return ProviderFacts(router_of=s.router_of, **known | facts)
+        same = {"name", "kind", "model", "slots", "capacity", "router_of"}
+        known: Json = self.settings.model_dump(include=same)
+        known |= {"role": self.role, "keeps_streams": self.keeps_streams}
+        return ProviderFacts(**known | facts)
 
     def _missing(self, there: list[str]) -> ModelMissing:
         names = ", ".join(short(name) for name in sorted(there)[:8]) or "none"
@@ -375,11 +369,10 @@ def _loaded(text: bytes) -> Any:
     """What JSON says, or else the text as it is."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        try:
+    except (ValueError, RecursionError):
+        with suppress(ValueError, RecursionError):
             return json.loads(text)  # reads more than JSON allows
-        except (ValueError, RecursionError):
-            return text.decode("utf-8", "replace")
+    return text.decode("utf-8", "replace")
 
 
 def _words_of(body: Any, depth: int = 6) -> str:

@@ -1,10 +1,7 @@
 """One HTTP client per provider: what is sent, what comes back, and what failures mean.
 
-HTTP of our own over asyncio: a general client costs several times as much per request, and its
-moments would have to be guessed from outside. Knows no wire format.
+Of our own: a general client costs several times as much per request, and hides its moments.
 """
-
-from __future__ import annotations
 
 import asyncio
 import contextlib
@@ -45,8 +42,13 @@ class TimedClient:
     ca_file: str | None = None
 
     def __post_init__(self) -> None:
-        self._secrets = _secrets(self.provider, self.url, self.key)
-        self._trusted = _trusted(self.provider, self.ca_file)
+        self._secrets, self._trusted = _secrets(self.provider, self.url, self.key), None
+        try:
+            if path := self.ca_file and Path(self.ca_file).expanduser():
+                self._trusted = ssl.create_default_context(cafile=path)
+        except (OSError, ValueError):  # ssl's own error is an OSError
+            what = "its ca_file cannot be read as certificates (PEM); name its authority's file."
+            raise ParameterError(f"provider {self.provider}: {what}") from None
         # Told where what answers (or does not) may be another program.
         no_port = " Its url names no port, such as :11434 or :8000."
         self.hint = no_port if urlsplit(self.url).port is None else ""
@@ -73,8 +75,7 @@ class TimedClient:
         `url`: another address of this provider. Body and all, it takes no longer than `timeout_s`.
 
         Raises `Unreachable`, `TimedOut`, `Forbidden` or `BadAnswer` (no HTTP), also while the
-        body is read; none tells an address. Nothing is sent twice: once a byte has been handed to
-        a connection, nobody knows what the server has made of it.
+        body is read; none tells an address. Nothing is sent twice.
         """
         url, exchange = url or self.url, exchange or Exchange(time.perf_counter)
         data, origin = self._head(method, url, path, keep), self.origin(url)
@@ -158,15 +159,6 @@ class TimedClient:
         for origin in self._origins.values():
             origin.close()
         await asyncio.sleep(0)  # in which the sockets are closed
-
-
-def _trusted(provider: str, ca_file: str | None) -> ssl.SSLContext | None:
-    try:
-        path = ca_file and Path(ca_file).expanduser()
-        return ssl.create_default_context(cafile=path) if path else None
-    except (OSError, ValueError):  # ssl's own error is an OSError
-        what = "its ca_file cannot be read as certificates (PEM); name its authority's file."
-        raise ParameterError(f"provider {provider}: {what}") from None
 
 
 def _secrets(provider: str, url: str, key: str | None) -> list[str]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .. import pacing
 from ..errors import ReportError
-from ..records import Request, Ruler, RulerRow
+from ..records import Request
 from ..report import name
 from . import phases
 from .headline import ROLES, prompts
@@ -98,12 +98,6 @@ def overhead(reading: Reading) -> pd.DataFrame:
     ]
     columns = ["provider", "role", "arm", "round", "prompt"]
     return _frame(rows, [*columns, *(part.key for part in phases.OVERHEAD)])
-
-
-def ruler(check: Ruler, quantity: str = "over_ms") -> pd.DataFrame:
-    """The instrument's check on itself, a row per case and quantity; see `records.RulerRow`."""
-    rows = [row.model_dump() for row in check.rows if row.quantity == quantity]
-    return _frame(rows, list(RulerRow.model_fields))
 
 
 def result(reading: Reading, round: int = 0) -> str | None:

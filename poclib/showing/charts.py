@@ -287,16 +287,30 @@ def round_ratios(ax: Axes, reading: Reading) -> None:
 
 def ruler(ax: Axes, check: Ruler, quantity: str = "over_ms") -> None:
     """The instrument's bias for each known behaviour, and the range that 95 % stay within."""
-    titles(ax, documents.title_ruler(check, quantity), documents.ruler_provenance(check))
     rows = [row for row in check.rows if row.quantity == quantity]
+    shown = {documents.ruler_case(row): (0.0, row.p95_ms or 0.0, row.bias_ms) for row in rows}
+    under = documents.ruler_provenance(check)
+    spans(ax, shown, documents.title_ruler(check, quantity), under, "measured minus true (ms)")
+
+
+def spans(
+    ax: Axes,
+    rows: Mapping[str, tuple[float, float, float]],
+    title: str,
+    under: str,
+    along: str,
+    decimals: int = 2,
+) -> None:
+    """A row each: a grey line from the first number to the second, a diamond at the third."""
+    titles(ax, title, under)
     if not rows:
         instead(ax, "Nothing was checked.")
         return
-    for y, row in enumerate(rows):
-        ax.plot([0, row.p95_ms or 0], [y, y], color=FAINT, linewidth=2.5)
-        ax.plot([row.bias_ms], [y], "D", color=INK, markersize=7)
-        label(ax, f"{number(row.bias_ms, 2)} ms", (row.bias_ms, y), (1, 9))
+    for y, (begin, end, at) in enumerate(rows.values()):
+        ax.plot([begin, end], [y, y], color=FAINT, linewidth=2.5)
+        ax.plot([at], [y], "D", color=INK, markersize=7)
+        label(ax, number(at, decimals), (at, y), (1, 9))
     ax.axvline(0, color=INK, linewidth=1)
-    ax.set_yticks(range(len(rows)), [documents.ruler_case(row) for row in rows], fontsize=10)
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=10)
     ax.set_ylim(len(rows) - 0.3, -0.8)
-    ax.set_xlabel("measured minus true (ms)")
+    ax.set_xlabel(along)

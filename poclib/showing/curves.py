@@ -184,10 +184,10 @@ def ratios(curves: Curves) -> str:
     return table([curves.what, "ideal", *curves.points], rows, markdown=True)
 
 
-def points_table(points: Mapping[str, Reading | None]) -> str:
+def points_table(points: Mapping[str, Reading | None], every: bool = False) -> str:
     """Every point of a sweep by its label, with its ratio; those without a report, too.
 
-    Below it what could change the verdicts.
+    Below it what could change the verdicts: three warnings, or `every` one.
     """
     measured = {name: reading for name, reading in points.items() if reading}
     rows = []
@@ -199,7 +199,7 @@ def points_table(points: Mapping[str, Reading | None]) -> str:
             row[1:] = [words.ratio(one), speedup, one.verdict]
         rows.append(row)
     listed = table(["point", "ratio (95 % interval)", "speedup", "gate"], rows)
-    warned = words.beside(list(measured.values()), list(measured))
+    warned = words.few(words.beside(list(measured.values()), list(measured)), every)
     return f"{listed}\n\nWhat could change these verdicts:\n{bullets(warned)}" if warned else listed
 
 

@@ -11,30 +11,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import UndefinedError
-
 from .. import report as files
 from ..errors import PocError, ReportError
+from ..parameters import ProviderSettings
 from ..reading import compare
 from ..reading.many import Summary, summaries, summary
 from ..reading.phases import CLIENT, PHASES
 from ..reading.reading import Reading, read
 from ..records import Ruler, RulerRow
-from ..stats import Headline, Ratio, median
+from ..stats import Headline, Ratio
 from . import format as form
 from . import words
 from .format import bullets, day, inline, many, number, safe, table
-from .warnings import warnings
+from .warnings import failed
 from .words import best_first, effect, ratio
 
+PICTURE = "docs/phase-0.png"  # of the samples' ratios
 say = partial(form.say, "documents")
 
 # Texts that are made in the template alone.
 anatomy: Callable[[Mapping[str, Any]], str] = partial(say, "anatomy")
 pool: Callable[[Reading], str] = partial(say, "pool")
 causes_text: Callable[[Reading], str] = partial(say, "causes")
-runs_side_by_side: Callable[[Sequence[Reading]], str] = partial(say, "runs")
-changes_text: Callable[[Reading], str] = partial(say, "changes")
 forecast: Callable[..., str] = partial(say, "forecast")  # predicted, headlines
 forecast_finding: Callable[..., str] = partial(say, "forecast_finding")  # predicted, headlines
 ruler_finding: Callable[[Ruler], str] = partial(say, "ruler_finding")
@@ -42,37 +40,36 @@ ruler_finding: Callable[[Ruler], str] = partial(say, "ruler_finding")
 
 def sections(readings: Sequence[Reading]) -> dict[str, str]:
     """The Phase 0 result by heading."""
-    measured = [reading for reading in readings if "published" not in reading.report.environment]
-    own = [reading.headline for reading in measured]
-    pools = [reading.report.providers for reading in measured]
+    own = [reading.headline for reading in readings]
+    pools = [reading.report.providers for reading in readings]
     alike = [pool for pool in pools if len({p.digest for p in pool}) == 1 and pool[0].digest]
     apart = [pool for pool in pools if any(p.kind != "embedded" for p in pool)]
     faster = [headline for headline in own if effect(headline) == "faster"]
-    seen = [text for reading in readings for text in _published("failing", reading)]
-    headlines = [reading.headline for reading in readings]
-    modes = form.lines("documents", "failure_modes", headlines) + seen
+    modes = form.lines("documents", "failure_modes", own)
     rounds = min((headline.overhead_ratio.rounds for headline in own), default=0)
-    limits = form.lines("documents", "limits", rounds)
-    top = "No report of a run was given, so nothing was measured."
-    if own:
-        lowest = _lowest(measured)
-        found = words.bottom_line(lowest, words.suite_gate(own))
-        texts = [words.failures(own), words.best(own), found, f"*{words.provenance(lowest)}*"]
-        top = "\n\n".join(filter(None, texts))
+    limits = bullets(form.lines("documents", "limits", rounds))
+    nothing = "No report of a run was given, so nothing was measured."
     return {
-        "Bottom line": top,
-        "Strategy alternatives": _alternatives(measured) if own else "None measured.",
+        "Bottom line": words.answer(*readings) if own else nothing,
+        "Strategy alternatives": words.comparison_text(own, markdown=True) if own else nothing,
         "Latency breakdown": words.breakdown_text(own),
         "Failure modes": bullets(modes or ["None was seen in these reports."]),
         "Conditions for advancing to Phase 1": say("conditions", own, faster, alike, apart),
-        "What this does not show": bullets([*words.beside(measured, chosen=warnings), *limits]),
+        "How far to trust it": f"{words.trust(readings)}\n\n{limits}",
     }
 
 
-def phase_0_result(readings: Sequence[Reading]) -> str:
-    """The whole of PHASE-0-RESULT.md."""
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections(readings).items())
-    return f"# Phase 0 result\n\n{body}\n"
+def phase_0_result(readings: Sequence[Reading], picture: str = "") -> str:
+    """The whole of PHASE-0-RESULT.md; `picture` is where the chart of the ratios lies."""
+    body = sections(readings)
+    if picture:
+        body["Bottom line"] += f"\n\n{_pictured(readings, picture)}"
+    told = "\n\n".join(f"## {title}\n\n{text}" for title, text in body.items())
+    return f"# Phase 0 result\n\n{told}\n"
+
+
+def _pictured(readings: Sequence[Reading], place: str) -> str:
+    return f"![{words.title_ratios([reading.headline for reading in readings])}]({place})"
 
 
 def write(text: str, experiment: str | None = None) -> Path:
@@ -94,42 +91,10 @@ def readme(text: str, readings: Sequence[Reading]) -> str:
     _, end, after = rest.partition("<!-- end of result -->")
     if not end:
         raise ReportError(f"README.md: {begin} and, after it, <!-- end of result --> are missing.")
-    headlines = [reading.headline for reading in readings]
-    lowest = _lowest(readings)
-    picture = f"![{words.title_ratios(headlines)}](docs/phase-0.png)"
-    last = f"{words.suite_gate(headlines)}.\n\n*{words.provenance(lowest)}*"
-    return f"{before}{begin}\n{picture}\n\n{_alternatives(readings)}\n\n{last}\n{end}{after}"
-
-
-def _lowest(readings: Sequence[Reading]) -> Reading:
-    first = best_first([reading.headline for reading in readings])[0]
-    return next(reading for reading in readings if reading.headline is first)
-
-
-def _alternatives(readings: Sequence[Reading]) -> str:
-    """The comparison, and below it what could change its verdicts."""
-    warned = bullets([f"**Note:** {text}" for text in words.beside(readings)])
     compared = words.comparison_text([reading.headline for reading in readings], markdown=True)
-    return f"{compared}\n\n{warned}".rstrip()
-
-
-def published_claims(reading: Reading) -> list[str]:
-    """Each published headline held against the published rows, as Markdown sentences.
-
-    Empty unless `report.environment["published"]` has the headlines and the failing run.
-    """
-    return _published("claims", reading)
-
-
-def _published(macro: str, reading: Reading) -> list[str]:
-    """None where a report carries no published numbers, or in another form than theirs."""
-    headline, rows = reading.headline, reading.report.requests
-    walls = [r.wall_ms for r in rows if headline.roles.get(r.provider) == "remote" and r.wall_ms]
-    published = reading.report.environment.get("published")
-    try:
-        return form.lines("documents", macro, headline, published, rows, median(walls))
-    except (TypeError, ValueError, ArithmeticError, UndefinedError):
-        return []
+    parts = [words.answer(*readings), _pictured(readings, PICTURE), compared, words.trust(readings)]
+    told = "\n\n".join(parts)
+    return f"{before}{begin}\n{told}\n{end}{after}"
 
 
 class Entry(NamedTuple):
@@ -294,5 +259,38 @@ def labelled(reading: Reading) -> Headline:
     return replace(reading.headline, strategy=name)
 
 
-form.known(change, inside, labelled)
+# ---- Routers beside our strategies on the same machines ----------------------------------------
+
+
+def router(reading: Reading) -> ProviderSettings | None:
+    """The router that the strategy's prompts went through, if they did."""
+    given = reading.report.parameters
+    return given.router if given and reading.report.strategy == "through-router" else None
+
+
+def routed(reading: Reading) -> Headline:
+    """The headline under the router's name, if it went through one; its pool is the machines."""
+    through, behind = router(reading), (p for p in reading.report.providers if not p.router_of)
+    names = [f"{p.name} at {p.speed:g}" if (p.speed or 1) < 1 else p.name for p in behind]
+    called = through.name if through else reading.report.strategy
+    return replace(reading.headline, strategy=called, roles=dict.fromkeys(names, "local"))
+
+
+def routers_finding(readings: Sequence[Reading]) -> str:
+    """How the best router does beside the best strategy, and what failed. Markdown."""
+    ours = best_first(routed(one) for one in readings if not router(one))[:1]
+    theirs = best_first(routed(one) for one in readings if router(one))[:1]
+    lines = [words.finding(one) for one in (*ours, *theirs)]
+    for our, their in zip(ours, theirs, strict=False):
+        if our.speedup and their.speedup:
+            times = number(our.speedup / their.speedup)
+            lines.append(f"**{their.strategy} took {times} times as long as {our.strategy}**")
+    for one in (one for one in readings if one.headline.failed_requests):
+        asked = len(one.arms("strategy")) * len(one.report.prompt_sha256)
+        left = f"{asked - len(one.answered('strategy')):,} of {many(asked, 'prompt')}"
+        lines.append(f"{routed(one).strategy}: {failed(one.report)}; {left} had no answer at last")
+    return bullets([f"{line}." for line in lines])
+
+
+form.known(change, inside)
 form.TEXTS.globals |= {"MEANING": words.MEANING, "PHASES": PHASES}

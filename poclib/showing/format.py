@@ -42,6 +42,8 @@ def milliseconds(value: float | None) -> str:
     """Three digits or more: 22.4 ms, 382 ms, 2,515 ms."""
     if value is None or math.isnan(value):
         return "-"
+    if 0 < value < 0.05:
+        return "under 0.1 ms"
     return f"{number(value, 1 if abs(value) < 100 else 0)} ms"
 
 
@@ -101,8 +103,9 @@ def _shown(value: Any) -> Any:
     return "-" if value is None else value.strip("\n") if isinstance(value, str) else value
 
 
+FOLDER = Path(__file__).with_name("templates")
 TEXTS = Environment(
-    loader=FileSystemLoader(Path(__file__).with_name("templates")),
+    loader=FileSystemLoader(FOLDER),
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -1,62 +1,52 @@
-"""The site: an index and one page a notebook, from executed notebooks; it works in any folder.
+"""The site: a front page, and one page a notebook (`page`), which works in any folder.
 
-Runs nothing. Pages load nothing from elsewhere and hold no script; every figure lies beside its
-page as SVG and PNG. Whatever a notebook holds is scrubbed (`notebooks`) and cleaned first.
+Runs nothing. The newest experiment's answer comes first, the samples' only after a person's own.
 """
 
 from __future__ import annotations
 
-import re
+import base64
+import os
 import shutil
 import tempfile
-import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
+from urllib.parse import unquote
 
-import bleach
-import nbformat
-from jinja2 import Environment, FileSystemLoader
-from nbconvert import HTMLExporter
-from nbconvert.preprocessors import ExtractOutputPreprocessor
-from pygments.formatters import HtmlFormatter
+from bs4 import BeautifulSoup
 
 from .. import recording, report
-from ..records import Report
+from ..errors import ReportError
+from . import charts, page, style, words
 from . import notebooks as publish
+from .documents import Entry
 
-TAGS = {
-    *("a", "b", "blockquote", "br", "code", "dd", "del", "div", "dl", "dt", "em", "hr", "i", "li"),
-    *("h1", "h2", "h3", "h4", "h5", "h6", "ol", "p", "pre", "s", "span", "strong", "sub", "sup"),
-    *("table", "tbody", "td", "th", "thead", "tr", "ul"),
-}
-ATTRIBUTES = {"*": ["class", "id", "title"], "a": ["href"], "td": ["align"], "th": ["align"]}
-SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-NOT_DRAWN = {f"{SVG}{name}" for name in ("script", "foreignObject", "metadata", "a")}
-OWN = ("#", "data:image/png;base64,")  # what an SVG may refer to
-LINK = r'href="([\w.-]+)\.ipynb"'  # from one notebook to another beside it
-FOLDER = Path(__file__).with_name("templates")
-TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
+FRONT = "index.html"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the index: a saved report, by `name`, and the page that shows it, if any.
+class Row(NamedTuple):
+    """A saved report, and the page that shows it, if any, relative to the site.
 
-    `page` is relative to the site. A point of a sweep has the sweep's name, and `what` it is.
+    A point of a sweep has the sweep's name, and `what` it is.
     """
 
-    report: Report
-    name: str
-    date: str
-    pool: str
-    ratio: str
-    verdict: str
+    entry: Entry
     page: str = ""
     sweep: str = ""
     what: str = ""
+
+    @property
+    def own(self) -> bool:
+        """Whether it was measured by whoever publishes: no sample, and not the published run."""
+        made = self.entry.reading.report
+        return made.experiment != "sample" and "published" not in made.environment
+
+    @property
+    def ratio(self) -> float:
+        """What it is sorted by; those without a ratio are last."""
+        return self.entry.reading.headline.overhead_ratio.median or inf
 
 
 def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]) -> Path:
@@ -66,7 +56,7 @@ def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]
     site is replaced only when the new one is whole. Raises `ReportError` where it cannot be
     written.
     """
-    data = {row.page: f"reports/{row.name}.jsonl" for row in rows}
+    data = {row.page: f"reports/{row.entry.name}.jsonl" for row in rows}
     lists: dict[str, dict[str, str]] = {}
     with report.explained(target.name, "written"):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +67,7 @@ def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]
                 pages = {f"{group}/{one.stem}.html": one for one in notebooks}
                 listed = {place: publish.title(one) for place, one in pages.items()}
                 for place, notebook in pages.items():
-                    _write_page(notebook, fresh, place, listed, data.get(place))
+                    page.write(notebook, fresh, place, listed, data.get(place))
                 results = (one.with_name(report.RESULT) for one in notebooks)
                 if result := next(filter(Path.is_file, results), None):
                     listed[f"{group}/{report.RESULT}"] = "All of it as text"
@@ -87,13 +77,14 @@ def site(target: Path, groups: Mapping[str, Sequence[Path]], rows: Sequence[Row]
                     lists[group] = listed
             for row in rows:
                 # Written anew from validated records, never copied: nothing else can ride along.
-                (fresh / "reports" / f"{row.name}.jsonl").write_bytes(recording.text(row.report))
-            index = _rendered("index", title="poclib results", rows=rows, lists=lists)
-            (fresh / "index.html").write_text(index, encoding="utf-8")
+                facts = recording.text(row.entry.reading.report)
+                (fresh / "reports" / f"{row.entry.name}.jsonl").write_bytes(facts)
+            front = page.rendered("poclib results", _front(fresh, rows, lists))
+            (fresh / FRONT).write_text(front, encoding="utf-8")
             if target.exists():
                 shutil.rmtree(target)
             fresh.rename(target)
-    return target / "index.html"
+    return target / FRONT
 
 
 def page_of(groups: Mapping[str, Sequence[Path]], group: str, strategy: str) -> str:
@@ -103,86 +94,94 @@ def page_of(groups: Mapping[str, Sequence[Path]], group: str, strategy: str) -> 
     return next((f"{group}/{s}.html" for s in stems if s.partition("_")[2] == slug), "")
 
 
-def cleaned(element: object) -> str:
-    """HTML from a notebook with only what a page needs: text, tables, code; no script."""
-    return bleach.clean(
-        str(element), tags=TAGS, attributes=ATTRIBUTES, protocols={"http", "https"}, strip=True
-    )
+def one_file(site: Path, rows: Sequence[Row], name: str = "") -> tuple[str, str]:
+    """A name, and HTML with its pictures in it: a page of `site`, or what an experiment found.
 
-
-def cleaned_svg(text: str) -> str | None:
-    """An SVG with only what is drawn: nothing that runs, nothing that asks for anything.
-
-    None where it cannot be read, or defines entities, which no chart of ours does.
+    That is its answer, then its pages folded; without a `name` of the experiment that the front
+    page begins with. Raises `ReportError` where there is none.
     """
-    if "<!ENTITY" in text:
-        return None
-    try:
-        root = ET.fromstring(text)
-    except ET.ParseError:
-        return None
-    for element in list(root.iter()):
-        for child in list(element):
-            if child.tag in NOT_DRAWN or not str(child.tag).startswith(SVG):
-                element.remove(child)
-        for key, value in list(element.attrib.items()):
-            asks = key in ("href", f"{XLINK}href") and not value.startswith(OWN)
-            if key.lower().startswith("on") or asks or re.search(r"url\(\s*['\"]?[^#'\"]", value):
-                del element.attrib[key]
-        if element.tag == f"{SVG}style" and re.search(r"@import|url\(", element.text or ""):
-            element.text = ""
-    ET.register_namespace("", SVG[1:-1])
-    ET.register_namespace("xlink", XLINK[1:-1])
-    return ET.tostring(root, encoding="unicode")
+    pages = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    experiments, wanted = _experiments(rows), name.removesuffix(".html")
+    places = [one for one in pages if wanted and f"/{one}".endswith(f"/{wanted}.html")]
+    if len(places) == 1:
+        return Path(wanted).name, page.rendered(wanted, _inside(site, places[0], places))
+    name = name or next(iter(experiments), "")
+    if not (alike := experiments.get(name)):
+        there = ", ".join([*experiments, *(one.removesuffix(".html") for one in pages)])
+        raise ReportError(f"{name or 'no report'}: no one page or experiment; there is: {there}.")
+    places = [one for one in pages if one.startswith(f"{name}/") and "_result" in one]
+    places += [row.page for row in alike if row.page]
+    with tempfile.TemporaryDirectory() as temporary:
+        front = Path(temporary) / FRONT
+        front.write_text(f"<main>{_answer(front.parent, alike)}</main>", "utf-8")
+        parts = [_inside(front.parent, FRONT, places)]
+    parts += [_inside(site, place, places) for place in places]
+    return name, page.rendered(name, "".join(parts))
 
 
-def _write_page(
-    notebook: Path, site: Path, place: str, titles: Mapping[str, str], data: str | None
-) -> None:
-    """One notebook as the page at `place`, its figures beside it; it links other pages only."""
-    executed = publish.scrub(nbformat.read(notebook, as_version=4))
-    for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
-        shown, about = output.get("data", {}), output.get("metadata", {})
-        if svg := cleaned_svg(shown.pop("image/svg+xml", "")):
-            shown["image/svg+xml"] = svg
-        for name in ("filename", "filenames"):  # which would decide where a figure is written
-            about.pop(name, None)
-    if computed := next(filter(publish.computed_title, executed.cells), None):
-        executed.cells.remove(computed)  # it stands in for the first line
-        first = executed.cells[0]
-        first.source = "".join([f"# {titles[place]}", *first.source.partition("\n")[1:]])
-    resources = {"output_files_dir": f"{notebook.stem}_files"}
-    body, made = _exporter().from_notebook_node(executed, resources)
-    known = {Path(page).stem for page in titles if Path(page).parent == Path(place).parent}
-    body = re.sub(LINK, lambda link: f'href="{link[1]}.html"' * (link[1] in known), body)
-    page = _rendered("page", title=titles[place], up="../" * place.count("/"), data=data, body=body)
-    files = {**made["outputs"], Path(place).name: page.encode()}
-    for name, content in files.items():
-        target = (site / place).parent / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+def _inside(site: Path, place: str, places: Sequence[str]) -> str:
+    """A page as a part of a file that holds `places`; folded, where it is one of several."""
+    main = BeautifulSoup((site / place).read_text("utf-8"), "html.parser").select("main")[0]
+    part = {one: f"part{number}" for number, one in enumerate(places)}
+    for figure in main.select("figure"):
+        files = [(site / place).parent / unquote(str(a["href"])) for a in figure.select("a")]
+        least = min(files, key=lambda path: path.stat().st_size)
+        kind = {".svg": "svg+xml"}.get(least.suffix, "png")
+        coded = base64.b64encode(least.read_bytes()).decode()
+        figure.select("img")[0]["src"] = f"data:image/{kind};base64,{coded}"
+        figure.select("figcaption")[0].decompose()
+    for marked in main.select("[id]"):
+        marked["id"] = f"{part.get(place, 'front')}-{marked['id']}"
+    for link in main.select("a[href]"):
+        path, _, mark = str(link["href"]).partition("#")
+        to = os.path.normpath(f"{place}/../{path}") if path else place
+        if to in part or to == place:
+            link["href"] = "-".join(filter(None, (f"#{part.get(to, 'front')}", mark)))
+        elif ":" not in path:
+            link.decompose() if link.has_attr("download") else link.unwrap()  # it is not here
+    if place not in part or len(part) == 1:
+        return main.decode_contents()
+    title = main.select("h1")[0].extract().get_text().rstrip("¶")
+    told = {"title": title, "id": part[place], "opened": "_result" in place}
+    return page.text("part", **told, body=main.decode_contents())
 
 
-@cache
-def _exporter() -> HTMLExporter:
-    """One for all pages: it compiles its templates once, which takes as long as a page."""
-    extract = ExtractOutputPreprocessor(
-        output_filename_template="figure-{cell_index}-{index}{extension}",
-        extract_output_types={"image/png", "image/svg+xml"},
-    )
-    return HTMLExporter(
-        raw_template=(FOLDER / "notebook.html.j2").read_text("utf-8"),
-        template_name="basic",
-        sanitize_html=True,
-        filters={"clean_html": cleaned},
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        preprocessors=[extract],
-    )
+def _front(folder: Path, rows: Sequence[Row], lists: Mapping[str, Mapping[str, str]]) -> str:
+    """The front page; the picture on it is written into `folder`."""
+    experiments, sweeps = _experiments(rows), _grouped(row for row in rows if row.sweep)
+    newest = next(iter(experiments), "")
+    answer = _answer(folder, experiments.pop(newest)) if newest else ""
+    lists = dict(sorted(lists.items(), key=lambda one: (one[0] == "sample", one[0] != newest)))
+    told = {"answer": answer, "experiments": experiments, "sweeps": sweeps, "lists": lists}
+    body = page.text("index", glossary=words.glossary(), **told)
+    return page.linked(publish.clean(body, publish.secrets()), words.GLOSSARY)
 
 
-def _rendered(template: str, **given: Any) -> str:
-    light, dark = (
-        HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("default", "monokai")
-    )
-    return TEMPLATES.get_template(f"{template}.html.j2").render(light=light, dark=dark, **given)
+def _experiments(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each experiment, the best first; a person's own newest experiment first."""
+    found = _grouped(row for row in rows if not row.sweep)  # as they come: the newest first
+    order = sorted(found, key=lambda name: not found[name][0].own)
+    return {name: sorted(found[name], key=lambda row: row.ratio) for name in order}
+
+
+def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found = dict[str, list[Row]]()
+    for row in rows:
+        found.setdefault(row.sweep or row.entry.reading.report.experiment, []).append(row)
+    return found
+
+
+def _answer(folder: Path, rows: Sequence[Row]) -> str:
+    """What an experiment found: its verdict, its picture, written into `folder`, its strategies."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    readings = [row.entry.reading for row in rows]
+    with matplotlib.rc_context(style.STYLE):
+        figure = Figure(figsize=(8, 2.2 + 0.32 * len(rows)))
+        charts.ratios(figure.gca(), [reading.headline for reading in readings])
+        svg, about = style.picture("svg", figure)
+        (folder / "ratios.svg").write_text(svg, "utf-8")
+        (folder / "ratios.png").write_bytes(style.picture("png", figure)[0])
+    told = {"answer": words.answer(*readings), "trust": words.trust(readings), **about}
+    return page.text("answer", rows=rows, **told)

@@ -18,8 +18,8 @@ from ..stats import mean, median, minimum_n
 from . import format as form
 from .format import inline, listed, many, milliseconds, number
 
-# Shares and factors beyond which a reader should know.
-LAG_MOST = 0.05
+# Factors beyond which a reader should know; what is shown is some times larger than a lag.
+ABOVE_LAG = 4
 COLD_FACTOR = 1.5
 # Answers of machines whose mean lengths differ by more are no equal work.
 UNLIKE = 1.25
@@ -61,9 +61,12 @@ def builds(report: Report) -> set[str]:
 
 
 def failed(report: Report) -> str:
-    """TimedOut 12 times; slow 3 of 40."""
+    """TimedOut 12 times, Rejected (HTTP 429) 2 times; slow 3 of 40."""
     rows = [row for row in report.requests if row.outcome == "failed"]
-    kinds = Counter(inline(row.error_kind or "?") for row in rows).most_common()
+    kinds = Counter(
+        inline(f"{row.error_kind or '?'}{f' (HTTP {row.status})' if row.status else ''}")
+        for row in rows
+    ).most_common()
     asked = Counter(row.provider for row in report.requests)
     blamed = Counter(row.provider for row in rows).most_common()
     causes = ", ".join(f"{kind} {many(count, 'time')}" for kind, count in kinds)
@@ -192,29 +195,39 @@ def cold(reading: Reading) -> dict[str, float]:
     return found
 
 
-def late(reading: Reading) -> list[tuple[float, str, float]]:
-    """How late the loop was, against the smallest added latency that is shown."""
-    lags, added = sorted(reading.report.lags.lag_ms), reading.headline.added_latency_ms
-    least = min(((s.mean, role) for role, s in added.items() if s and s.mean > 0), default=None)
-    if least is None or len(lags) < minimum_n(0.95):
-        return []
-    lag = lags[int(0.95 * len(lags))]
-    return [(lag, least[1], least[0])] if lag > LAG_MOST * least[0] else []
+def _lag_ms(report: Report) -> float:
+    """How late the coordinator's loop was, p95; 0 where too few were noted to say."""
+    lags = sorted(report.lags.lag_ms)
+    return lags[int(0.95 * len(lags))] if len(lags) >= minimum_n(0.95) else 0.0
+
+
+def late(reading: Reading) -> tuple[float, float] | None:
+    """A lag that is beyond the band even of a whole request, the shortest mean one; and that."""
+    walls = [spread.mean for spread in reading.headline.wall_ms.values() if spread]
+    lag_ms, least_ms = _lag_ms(reading.report), min(walls, default=0.0)
+    return (lag_ms, least_ms) if lag_ms > reading.report.band * least_ms else None
 
 
 def hidden(reading: Reading) -> dict[str, Any]:
-    """Headlines smaller than the instrument's own error: its median or, of enough, its p95."""
+    """Headlines that the instrument cannot see well: by its own error, and by the loop's lag.
+
+    The error is its median or, of enough, its p95. A local round trip is no network, so nothing
+    hangs on it.
+    """
     headline, ruler = reading.headline, reading.report.ruler
     rows = [row for row in ruler.rows if row.quantity == "over_ms"] if ruler else []
     error_ms = max((max(abs(row.bias_ms), row.p95_ms or 0.0) for row in rows), default=0.0)
-    added = headline.added_latency_ms
+    lag_ms, added = _lag_ms(reading.report), headline.added_latency_ms
     shown = {f"the added latency of a {role} request": s.mean for role, s in added.items() if s}
     remote, local = added["remote"], added["local"]
     if remote and local and remote.mean > local.mean:
         shown["the added latency that can be the network"] = remote.mean - local.mean
-    shown |= {f"the round trip to {p}": trip for p, trip in headline.round_trip_ms.items() if trip}
-    below = [f"{what} ({milliseconds(ms)})" for what, ms in shown.items() if ms < error_ms]
-    return {"error": error_ms, "what": ", ".join(below)} if below else {}
+    trips = headline.round_trip_ms.items()
+    far = {p: ms for p, ms in trips if ms and headline.roles[p] == "remote"}
+    shown |= {f"the round trip to {p}": ms for p, ms in far.items()}
+    least_ms = max(error_ms, ABOVE_LAG * lag_ms)
+    below = [f"{what} ({milliseconds(ms)})" for what, ms in shown.items() if 0 < ms < least_ms]
+    return {"error": error_ms, "lag": lag_ms, "what": ", ".join(below)} if below else {}
 
 
 form.TEXTS.globals["EMPTY_SHA256"] = EMPTY_SHA256

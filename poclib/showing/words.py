@@ -1,6 +1,7 @@
 """Every sentence that a person reads of a report, made from its reading. Draws nothing.
 
-Here is what is told and when; longer texts are in templates/words.j2, warnings in `warnings`.
+Here is what is told and when; longer texts are in templates/words.j2, warnings in `warnings`,
+definitions in templates/glossary.txt.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from math import inf
 from typing import Any
 
 from ..contention import SLOWER, alone
@@ -30,7 +32,12 @@ MEANING = {
     "undisturbed": "undisturbed",
 }
 _UNTOLD = "requests shared the server, or waited in it"
+FEW = 3  # warnings in a terminal, unless all are asked for
 say = partial(form.say, "words")
+# What each term means that the pages use; as it is written in prose.
+GLOSSARY: Mapping[str, str] = dict(
+    line.split(": ", 1) for line in (form.FOLDER / "glossary.txt").read_text("utf-8").splitlines()
+)
 
 # Texts that are made in the template alone.
 network: Callable[[Headline], str] = partial(say, "network")
@@ -39,12 +46,10 @@ title_rounds: Callable[[Headline], str] = partial(say, "title_rounds")
 failures: Callable[[Sequence[Headline]], str] = partial(say, "failures")
 comparison_text: Callable[..., str] = partial(say, "comparison")  # headlines, markdown=False
 provenance: Callable[[Reading], str] = partial(say, "provenance")
-opening: Callable[[Reading], str] = partial(say, "opening")
-bottom_line: Callable[..., str] = partial(say, "bottom_line")  # reading, verdict (the gate's)
+reasons: Callable[[Reading], str] = partial(say, "reasons")
 cost: Callable[[Reading], str] = partial(say, "cost")
 checks: Callable[[Reading], str] = partial(say, "checks")
-rows_text: Callable[[Reading], str] = partial(say, "rows")
-report_text: Callable[[Reading], str] = partial(say, "report")
+report_text: Callable[..., str] = partial(say, "report")  # reading, every=False
 doctor_table: Callable[..., str] = partial(say, "doctor")  # reading, problems, markdown=False
 expected_gain: Callable[..., str] = partial(say, "gain")  # ratios, alone_ms, powers={}
 duration: Callable[..., str] = partial(say, "duration")  # seconds, strategies, limit_s
@@ -92,21 +97,71 @@ def finding(headline: Headline) -> str:
 
 
 def gate_line(headline: Headline) -> str:
-    """The gate's verdict with the numbers it rests on; decimals enough to see the order."""
+    """The gate's verdict with the numbers it rests on."""
+    return f"Gate: {headline.verdict} — {' '.join(_gate(headline))}"
+
+
+def _gate(headline: Headline) -> tuple[str, str]:
+    """The ratio, decimals enough to see the order; and how it stands to the limit."""
     found, limit, need = headline.overhead_ratio, headline.gate_max_ratio, headline.rounds_needed
     ends, decimals = {found.low, found.high} - {limit}, 2
     while decimals < 6 and number(limit, decimals) in {number(end, decimals) for end in ends}:
         decimals += 1
-    gate, bar = f"Gate: {headline.verdict} — {ratio(headline, decimals)}", number(limit, decimals)
+    judged, bar = ratio(headline, decimals), number(limit, decimals)
     if headline.forbidden:
-        return f"{gate} says nothing: {headline.forbidden[0]}"
+        return judged, f"says nothing: {headline.forbidden[0]}"
     if headline.verdict != INCONCLUSIVE:
-        return f"{gate} is {'below' if headline.verdict == PASS else 'above'} {bar}"
+        return judged, f"is {'below' if headline.verdict == PASS else 'above'} {bar}"
     least = "at least" if found.low is None else "about"
     rounds = f"{least} {many(need, 'round')}" if need else "no reachable number of rounds"
     if found.low is None:
-        return f"{gate}; {rounds} would give an interval to hold against {bar}"
-    return f"{gate} holds {bar}; {rounds} would settle it"
+        return judged, f"cannot be held against {bar}; {rounds} would give an interval"
+    return judged, f"holds {bar}; {rounds} would settle it"
+
+
+def answer(*readings: Reading) -> str:
+    """What a page begins with: the verdict in bold, then where it comes from. Markdown.
+
+    Of several reports the best one's verdict. Whether a warning could change it is told.
+    """
+    headlines = [reading.headline for reading in readings]
+    one = leading(readings)
+    said, whose = finding(one.headline), "it"
+    if len(readings) > 1:
+        said, whose = best(headlines)[:-1], f"{one.headline.strategy}'s"
+    why = f"as {whose} {_gate(one.headline)[1]}{_tally(headlines)}"
+    lines = [failures(headlines), f"**{said}. Gate: {one.headline.verdict}**, {why}."]
+    if count := len(beside(readings)):
+        lines.append(f"{many(count, 'warning')} below could change this.")
+    return f"{' '.join(filter(None, lines))}\n\n*{provenance(one)}*"
+
+
+def trust(readings: Sequence[Reading], names: Iterable[str] = ()) -> str:
+    """The warnings that could change a verdict; those that could not, folded. Markdown."""
+    names = [*names]
+    lines = [f"**Warning:** {text}" for text in beside(readings, names)]
+    if notes := beside(readings, names, others):
+        items = "".join(f"<li>{text}</li>\n" for text in notes)
+        about = f"{many(len(notes), 'note')} that could not change a verdict"
+        lines.append(f"<details><summary>{about}</summary>\n<ul>\n{items}</ul></details>")
+    return "\n\n".join(lines) or "Nothing that was recorded speaks against these times."
+
+
+def glossary() -> str:
+    """Every definition, folded: what a page ends with. Each has an anchor, term-NAME."""
+    terms = (
+        f'<dt id="term-{term.replace(" ", "-")}">{term}</dt><dd>{meaning}</dd>\n'
+        for term, meaning in GLOSSARY.items()
+    )
+    about = f"<summary>Glossary: {len(GLOSSARY)} terms</summary>"
+    return f"<details>{about}\n<dl>\n{''.join(terms)}</dl></details>"
+
+
+def few(warnings: Sequence[str], every: bool = False) -> list[str]:
+    """The first of them, and how many more there are; or all of them."""
+    shown = warnings if every else warnings[:FEW]
+    rest = len(warnings) - len(shown)
+    return [*shown, *([f"and {rest} more: --all"] if rest else [])]
 
 
 def efficiency(headline: Headline) -> str:
@@ -185,14 +240,16 @@ def overhead_text(reading: Reading) -> str:
     return table(["provider", *(part.label for part in OVERHEAD)], cells, markdown=True)
 
 
-def verdict_text(readings: Sequence[Reading]) -> str:
+def verdict_text(readings: Sequence[Reading], every: bool = False, notes: bool = False) -> str:
     """What a terminal ends with: the gate, of one report or of several, and what could change it.
 
-    The warnings come first, so that nobody reads the verdict without them.
+    The warnings come first, so that nobody reads the verdict without them; `notes` too.
     """
     headlines = [reading.headline for reading in readings]
     gate = gate_line(headlines[0]) if len(headlines) == 1 else suite_gate(headlines)
-    return "\n".join([*(f"warning: {text}" for text in beside(readings)), gate])
+    warned = [f"warning: {text}" for text in beside(readings)]
+    warned += [f"note: {text}" for text in beside(readings, chosen=others)] if notes else []
+    return "\n".join([*few(warned, every), gate])
 
 
 def beside(
@@ -212,18 +269,18 @@ def beside(
     lines = []
     for told in alike.values():
         name, text = told[0]
-        if len({text for _, text in told}) > 1:
-            count = f"{len(told)} of {many(len(readings), 'report')}"
-            text += f" (So in {count}; the numbers are {name}'s.)"
-        elif len(told) < len(readings):
-            text += f" (So in {', '.join(name for name, _ in told)}.)"
-        lines.append(text)
+        where = ", ".join(name for name, _ in told)
+        if len(told) > FEW or len({name for name, _ in told}) < len(told):
+            where = f"{len(told)} of {many(len(readings), 'report')}"
+        numbers = f"; the numbers are {name}'s" if len({text for _, text in told}) > 1 else ""
+        alone = len(told) == len(readings) and not numbers
+        lines.append(text if alone else f"{text} (So in {where}{numbers}.)")
     return lines
 
 
 def best_first(headlines: Iterable[Headline]) -> list[Headline]:
     """By their ratios; last are those without."""
-    return sorted(headlines, key=lambda h: h.overhead_ratio.median or float("inf"))
+    return sorted(headlines, key=lambda h: h.overhead_ratio.median or inf)
 
 
 def breakdown_text(headlines: Sequence[Headline]) -> str:
@@ -257,10 +314,24 @@ def suite_gate(headlines: Sequence[Headline]) -> str:
     """The gate over several strategies: it is passed where one of them passes."""
     if not headlines:
         return "Gate: INCONCLUSIVE — there is no report to judge."
-    passed = [one for one in headlines if one.verdict == PASS]
-    chosen, counts = best_first(passed or headlines)[0], Counter(h.verdict for h in headlines)
+    chosen = min(headlines, key=_rank)
+    return f"{gate_line(chosen)}, with {chosen.strategy}{_tally(headlines)}"
+
+
+def _tally(headlines: Sequence[Headline]) -> str:
+    """(of 8: 7 PASS, 1 FAIL); empty of one."""
+    counts = Counter(headline.verdict for headline in headlines)
     tally = ", ".join(f"{counts[it]} {it}" for it in (PASS, INCONCLUSIVE, FAIL) if counts[it])
-    return f"{gate_line(chosen)}, with {chosen.strategy} (of {len(headlines)}: {tally})"
+    return f" (of {len(headlines)}: {tally})" if len(headlines) > 1 else ""
+
+
+def _rank(headline: Headline) -> tuple[bool, float]:
+    return headline.verdict != PASS, headline.overhead_ratio.median or inf
+
+
+def leading(readings: Iterable[Reading]) -> Reading:
+    """The one whose verdict is that of all: the lowest ratio, of those that pass if any does."""
+    return min(readings, key=lambda reading: _rank(reading.headline))
 
 
 def title_timeline(headline: Headline) -> str:
