@@ -12,6 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module, util
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from . import __version__, recording, report
 from .errors import ParameterError, PocError, RunFailed
 from .measure import experiment
-from .measure.beside import host
+from .measure.beside import HERE, host
 from .measure.sweep import AnyPoint, Point, Simulated
 from .workload import texts
 
@@ -37,7 +38,10 @@ def work(point: AnyPoint, code: str = "") -> bytes:
             simulated = import_module("poclib.simulate").point(point.scenario)
         except ImportError:
             raise ParameterError("simulate: this poclib cannot simulate; update it.") from None
-        told = {"format": report.SIMULATED, "created": datetime.now(UTC).isoformat()}
+        told: dict[str, Any] = {
+            "format": report.SIMULATED,
+            "created": datetime.now(UTC).isoformat(),
+        }
         told |= {"poclib": __version__, "scenario": point.scenario, "result": simulated}
         return json.dumps(told).encode() + b"\n"
     runs = report.root() / "data" / "runs"
@@ -70,6 +74,7 @@ class Cluster(ExitStack):
         from distributed import Client, LocalCluster
 
         scheme, _, rest = address.partition(":")
+        self.here = scheme == "local"
         place: Any = address
         if scheme == "local" and rest.isdecimal() and 0 < int(rest) <= 1024:
             # On one machine points that measure come one after the other, so one does it.
@@ -122,39 +127,44 @@ class Cluster(ExitStack):
     def ended(self, points: Sequence[AnyPoint]) -> Iterator[AnyPoint]:
         """Each point once its result is here, in the order in which they end.
 
-        What a worker that dies was at is given to another; stopped, all that is under way is left.
+        What a worker that dies was at is given to another. Points that share what they need, and
+        on one machine all that measure, are handed out one after the other: when the one before
+        has been seen to, its notebook, too.
         """
         from distributed import as_completed
 
-        waiting, running, busy = list(points), dict[Any, AnyPoint](), set[str]()
-        queue = as_completed()
-        try:
-            while waiting or running:
-                given, waiting = waiting, []
-                for point in given:
-                    if busy & (servers := _servers(point)):
-                        waiting.append(point)
-                        continue
-                    busy |= servers
-                    future = self._submitted(point)
-                    running[future] = point
-                    queue.add(future)
-                future = next(queue)
-                point = running.pop(future)
-                busy -= _servers(point)
-                self.results[point.name] = future
-                yield point
-        finally:
-            self.client.cancel(list(running))
+        waiting, running = list(points), dict[Any, AnyPoint]()
+        queue = as_completed(loop=self.client.loop)
+        while waiting or running:
+            busy = set[str]().union(*map(self._needs, running.values()))
+            given, waiting = waiting, []
+            for point in given:
+                if busy & (needs := self._needs(point)):
+                    waiting.append(point)
+                    continue
+                busy |= needs
+                future = self._submitted(point)
+                running[future] = point
+                queue.add(future)
+            future = next(queue)
+            point = running.pop(future)
+            self.results[point.name] = future
+            yield point
+
+    def _needs(self, point: AnyPoint) -> set[str]:
+        """What no other point may use meanwhile: this machine, or those whose servers are asked."""
+        if isinstance(point, Simulated):
+            return set()
+        urls = [one.url for one in point.parameters.providers if one.url]
+        return {host(url) or url for url in urls} | ({HERE} if self.here else set())
 
     def _submitted(self, point: AnyPoint) -> Any:
-        needs = None
+        key, offer = f"{point.sweep}-{point.name}-{secrets.token_hex(4)}", None
         if isinstance(point, Point):
-            needs, p = {MEASURE: 1}, point.parameters  # a file of prompts is here, not there
-            fields = {"prompts": p.prompts if isinstance(p.prompts, int) else texts(p.prompts)}
-            point = Point(point.sweep, point.name, point.label, p.model_copy(update=fields))
-        key = f"{point.sweep}-{point.name}-{secrets.token_hex(4)}"
-        return self.client.submit(work, point, report.code(), key=key, resources=needs)
+            p, offer = point.parameters, {MEASURE: 1}  # a file of prompts is here, not there
+            prompts = p.prompts if isinstance(p.prompts, int) else texts(p.prompts)
+            point = replace(point, parameters=p.model_copy(update={"prompts": prompts}))
+        return self.client.submit(work, point, report.code(), key=key, resources=offer)
 
     def result(self, point: AnyPoint) -> bytes:
         """What a point that has ended gave. Raises its error."""
@@ -164,12 +174,11 @@ class Cluster(ExitStack):
             return bytes(self.results.pop(point.name).result())
         except PocError:
             raise
-        except KilledWorker as error:
-            raise RunFailed(f"{point.name}: every worker that tried it died ({error}).") from None
+        except KilledWorker:
+            raise RunFailed(f"{point.name}: every worker that tried it died.") from None
         except Exception as error:
-            raise RunFailed(
-                f"{point.name}: {type(error).__name__} on its worker: {error}"
-            ) from None
+            told = f"{type(error).__name__} on its worker: {error}"
+            raise RunFailed(f"{point.name}: {told}") from None
 
 
 def _known(told: Any, code: object) -> dict[str, str]:
@@ -177,10 +186,3 @@ def _known(told: Any, code: object) -> dict[str, str]:
     python = ".".join(str(told["host"]["python"]).split(".")[:2])
     packages = told["packages"]
     return {"python": python, "poclib": str(packages.get("poclib")), "source": str(code)[:8]}
-
-
-def _servers(point: AnyPoint) -> set[str]:
-    """The machines whose servers a point asks, of which no other may ask meanwhile."""
-    if isinstance(point, Simulated):
-        return set()
-    return {host(one.url) or one.url for one in point.parameters.providers if one.url}

@@ -21,14 +21,14 @@ _NEVER_MS = 1e15
 
 
 class Step(NamedTuple):
-    """What became of `count` requests that came at `rate_per_s`; `in_time` is a share of them.
+    """What became of so many `requests` that came at `rate_per_s`; `in_time` is a share of them.
 
     Quantiles of the time to answer are of all that came, so None where too few were answered or
     came for a claim; `longest_ms` is of those that were answered.
     """
 
     rate_per_s: float
-    count: int
+    requests: int
     answered: int
     refused: int
     in_time: float

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,6 @@ pytest.importorskip("distributed", reason="the extra `cluster` is not installed"
 from poclib import cluster, read_many, report, suite
 from poclib.errors import FolderHeld, ParameterError, RunFailed
 from poclib.measure import sweep
-from poclib.measure.sweep import Point
 
 ROOT = Path(__file__).parents[1]
 # What stands in for the simulator in every process: it notes whom it was asked by, works a little,
@@ -118,27 +118,45 @@ def test_a_wrong_address_is_one_sentence(address: str, home: Path) -> None:
             cluster.Cluster(address, [])
 
 
-def test_points_that_ask_one_server_are_never_under_way_together() -> None:
-    """On a client that only notes what it is given, and ends the oldest first."""
-    urls = ["http://10.0.0.1:1", "http://10.0.0.2:1", "http://10.0.0.1:2", "http://10.0.0.3:1"]
-    given = {
-        "experiment": "grid",
-        "strategy": "shared-queue",
-        "prompts": 2,
-        "providers": [{"name": "a", "kind": "llama-server", "url": urls[0]}],
-    }
+class Noted(cluster.Cluster):
+    """Notes what it is given and ends the oldest first; without any worker."""
+
+    def __init__(self, here: bool) -> None:
+        self.here, self.results, self.under_way = here, {}, list[Any]()
+        self.client = SimpleNamespace(loop=None)
+
+    def _submitted(self, point: Any) -> Any:
+        self.under_way.append(point)
+        return point.name
+
+    def add(self, future: str) -> None:
+        assert future == self.under_way[-1].name
+
+    def __next__(self) -> str:
+        return str(self.under_way.pop(0).name)
+
+
+@pytest.mark.parametrize(("here", "most"), [(False, 3), (True, 1)])
+def test_points_that_ask_one_server_are_never_under_way_together(
+    here: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.1:2", "10.0.0.3:1"]
+    given = {"strategy": "shared-queue", "prompts": 2, "sweep": {"seed": [1]}}
     points = []
-    for number, url in enumerate(urls):
-        provider = given["providers"][0] | {"url": url, "model": f"m{number}"}
-        given["providers"] = [provider]
-        points += sweep.points(given | {"sweep": {"seed": [number]}}, "grid.yaml")
-    assert [cluster._servers(point) for point in points] == [
-        {"10.0.0.1"},
-        {"10.0.0.2"},
-        {"10.0.0.1"},
-        {"10.0.0.3"},
-    ]
-    assert all(isinstance(point, Point) for point in points)
+    for number, one in enumerate(hosts):
+        provider = {"name": "a", "kind": "llama-server", "url": f"http://{one}"}
+        points += sweep.points(
+            given | {"providers": [provider], "max_tokens": 4 + number}, "g.yaml"
+        )
+    told = Noted(here)
+    monkeypatch.setattr("distributed.as_completed", lambda loop: told)
+    ended, together = [], []
+    for point in told.ended(points):
+        asked = [p.parameters.providers[0].url.split(":")[1] for p in (point, *told.under_way)]
+        assert len(set(asked)) == len(asked), "each has a host of its own"
+        together.append(len(asked))
+        ended.append(point.name)
+    assert max(together) == most and sorted(ended) == sorted(point.name for point in points)
 
 
 # ---- On two workers of this machine -------------------------------------------------------------

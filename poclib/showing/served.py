@@ -45,7 +45,7 @@ def finding(report: Report) -> str:
 def provenance(report: Report) -> str:
     """Of how many requests, where and when."""
     found = steps(report)
-    counted = f"{many(len(found), 'step')}, {many(sum(one.count for one in found), 'request')}"
+    counted = f"{many(len(found), 'step')}, {many(sum(one.requests for one in found), 'request')}"
     return f"{counted} · {words.pool(report)} · {day(report.created)}"
 
 
@@ -57,7 +57,7 @@ def text(report: Report, markdown: bool = False) -> str:
         [
             *(number(one.rate_per_s), percent(one.in_time), number(one.goodput_per_s)),
             *map(milliseconds, (one.p50_ms, one.p95_ms, one.longest_ms)),
-            *(str(one.refused), str(one.count - one.answered - one.refused)),
+            *(str(one.refused), str(one.requests - one.answered - one.refused)),
         ]
         for one in steps(report)
     ]
