@@ -157,7 +157,7 @@ def _arm_lines(arm: Arm, index: int, **more: str) -> list[dict[str, Any]]:
 
 def save(report: Report, folder: Path | None = None) -> Path:
     """Write `report` as <experiment>-<strategy>.jsonl and return its path; see `keep`."""
-    return _put(text(report), (folder or root() / FOLDER) / f"{name(report)}.jsonl")
+    return put(text(report), (folder or root() / FOLDER) / f"{name(report)}.jsonl")
 
 
 def keep(source: Path, target: Path) -> Path:
@@ -166,7 +166,7 @@ def keep(source: Path, target: Path) -> Path:
     Another run's that is there goes to older/<name>-<its creation>. Raises `ReportError`.
     """
     with explained(source.name, "read"):
-        return _put(source.read_bytes(), target)
+        return put(source.read_bytes(), target)
 
 
 def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
@@ -177,7 +177,8 @@ def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
     return saved
 
 
-def _put(data: bytes, target: Path) -> Path:
+def put(data: bytes, target: Path) -> Path:
+    """Have a file hold `data`, whole or not at all; the report of another run there: see `keep`."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with explained(shown_path(target), "written"):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,12 @@ A kill may tear the last line. Format 1, one JSON object for the whole report, i
 
 import contextlib
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -32,7 +34,7 @@ from .errors import NewerReport, ReportError
 from .parameters import explain
 from .records import REPORT_VERSION, Probe, Report, Request
 
-FORMAT = "poclib-report"
+FORMAT, SIMULATED = "poclib-report", "poclib-simulated"
 MAX_BYTES = 512 * 2**20
 NO_ROUND = -1  # of an arm of preparation
 STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
@@ -57,6 +59,13 @@ def root() -> Path:
     here = Path.cwd()
     upwards = (folder for folder in (here, *here.parents) if (folder / FOLDER).is_dir())
     return next(upwards, Path(__file__).resolve().parent.parent)
+
+
+@cache
+def code() -> str:
+    """A digest of poclib itself: what another one computes may be another number."""
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def home(question: str, experiment: str) -> Path:
@@ -96,6 +105,15 @@ def load_file(path: Path) -> Report:
     if problem := _contradiction(report):
         raise ReportError(f"{shown}: {problem}; the file was changed or is damaged.")
     return report
+
+
+def simulated(path: Path) -> dict[str, Any]:
+    """What the file of a simulated point holds: its scenario and result; empty for any other."""
+    with contextlib.suppress(OSError, ValueError):
+        held = json.loads(path.read_bytes())
+        if isinstance(held, dict) and held.get("format") == SIMULATED:
+            return {key: held[key] for key in ("scenario", "result")}
+    return {}
 
 
 def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
