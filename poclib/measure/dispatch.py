@@ -79,7 +79,7 @@ async def run_arm(
 
     pool = Pool(lanes)
     fresh = Fresh(prompts, pool.lengths, strategy.foresees)
-    await _Dispatch(strategy, pool, fresh, lanes, clock, rules, keep, tell).run()
+    await Dispatch(strategy, pool, fresh, lanes, clock, rules, keep, tell).run()
     return Arm(
         arm=arm,
         strategy=strategy.name,
@@ -90,8 +90,8 @@ async def run_arm(
 
 
 @dataclass
-class _Dispatch:
-    """All state of one arm while it runs."""
+class Dispatch:
+    """All state of one arm while it runs; `simulate` replaces `run` and `begin`, nothing else."""
 
     strategy: Strategy
     pool: Pool
@@ -121,23 +121,27 @@ class _Dispatch:
     async def run(self) -> None:
         """Until every prompt has ended, or the deadline; nothing is left in flight."""
         try:
-            while (now_ms := self.clock()) < self.rules.deadline_ms:
-                self.pool.now_ms = now_ms
-                self._give(now_ms)
-                self._send(now_ms)
-                if not self.in_flight and self.waiting:
-                    stalled = f"{self.waiting} prompts wait, none is sent."
-                    raise RunFailed(f"strategy {self.strategy.name}: {stalled}")
-                beaten = sum(why is BEATEN for why in self.given_up.values())
-                if len(self.in_flight) == beaten and not self.elsewhere:
-                    return
-                tasks = await self._next(self._patience_s(now_ms))
-                self.look_again = self.look_again - len(tasks) if tasks else 0
-                for task in tasks:
-                    self._take(task)
+            while (now_ms := self.clock()) < self.rules.deadline_ms and self.started(now_ms):
+                self.taken(await self._next(self.patience_s(now_ms)))
         finally:
             for task, request in await _cancelled(self.in_flight, self.given_up):
                 self.keep(request.model_copy(update=self.given_up.get(task, {})))
+
+    def started(self, now_ms: float) -> bool:
+        """Give and send what can be by now; False where nothing is left to wait for."""
+        self.pool.now_ms = now_ms
+        self._give(now_ms)
+        self._send(now_ms)
+        if not self.in_flight and (left := self.waiting):
+            raise RunFailed(f"strategy {self.strategy.name}: {left} prompts wait, none is sent.")
+        beaten = sum(why is BEATEN for why in self.given_up.values())
+        return len(self.in_flight) > beaten or bool(self.elsewhere)
+
+    def taken(self, tasks: Sequence[Task]) -> None:
+        """See to what has ended."""
+        self.look_again = self.look_again - len(tasks) if tasks else 0
+        for task in tasks:
+            self._take(task)
 
     @property
     def waiting(self) -> int:
@@ -167,7 +171,8 @@ class _Dispatch:
         self.pool.waiting, self.pool.usual = self.waiting, self.fresh.usual
         while self.pool.waiting and (place := self.strategy.decide(self.pool)):
             in_time = partial(self.pool.ends_in_time, place)
-            self._queue(place, self.back.popleft() if self.back else Job(self.fresh.taken(in_time)))
+            job = self.back.popleft() if self.back else Job(self.fresh.taken(in_time), now_ms)
+            self._queue(place, job)
             self.pool.waiting -= 1
         if self.waiting or self.elsewhere or self.loaded:
             self.overdue_ms = inf
@@ -185,18 +190,22 @@ class _Dispatch:
         self._touch(lane)
 
     def _send(self, now_ms: float) -> None:
-        """Start what has room."""
         for lane in list(self.loaded.values()):
             while lane.queue and (lane.allowed is None or len(lane.running) < lane.allowed):
                 job = lane.queue.popleft()
-                task = asyncio.create_task(attempted(lane.sender, job, self.clock, self.rules))
-                task.add_done_callback(self._wake)
+                task = self.begin(lane, job)
                 lane.begun(task, now_ms)
                 self.in_flight[task] = (lane, job)
                 if job.prompt.index in self.copies:
                     self.copies[job.prompt.index].add(task)
             if not lane.queue:
                 del self.loaded[lane.rank]
+
+    def begin(self, lane: Lane, job: Job) -> Task:
+        """Have one attempt under way."""
+        task = asyncio.create_task(attempted(lane.sender, job, self.clock, self.rules))
+        task.add_done_callback(self._wake)
+        return task
 
     def _wake(self, task: Task | None = None) -> None:
         if task:
@@ -328,12 +337,12 @@ class _Dispatch:
 
     def _see_to_the_late(self, now_ms: float) -> None:
         """Nothing waits: send what is late again, or take back what has not begun elsewhere."""
-        flights: list[Flight] = [
-            (task, lane, job)
-            for task, (lane, job) in self.in_flight.items()
-            if task not in self.given_up
-        ]
-        self.overdue_ms, after = inf, self.rules.policy.hedge_after
+        ahead, after = self.strategy.limit == "ahead", self.rules.policy.hedge_after
+        flights: list[Flight] = []
+        if ahead or self.strategy.foresees or after is not None:
+            under_way = self.in_flight.items()
+            flights = [(t, *where) for t, where in under_way if t not in self.given_up]
+        self.overdue_ms = inf
         if self.strategy.foresees:
             for job, place in late(self.pool, flights):
                 self._copy(job, place)
@@ -344,7 +353,7 @@ class _Dispatch:
                     self.overdue_ms = one
                 else:
                     self._copy(*one)
-        if self.strategy.limit == "ahead":
+        if ahead:
             for task in unbegun(self.pool, flights):
                 self._give_up(task, TAKEN_BACK)
 
@@ -357,7 +366,7 @@ class _Dispatch:
         attempt = 1 + max(self.in_flight[task][1].attempt for task in self.copies[index])
         self._queue(place, Job(job.prompt, None, attempt, "hedge", job.retries))
 
-    def _patience_s(self, now_ms: float) -> float | None:
+    def patience_s(self, now_ms: float) -> float | None:
         """Seconds until something is to be done although no request ended; None: never.
 
         Never beyond the deadline: what does not heed its cancellation then is left behind.
