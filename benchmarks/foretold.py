@@ -5,9 +5,9 @@
     python benchmarks/foretold.py two --strategy batched
 
 A report for each pool and strategy in data/reports/foretold (sequential is every one's baseline);
-first what the simulator may know beside calibration: one of a single engine with 1, 2, 4, … requests
-at once, and for each kind of pool one that tells how its engines slow each other on one host. It may
-be stopped at any time: what is there is not measured again. Needs two cores that do nothing else.
+first what the simulator may know beside calibration: one of a single engine with 1, 2, 4, …
+requests at once, and for each kind of pool how its engines slow each other on one host. It may be
+stopped at any time: what is there is not measured again. Needs two cores that do nothing else.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from poclib import recording, report
 from poclib.measure import experiment
@@ -27,6 +26,7 @@ from poclib.measure.strategies import STRATEGIES, THROUGH_ROUTER
 from poclib.parameters import Parameters
 from poclib.simulate.calibrate import CROWD
 
+ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "data" / "reports" / "foretold"
 FAR = {"round_trip_ms": 100}
 # Of each pool its engines, beside what all have. More engines than cores take turns, so that none

@@ -32,6 +32,7 @@ FOLDERS: dict[str, set[str]] = {
     "measure": {"", "engines", "providers"},
     "reading": {""},
     "showing": {"", "reading"},
+    "simulate": {"", "measure"},
 }
 ON_TOP = {"__init__", "__main__", "cli", "firstuse", "suite"}  # they join the two halves
 FREE = {"__init__", "cli"}  # of every room
@@ -42,6 +43,7 @@ ONLY_IN = {
     "papermill": {"showing.notebooks"},
     "nbconvert": {"showing.site"},
     "ipywidgets": {"showing.explorer"},
+    "simpy": {"simulate"},
 }
 
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
@@ -120,11 +122,18 @@ showing.format:
 showing.notebooks: errors report
 showing.peers: .format .style errors
 showing.routers: .format .words parameters reading.reading stats
+showing.simulated: .format .style errors
 showing.site: .notebooks recording records report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
 showing.words: .format .warnings contention reading.phases reading.reading reading.tables records
     stats
+simulate: .run .scenario
+simulate.calibrate: .run .scenario contention errors measure.strategies pacing records
+simulate.run: .scenario .server errors measure.adaptive measure.attempt measure.dispatch
+    measure.lanes measure.lengths measure.slots measure.strategies records stats
+simulate.scenario: arrivals errors measure.strategies report
+simulate.server: .scenario measure.attempt
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from statistics import median, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -122,7 +122,7 @@ def _work_ms(rows: Sequence[Request]) -> float:
     return median(row.server.total_ms or 0.0 for row in rows)
 
 
-def _alone(rows: Sequence[Request]) -> dict[str, float]:
+def _alone(rows: Sequence[Request]) -> dict[str, Any]:
     """A machine's own numbers, from requests that it had alone."""
     answer_ms = median(row.server.generation_ms or 0.0 for row in rows)
     works_ms = [row.server.total_ms or 0.0 for row in rows]

@@ -43,7 +43,7 @@ class _Prompts(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def __getitem__(self, index: Any) -> Prompt:
+    def __getitem__(self, index: Any) -> Any:
         return Prompt(index, "word" * (self._tokens[index] or 0))
 
 
@@ -51,7 +51,12 @@ class Coordinator(Dispatch):
     """A dispatcher whose tasks are `Attempt`s at `Server`s, and whose prompts may come in time."""
 
     def __init__(self, asked: Scenario, on_row: OnRow = lambda row: None) -> None:
-        self.env, self.asked, self.on_row, draw = simpy.Environment(), asked, on_row, Random(asked.seed)
+        self.env, self.asked, self.on_row, draw = (
+            simpy.Environment(),
+            asked,
+            on_row,
+            Random(asked.seed),
+        )
         self.came, self.draw, self.all_ended = asked.arriving(), draw, self.env.event()
         policy = Policy(
             asked.backoff_s, asked.breaker_failures, asked.breaker_pause_s, asked.hedge_after,
@@ -70,7 +75,8 @@ class Coordinator(Dispatch):
                 # One of 1 cannot move.
                 live = AdaptiveLimit(name, alone_ms, most, most) if most and most > 1 else None
                 lanes.append(Lane(server, most, alone_ms, policy, live, ahead))
-        crowd: list[Any] = [lane.sender for lane in lanes if lane.sender.kind.crowded > 1]
+        servers: list[Any] = [lane.sender for lane in lanes]
+        crowd = [one for one in servers if one.kind.crowded > 1]
         for one in crowd:
             one.host = [other for other in crowd if other is not one]
         pool, self.prompts = Pool(lanes), _Prompts([one.prompt_tokens for one in self.came])
@@ -98,7 +104,9 @@ class Coordinator(Dispatch):
                 gc.enable()
         waits_ms, asked, lasted_ms = sorted(self.answered_ms.values()), self.asked, self.env.now
         n, came = len(waits_ms), len(self.came)
-        p50, p95, p99 = (waits_ms[int(q * n)] if n >= minimum_n(q) else None for q in (0.5, 0.95, 0.99))
+        p50, p95, p99 = (
+            waits_ms[int(q * n)] if n >= minimum_n(q) else None for q in (0.5, 0.95, 0.99)
+        )
         worked_ms, seconds = self.used_ms + self.wasted_ms, max(1e-9, lasted_ms / 1000)
         in_time = asked.target_ms and bisect_right(waits_ms, asked.target_ms) / came
         return Result(
@@ -182,17 +190,15 @@ class Coordinator(Dispatch):
             self.used_ms += attempt.spent_ms
         attempt.spent_ms = 0.0
         if not attempt.ended:
-            gone = Unreachable("it is gone", attempt.server.name)
-            self._end(attempt, gone if problem else None)
+            name = attempt.server.name
+            self._end(attempt, Unreachable("it is gone", name) if problem else None)
 
     def _cancel(self, attempt: Attempt) -> None:
         if not attempt.ended:
             self._end(attempt, None, "cancelled")
             attempt.server.drop(attempt)
 
-    def _end(
-        self, attempt: Attempt, error: ProviderError | None, outcome: Outcome = "ok"
-    ) -> None:
+    def _end(self, attempt: Attempt, error: ProviderError | None, outcome: Outcome = "ok") -> None:
         job, now_ms, start_ms = attempt.job, self.env.now, min(attempt.start_ms, self.env.now)
         whole = error is None and outcome == "ok"
         row = Request(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping
 from math import exp
-from pathlib import Path
 from random import Random
 from typing import Annotated, Any
 
@@ -15,6 +14,7 @@ from msgspec import Meta
 from .. import arrivals
 from ..errors import ParameterError
 from ..measure.strategies import by_name
+from ..report import root
 
 Count = Annotated[int, Meta(ge=1)]
 Least0 = Annotated[float, Meta(ge=0)]
@@ -68,8 +68,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pool, what it is asked, and how; the policy's words are those of a run's parameters.
 
-    Requests come all at once, at `rate_per_s` on average (Poisson), or as the CSV file `trace` has
-    them. Answers have `output_tokens`, log-normally spread by `output_sigma`, unless the trace
+    Requests come all at once, at `rate_per_s` on average (Poisson), or as the CSV file `trace` of
+    the project has them. Answers have `output_tokens`, log-normally spread by `output_sigma`, unless the trace
     tells. The coordinator works `coordinator_ms` on each attempt, one after the other; it turns
     away what finds `queue_limit` waiting. `target_ms` is what an answer should take from arrival.
     """
@@ -105,7 +105,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def arriving(self) -> list[arrivals.Arrival]:
         """Each request in order, with its lengths. Raises `ParameterError`, as `arrivals` does."""
         if self.trace is not None:
-            came = arrivals.trace(Path(self.trace))[: self.requests]
+            came = arrivals.trace(root() / self.trace)[: self.requests]
         elif self.rate_per_s is not None:
             came = arrivals.poisson(self.rate_per_s, self.requests, self.seed)
         else:

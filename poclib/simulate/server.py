@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -17,7 +16,7 @@ from .scenario import Machine
 def after(env: simpy.Environment, ms: float, act: Callable[[Any], None], value: Any = None) -> Any:
     """Have `act` called so much later with the event, whose value is `value`; returns the event."""
     event = simpy.Timeout(env, max(0.0, ms), value)
-    event.callbacks.append(act)  # type: ignore[union-attr]
+    event.callbacks.append(act)
     return event
 
 
@@ -60,7 +59,7 @@ class Server:
         self.speed = draw.lognormvariate(0, kind.speed_sigma)
         self.half_ms = kind.way_ms / 2
         self.on: list[tuple[float, float, Attempt]] = []  # by what `done_ms` is at their end
-        self.waiting: deque[Attempt] = deque()
+        self.waiting: list[Attempt] = []
         self.done_ms = self.since_ms = self.number = 0.0
         self.paces = [0.0, *(1 / kind.slower(n + 1) for n in range(kind.slots))]
         self.awake = self.there = True
@@ -99,7 +98,7 @@ class Server:
         """Begin what has room."""
         self._advance()
         while self.waiting and len(self.on) < self.kind.slots:
-            attempt = self.waiting.popleft()
+            attempt = self.waiting.pop(0)
             if not attempt.ended:
                 self.number += 1
                 attempt.begun_ms = self.done_ms
