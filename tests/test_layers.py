@@ -130,6 +130,7 @@ showing.words: .format .warnings contention reading.phases reading.reading readi
     stats
 simulate: .run .scenario
 simulate.calibrate: .run .scenario contention errors measure.strategies pacing records
+    stats
 simulate.run: .scenario .server errors measure.adaptive measure.attempt measure.dispatch
     measure.lanes measure.lengths measure.slots measure.strategies records stats
 simulate.scenario: arrivals errors measure.strategies report

@@ -177,7 +177,7 @@ def test_a_scenario_travels_as_bytes() -> None:
 
 def test_a_measured_pool_is_calibrated_from_what_came_before_its_rounds() -> None:
     saved = report.load("sample-shared-queue")
-    scenario = calibrate.scenario([saved])
+    scenario = calibrate.scenario(saved)
     local, remote = scenario.machines
     assert local.alone_ms(scenario.output_tokens) < remote.alone_ms(scenario.output_tokens)
     assert local.way_ms < 5 and remote.way_ms == pytest.approx(21, abs=3)  # its link has 20 ms

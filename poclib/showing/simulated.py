@@ -50,14 +50,14 @@ def draw_cases(ax: Axes, cases: Sequence[Any], most: float, under: str) -> None:
     """A dot for each arm, over the line on which both are equal; the worst has its name."""
     titles(ax, title(cases), under)
     seconds = [(median(case.measured_ms) / 1000, case.foretold_ms / 1000) for case in cases]
-    ends = [0.8 * min(map(min, seconds)), 1.25 * max(map(max, seconds))]
+    ends = [0.0, 1.1 * max(map(max, seconds))]
     low, high = ([end * (1 + share) for end in ends] for share in (-most, most))
     ax.fill_between(ends, low, high, color=BAND)
     ax.plot(ends, ends, color=FAINT, linewidth=1)
     ax.plot(*zip(*seconds, strict=True), "o", color=INK, alpha=0.6)
     worst = max(range(len(cases)), key=lambda at: abs(cases[at].error))
     label(ax, f"{cases[worst].strategy} on {cases[worst].pool}", seconds[worst], (8, -8))
-    ax.set(xscale="log", yscale="log", xlim=ends, xlabel="makespan measured (s)")
+    ax.set(xlim=ends, ylim=(0, None), xlabel="makespan measured (s)")
     ax.set_ylabel(f"foretold (s); grey: within {percent(most)}")
 
 
@@ -129,6 +129,9 @@ def draw(ax: Axes, rows: Any, axes: Sequence[str], told: Sequence[str], by: str 
             name = "none" if pd.isna(value) else f"{value:g}"
             label(ax, name, (known[x].iloc[-1], known[y].iloc[-1]), (6, 4))
     ax.set(xscale="log", yscale="log", xlabel=told[2], ylabel=told[3])
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axis.set_minor_formatter(lambda value, _: "")
 
 
 def tree(per_s: float, kilobytes: float, mbit_s: float, bundle: int, each_s: float) -> str:

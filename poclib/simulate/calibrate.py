@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from statistics import median, stdev
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from ..errors import ReportError
 from ..measure.strategies import sends_ahead
 from ..pacing import Span, length
 from ..records import Report, Request
+from ..stats import known
 from .run import simulate
 from .scenario import Machine, Scenario
 
@@ -53,24 +53,25 @@ def curve(report: Report) -> dict[int, float]:
 
 def crowd(report: Report) -> dict[str, float]:
     """How much slower each provider's server is while all of them work, over alone."""
-    busy, alone = _by_provider(report.requests), _by_provider(_calibrated([report]))
+    busy, alone = _by_provider(report.requests), _by_provider(_calibrated(report))
     return {name: max(1.0, _work_ms(busy[name]) / _work_ms(alone[name])) for name in busy}
 
 
 def scenario(
-    reports: Sequence[Report],
+    report: Report,
     together: Mapping[int, float] | None = None,
     crowded: Mapping[str, float] | None = None,
 ) -> Scenario:
-    """The pool of these reports as all their calibrations found it, and what it was asked.
+    """The pool of a report as its calibrations found it, and what it was asked.
 
     `together` is how its engines batch, `crowded` as of `crowd`. Raises `ReportError` where a
     server told no time.
     """
-    first, rows = reports[0], _by_provider(_calibrated(reports))
-    p = first.parameters
-    if p is None or any(facts.name not in rows for facts in first.providers):
-        raise ReportError(f"{first.experiment}: no calibration in which each server told its time.")
+    p, rows = report.parameters, _by_provider(_calibrated(report))
+    if p is None or any(facts.name not in rows for facts in report.providers):
+        raise ReportError(
+            f"{report.experiment}: no calibration in which each server told its time."
+        )
     queues = {each.name: each.queues for each in p.providers}
     machines = [
         Machine(
@@ -78,39 +79,38 @@ def scenario(
             together=dict(together or {}), crowded=(crowded or {}).get(facts.name, 1.0),
             queues=sends_ahead(facts, queues[facts.name]), **_alone(rows[facts.name]),
         )
-        for facts in first.providers
+        for facts in report.providers
     ]  # fmt: skip
     return Scenario(
-        machines=machines, strategy=first.strategy, requests=len(first.prompt_sha256),
+        machines=machines, strategy=report.strategy, requests=len(report.prompt_sha256),
         output_tokens=p.max_tokens, retries=p.retries, request_timeout_s=p.request_timeout_s,
         hedge_after=p.hedge_after if p.hedge else None,
     )  # fmt: skip
 
 
 def foretold(reports: Sequence[Report]) -> list[Case]:
-    """Every arm of every pool that was measured, and what its calibrations alone foretell."""
+    """Every arm of every pool that was measured, and what each report's calibration foretells."""
     together = next((curve(one) for one in reports if one.strategy == "capacity"), None)
     slower = {one.experiment: crowd(one) for one in reports if one.experiment.startswith(CROWD)}
-    runs = [r for r in reports if r.strategy != "capacity" and r.experiment not in slower]
-    cases = []
-    for pool, grouped in groupby(sorted(runs, key=lambda r: r.experiment), lambda r: r.experiment):
-        of_pool = list(grouped)
-        base = scenario(of_pool, together, slower.get(f"{CROWD}{pool.removesuffix('-far')}"))
-        arms: dict[str, list[float]] = {}
-        for report in of_pool:
-            for arm in (arm for round_ in report.rounds for arm in round_.arms):
-                if ms := Span(arm.requests).makespan_ms(base.requests):
-                    arms.setdefault(arm.strategy, []).append(ms)
-        for name, measured_ms in arms.items():
-            asked = [replace(base, strategy=name, seed=seed) for seed in SEEDS]
-            told_ms = median(simulate(one).makespan_ms for one in asked)
-            cases.append(Case(pool, name, measured_ms, told_ms))
-    return cases
+    told: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    for report in reports:
+        pool = report.experiment
+        if report.strategy == "capacity" or pool in slower:
+            continue
+        asked = scenario(report, together, slower.get(f"{CROWD}{pool.removesuffix('-far')}"))
+        for name in ("sequential", report.strategy):
+            arms = [arm for each in report.rounds for arm in each.arms if arm.strategy == name]
+            spans = [Span(arm.requests).makespan_ms(asked.requests) for arm in arms]
+            measured_ms, foretold_ms = told.setdefault((pool, name), ([], []))
+            measured_ms += known(spans)
+            seeds = [replace(asked, strategy=name, seed=seed) for seed in SEEDS]
+            foretold_ms += [simulate(one).makespan_ms for one in seeds]
+    return [Case(*key, both[0], median(both[1])) for key, both in told.items() if both[0]]
 
 
-def _calibrated(reports: Sequence[Report]) -> list[Request]:
-    arms = [arm for one in reports for arm in one.preparation if arm.arm == "calibration"]
-    return [row for arm in arms for row in arm.requests if row.outcome == "ok"]
+def _calibrated(report: Report) -> list[Request]:
+    """Also what was calibrated between rounds: machines drift."""
+    return [row for arm in report.preparation if arm.arm == "calibration" for row in arm.requests]
 
 
 def _by_provider(rows: Sequence[Request]) -> dict[str, list[Request]]:

@@ -9,7 +9,7 @@ import gc
 import heapq
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
@@ -34,30 +34,13 @@ STEPS, REACH = 10, 128.0
 OnRow = Callable[[Request], None]
 
 
-class _Prompts(Sequence[Any]):
-    """Made when they are taken, so that a million need no memory. A token has four characters."""
-
-    def __init__(self, tokens: Sequence[int | None]) -> None:
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def __getitem__(self, index: Any) -> Any:
-        return Prompt(index, "word" * (self._tokens[index] or 0))
-
-
 class Coordinator(Dispatch):
     """A dispatcher whose tasks are `Attempt`s at `Server`s, and whose prompts may come in time."""
 
     def __init__(self, asked: Scenario, on_row: OnRow = lambda row: None) -> None:
-        self.env, self.asked, self.on_row, draw = (
-            simpy.Environment(),
-            asked,
-            on_row,
-            Random(asked.seed),
-        )
-        self.came, self.draw, self.all_ended = asked.arriving(), draw, self.env.event()
+        self.env, self.asked, self.on_row = simpy.Environment(), asked, on_row
+        self.came, self.all_ended = asked.arriving(), self.env.event()
+        self.draw = draw = Random(asked.seed)
         policy = Policy(
             asked.backoff_s, asked.breaker_failures, asked.breaker_pause_s, asked.hedge_after,
             draw.random,
@@ -79,7 +62,8 @@ class Coordinator(Dispatch):
         crowd = [one for one in servers if one.kind.crowded > 1]
         for one in crowd:
             one.host = [other for other in crowd if other is not one]
-        pool, self.prompts = Pool(lanes), _Prompts([one.prompt_tokens for one in self.came])
+        texts = ("word" * (one.prompt_tokens or 0) for one in self.came)  # a token is a word
+        pool, self.prompts = Pool(lanes), [Prompt(*each) for each in enumerate(texts)]
         pool.fed = self.came[-1].at_ms > 0
         self.coming = 0 if pool.fed else len(self.came)  # the first that has not come yet
         fresh = Fresh([] if pool.fed else self.prompts, pool.lengths, strategy.foresees)

@@ -68,10 +68,10 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pool, what it is asked, and how; the policy's words are those of a run's parameters.
 
-    Requests come all at once, at `rate_per_s` on average (Poisson), or as the CSV file `trace` of
-    the project has them. Answers have `output_tokens`, log-normally spread by `output_sigma`, unless the trace
-    tells. The coordinator works `coordinator_ms` on each attempt, one after the other; it turns
-    away what finds `queue_limit` waiting. `target_ms` is what an answer should take from arrival.
+    Requests come all at once, at `rate_per_s` on average (Poisson), or as the project's CSV file
+    `trace` has them. Answers have `output_tokens`, log-normally spread by `output_sigma`, unless
+    the trace tells. The coordinator works `coordinator_ms` on each attempt, one after the other; it
+    turns away what finds `queue_limit` waiting. `target_ms` is what an answer should take at most.
     """
 
     machines: Annotated[list[Machine], Meta(min_length=1)]
