@@ -32,6 +32,7 @@ FOLDERS: dict[str, set[str]] = {
     "measure": {"", "engines", "providers"},
     "reading": {""},
     "showing": {"", "reading"},
+    "simulate": {"", "measure"},
 }
 ON_TOP = {"__init__", "__main__", "cli", "cluster", "firstuse", "suite"}  # they join the two halves
 FREE = {"__init__", "cli"}  # of every room
@@ -43,6 +44,7 @@ ONLY_IN = {
     "papermill": {"showing.notebooks"},
     "nbconvert": {"showing.page"},
     "ipywidgets": {"showing.explorer"},
+    "simpy": {"simulate"},
 }
 
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
@@ -112,6 +114,12 @@ measure.stub:
 measure.sweep: .experiment errors parameters records report workload
 measure.wire: .attempt .dispatch .experiment .machine .strategies asked engines.llama engines.pool
     engines.sharded errors parameters points progress recording records report workload
+simulate: .run .scenario
+simulate.calibrate: .run .scenario contention errors measure.strategies pacing records stats
+simulate.run: .scenario .server errors measure.adaptive measure.attempt measure.dispatch
+    measure.lanes measure.lengths measure.slots measure.strategies records stats
+simulate.scenario: arrivals errors measure.strategies report
+simulate.server: .scenario measure.attempt
 reading:
 reading.belief: .phases records
 reading.causes: .reading contention records stats
@@ -136,6 +144,7 @@ showing.format:
 showing.notebooks: errors report
 showing.page: .notebooks .words
 showing.served: .format .style .words parameters records serving
+showing.simulated: .format .style errors
 showing.site: .charts .documents .notebooks .page .style .words errors recording report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats

@@ -79,6 +79,7 @@ async def run_arm(
 
     pool = Pool(lanes)
     fresh = feed(prompts, pool.lengths, strategy.foresees)
+    pool.fed = fresh.due_ms < inf
     await Dispatch(strategy, pool, fresh, lanes, clock, rules, keep, tell).run()
     return Arm(
         arm=arm,
@@ -175,7 +176,8 @@ class Dispatch:
                 del self.elsewhere[name]
         self.pool.waiting = self.waiting
         while self.pool.waiting and (place := self.strategy.decide(self.pool)):
-            self._queue(place, self.back.popleft() if self.back else Job(self.fresh.taken()))
+            job = self.back.popleft() if self.back else Job(self.fresh.taken(), now_ms)
+            self._queue(place, job)
             self.pool.waiting -= 1
         if self.waiting or self.elsewhere or self.loaded or self.fresh.due_ms < inf:
             self.overdue_ms = inf
@@ -193,7 +195,6 @@ class Dispatch:
         self._touch(lane)
 
     def _send(self, now_ms: float) -> None:
-        """Start what has room."""
         for lane in list(self.loaded.values()):
             while lane.queue and (lane.allowed is None or len(lane.running) < lane.allowed):
                 job = lane.queue.popleft()

@@ -100,6 +100,7 @@ class Pool:
     def __init__(self, places: Iterable[Place], waiting: int = 0) -> None:
         self.places = list(places)
         self.now_ms, self.waiting = 0.0, waiting
+        self.fed = False  # whether prompts come while it works: then what waits says little
         self.without: Place | None = None
         self.lengths = Lengths()
         self._orders: dict[tuple[Any, ...], _Order] = {}
@@ -168,7 +169,8 @@ class Pool:
         if self.without or took_ms <= self.waiting * usual / self._pace:
             return True  # even with every slot free at once, all would take longer
         size = len(self.places)
-        late = self.now_ms - self._computed_ms > STALE_MS * max(1.0, size / SAMPLE)
+        stale_ms = 0.0 if self.fed else STALE_MS * max(1.0, size / SAMPLE)
+        late = self.now_ms - self._computed_ms > stale_ms
         if self._horizon_left < 0 or late:
             self._horizon_ms = horizon_ms(self)
             self._horizon_left = min(size, SAMPLE) * size // 512
