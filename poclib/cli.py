@@ -291,6 +291,26 @@ def ruler_command() -> None:
     click.echo(f"{documents.ruler_table(check)}\n{documents.ruler_finding(check)}")
 
 
+@poc.command("wire")
+@click.option("--whole", is_flag=True, help="All that the committed test measured, twice.")
+@click.option("--at", multiple=True, metavar="HOST:PORT", help="A worker of your own (repeat).")
+@click.option("--try", "only_try", is_flag=True, help="Say which engine shares a model here.")
+def wire_command(whole: bool, at: Sequence[str], only_try: bool) -> None:
+    """Share one model among workers, further and further away: what does a token cost, and why?
+
+    Four minutes on workers of this machine behind emulated links, or your own (ggml-rpc-server) as
+    far away as they are. Stopped, the same command goes on. Kept in data/runs/wire.
+    """
+    from .measure import wire as measuring
+    from .progress import bar
+    from .showing import wire
+
+    if only_try:
+        return click.echo(measuring.sharing_engine())
+    found, _ = measuring.obtain("", True, at, whole, bar("wire"))
+    click.echo(f"{wire.provenance(found)}\n{wire.finding(found)}")
+
+
 @poc.command("publish")
 @click.option(
     "--one-file",

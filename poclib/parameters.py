@@ -14,30 +14,16 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from .asked import Asked, Link, Shard
 from .errors import ParameterError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME)]
-Milliseconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Amount = Annotated[int, Field(ge=1, le=4096)]
 EngineKind = Literal["batched", "queueing", "bare", "unbatched"]
-
-
-class Asked(BaseModel):
-    """What a person writes: taken as written (no text for a number, no true for 1), and finite."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Link(Asked):
-    """A network link in user space before an embedded engine."""
-
-    round_trip_ms: Milliseconds = 0.0
-    jitter_ms: Milliseconds = 0.0
-    bandwidth_mbit_s: Annotated[float, Field(gt=0)] | None = None
 
 
 class ProviderSettings(Asked):
@@ -45,7 +31,7 @@ class ProviderSettings(Asked):
 
     name: Name
     # auto, and what a url without a kind has: asked of the server when the pool is opened.
-    kind: Literal["embedded", "auto", "ollama", "llama-server", "openai"] = "embedded"
+    kind: Literal["embedded", "sharded", "auto", "ollama", "llama-server", "openai"] = "embedded"
     url: str | None = Field(default=None, exclude=True)
     model: str | None = None
     role: Literal["local", "remote"] | None = None
@@ -78,7 +64,8 @@ class ProviderSettings(Asked):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     batching: bool = True
     speed: Annotated[float, Field(gt=0, le=1)] = 1.0
-    link: Link = Link()
+    link: Link = Link()  # of kind sharded: before each worker
+    shard: Shard | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -88,8 +75,12 @@ class ProviderSettings(Asked):
 
     @model_validator(mode="after")
     def _kind_and_keys_agree(self) -> Self:
-        if self.kind == "embedded" and self.url is not None:
-            raise ValueError("an embedded provider is started here: leave out url")
+        if self.ours and self.url is not None:
+            raise ValueError(f"kind {self.kind} is started here: leave out url")
+        if (self.kind == "sharded") != (self.shard is not None):
+            raise ValueError("kind sharded and shard go together, such as shard: {workers: 2}")
+        if self.shard and (self.engine_kind != "batched" or self.speed < 1):
+            raise ValueError("a shard has one engine at full speed: leave out engine and speed")
         if self.kind in ("ollama", "openai") and not self.model:
             raise ValueError(f"kind {self.kind} needs a model, by the name its server lists")
         if self.in_flight and not self.router_of:
@@ -103,6 +94,11 @@ class ProviderSettings(Asked):
         if self.engine == "queueing" and self.slots not in (None, 1):
             raise ValueError("a queueing engine has one slot: leave out slots")
         return self
+
+    @property
+    def ours(self) -> bool:
+        """Whether its engine is started here."""
+        return self.kind in ("embedded", "sharded")
 
     @property
     def engine_kind(self) -> EngineKind:
@@ -187,7 +183,7 @@ class Parameters(Asked):
         behind = {name for p in self.providers for name in p.router_of or ()}
         if strange := ", ".join(sorted(behind - (set(names) - set(routers)))):
             raise ValueError(f"router_of names what is no machine of the file: {strange}")
-        linked = [p.name for p in self.providers if p.kind == "embedded" and p.link != Link()]
+        linked = [p.name for p in self.providers if p.ours and p.link != Link()]
         if self.strike and (self.strike.provider not in linked or len(names) < 2):
             raise ValueError(
                 "strike.provider must be an embedded provider with a link, beside another one "
@@ -218,7 +214,7 @@ class Parameters(Asked):
             raise ParameterError(f"{where}: {what}; remove it.") from None
         # Not a validator of the record: a saved report's settings have no address on purpose.
         for p in parameters.providers:
-            if p.kind != "embedded" and not p.url:
+            if not p.ours and not p.url:
                 what = f"provider {p.name} (kind {p.kind}) needs a url"
                 raise ParameterError(f"{where}: {what}, such as http://192.168.1.20:11434.")
         return parameters
@@ -247,7 +243,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     path = ".".join(steps)[:200] or "the whole"
     key = "".join(c if c.isprintable() else "?" for c in path)
     if kind == "extra_forbidden":
-        known = [*model.model_fields, *ProviderSettings.model_fields, *Link.model_fields]
+        parts = (model, ProviderSettings, Link, Shard)
+        known = [name for part in parts for name in part.model_fields]
         near = difflib.get_close_matches(steps[-1], known, n=1)
         return f"{key} is not a parameter" + (f"; did you mean {near[0]}?" if near else ".")
     if kind == "missing":

@@ -1,7 +1,4 @@
-"""A report written as it happens: each fact on disk before the next request goes to its slot.
-
-`report` describes the format, and reads it.
-"""
+"""A report written as it happens: each fact on disk before the next request goes to its slot."""
 
 import contextlib
 import fcntl
@@ -27,10 +24,7 @@ _PLAIN = {str, int, bool, type(None)}  # what stands in a file as it is
 
 @contextlib.contextmanager
 def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
-    """Hold `folder` for one run, or what else `lock` stands for, until the process ends at most.
-
-    Raises `FolderHeld` where another run holds it.
-    """
+    """Hold `folder` for one run, or for what `lock` is. Raises `FolderHeld` where another does."""
     path = folder / lock
     with explained(folder.name, "written"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,10 +46,7 @@ def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
 
 
 class ReportFile:
-    """A report while it is written: each line is whole and on its way to disk when `write` returns.
-
-    Without a path nothing is kept. Raises `ReportError` where the file cannot be written.
-    """
+    """A report while it is written, line by line, if it has a path. Raises `ReportError`."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path, self.bytes = path, 0

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Meta
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
-from .parameters import NAME, EngineKind, Link, Milliseconds, Name, Parameters
+from .asked import Link, Milliseconds, Shard
+from .parameters import NAME, EngineKind, Name, Parameters
 
 # Format history.
 # 1: one JSON object (2026-11).
@@ -62,6 +63,7 @@ class ProviderFacts(Record):
     batching: bool | None = None
     speed: float | None = None
     link: Link | None = None
+    shard: Shard | None = None
 
 
 # In rows: finite, and of no more digits than a float holds.

@@ -80,8 +80,8 @@ def run(
 ) -> None:
     """Measure every strategy (or `only` those), execute the notebooks, print the verdict.
 
-    With it three warnings, or `every` one. `where` names the file in messages. Where a strategy or
-    notebook fails the others go on, and `RunFailed` is raised at the end.
+    With it three warnings, or `every` one. `where` names the file in messages. Raises `RunFailed`
+    at the end where a strategy or notebook failed.
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
@@ -223,10 +223,7 @@ def serve(given: Mapping[str, Any], where: str) -> None:
 def _each(
     tasks: Sequence[Task], kind: str, kernels: publish.Kernels, target: Path, /, **values: str
 ) -> dict[str, str]:
-    """Execute each into the folder `target`, the others too where one fails: by name, why it did.
-
-    Without `values` as committed: see `Task.renew`.
-    """
+    """Execute each into `target`, without `values` as committed. By name, why any failed."""
     problems = dict[str, str]()
 
     def page(one: Task, kernel: publish.Kernel) -> None:
@@ -295,11 +292,7 @@ def _gathered(kernels: publish.Kernels) -> tuple[dict[str, list[Path]], list[sit
 
 
 def _sample_pages(kernels: publish.Kernels) -> list[Path]:
-    """The committed notebooks, but one for each strategy with a sample in place of their own.
-
-    Those are executed into data/runs/sample, and again only after the notebook or the sample
-    changed.
-    """
+    """The committed notebooks, and one for each strategy with a sample, executed where outdated."""
     pages, old, folder = list[Path](), list[Task](), report.root() / "data" / "runs" / "sample"
     for one in tasks(publish.notebooks(), list(STRATEGIES)):
         if not one.strategy:
@@ -328,8 +321,12 @@ def batch(
     if not (chosen := strategy or given.get("strategy")):
         chosen, why = winner(wanted)
     wanted = wanted.model_copy(update={"strategy": by_name(chosen).name})
-    more |= {"progress": experiment.bar(prompts.name), "tell": _say}
-    _say(f"by {chosen}: {why}.")
+
+    def tell(what: str) -> None:
+        click.echo(f"poc: {safe(what)}", err=True)
+
+    more |= {"progress": experiment.bar(prompts.name), "tell": tell}
+    tell(f"by {chosen}: {why}.")
     out = batches.answer(wanted, prompts, answers, **more)
     if count := out.shares.total():
         shares = ", ".join(f"{name} {share:,}" for name, share in out.shares.items())
@@ -341,10 +338,6 @@ def batch(
     earlier = f", {out.before:,} of them before" if out.before else ""
     click.echo(f"{out.prompts - out.failed:,} of {out.prompts:,} prompts answered{earlier}.")
     return out
-
-
-def _say(told: str) -> None:
-    click.echo(f"poc: {safe(told)}", err=True)
 
 
 def winner(wanted: Parameters) -> tuple[str, str]:

@@ -50,16 +50,18 @@ ROOMS = """
 __main__: cli
 addresses: errors
 arrivals: errors
+asked:
 batchfiles: errors
 cluster: errors measure.beside measure.experiment measure.sweep recording report workload
 contention: records stats
 errors:
 firstuse: errors parameters providers.discover report showing.format
 pacing: records stats
-parameters: errors
+parameters: asked errors
+points: errors records report
 progress:
 recording: errors records report
-records: parameters
+records: asked parameters
 report: errors parameters records
 serving: parameters records stats
 stats: errors
@@ -67,10 +69,12 @@ suite: cluster errors measure.batch measure.experiment measure.serve measure.str
     measure.sweep parameters reading.reading recording records report showing.curves
     showing.documents showing.format showing.notebooks showing.served showing.site showing.words
 workload: batchfiles errors parameters records report
-engines.keeper: .link errors
+engines:
+engines.keeper: .link .sharded errors
 engines.link:
 engines.llama: errors parameters
-engines.pool: .llama errors parameters
+engines.pool: .keeper .llama .sharded asked errors parameters
+engines.sharded: .link .llama addresses errors parameters
 providers: .ollama .openai .provider
 providers.connection: errors records
 providers.discover: .connection .provider .transport addresses errors parameters records
@@ -80,6 +84,7 @@ providers.openai: .connection .provider errors records
 providers.origin: .connection addresses records
 providers.provider: .connection .transport errors parameters records
 providers.transport: .connection .origin errors records
+measure:
 measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
@@ -99,11 +104,15 @@ measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
 measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
     providers recording records report workload
-measure.serve: .dispatch .lengths .run .strategies arrivals errors parameters records report serving
+measure.serve: .dispatch .lengths .run .strategies arrivals errors parameters records report
+    serving
 measure.slots: .lengths
 measure.strategies: .slots errors parameters records
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
+measure.wire: .attempt .dispatch .experiment .machine .strategies asked engines.llama engines.pool
+    engines.sharded errors parameters points progress recording records report workload
+reading:
 reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
@@ -113,6 +122,8 @@ reading.order: .reading contention pacing records stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
+reading.wire: points records
+showing:
 showing.charts: .documents .format .style .words reading.phases reading.reading reading.tables
     records stats
 showing.curves: .charts .documents .format .style .words contention parameters reading.reading
@@ -128,6 +139,7 @@ showing.served: .format .style .words parameters records serving
 showing.site: .charts .documents .notebooks .page .style .words errors recording report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
+showing.wire: .format .style errors points reading.wire
 showing.words: .format .warnings contention reading.many reading.phases reading.reading
     reading.tables records stats
 """

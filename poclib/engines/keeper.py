@@ -6,9 +6,10 @@ standard input ends (its parent finished, crashed or was killed), it kills the e
 
     stdin   one JSON line: `engines` (how many processes), `command` (a list; the engine takes any
             free port), `environment` (added variables), `key`, `cores` (a list), `speed` (0 to 1],
-            `turn` (null, or which turn of how many it has), `link` (its three numbers, or null);
-            then "drop" or "restore" for the link, a line each
-    stdout  JSON lines: {"ready": {"pids", "ports"}}, and {"done": true} after each command;
+            `turn` (null, or which turn of how many it has), `link` (its three numbers, or null),
+            `ready_s` (how long that may take), `shard` (see `sharded`, or null); then for the
+            link, a line each: "drop", "restore", "count", or three other numbers
+    stdout  JSON lines: {"ready": {"pids", "ports", …}}, {"done": counts} after each command;
             {"problem": sentence} where no engine starts or one has ended: the keeper ends, too
 """
 
@@ -26,11 +27,13 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import asdict
 from typing import Any
 
 import psutil
 
 from ..errors import EngineError
+from . import sharded
 from .link import EmulatedLink
 
 _CYCLE_S = 0.020
@@ -38,9 +41,16 @@ _CYCLE_S = 0.020
 # suspending, the contention that is to be seen.
 _TURN_S = 0.100
 _POLL_S, _WATCH_S = 0.010, 0.200
-_READY_S, _ANSWER_S = 60.0, 15.0
+_ANSWER_S = 15.0
 _PROMPT = json.dumps({"prompt": "One", "n_predict": 1})
 _DIE_WITH_PARENT = 1  # Linux: PR_SET_PDEATHSIG
+LACKS = "it uses an instruction that this processor lacks"
+# What a coordinator of workers says as it ends, and what that means.
+_MEANS = {
+    "version mismatch": "a worker is of another build of llama.cpp; use the same everywhere",
+    "RPC server crashed": "a worker was lost, or the connection to it",
+    "allocate": "a worker has not enough memory for its layers; use more workers",
+}
 
 
 class Engine:
@@ -48,6 +58,7 @@ class Engine:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._key, self._cores = config["key"], config["cores"]
+        self._name, self._most_bytes = config.get("name", "it"), config.get("memory_bytes")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - nameless, so it cannot be left over
         try:
             self.process = subprocess.Popen(
@@ -69,13 +80,13 @@ class Engine:
         """
         while time.monotonic() < until_s and not _parent_speaks(_POLL_S):
             self.check()
-            if (port := self._port()) is None:
+            if (port := self.port()) is None:
                 continue
-            if (status := self._answer(port)) == 200:
+            if (status := self.answer(port)) == 200:
                 return port
             if status not in (None, 503):  # 503: it is still loading the model
-                raise self._problem(f"it gave no answer (HTTP {status})")
-        raise self._problem(f"it was not ready after {_READY_S:.0f} s")
+                raise self._problem(f"{self._name} gave no answer (HTTP {status})")
+        raise self._problem(f"{self._name} was not ready in time")
 
     def check(self) -> None:
         """Raises `EngineError` where the process has ended."""
@@ -83,22 +94,26 @@ class Engine:
             return
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         if code == -signal.SIGILL:
-            how += " (it uses an instruction that this processor lacks)"
-        raise self._problem(f"it {how}")
+            how += f" ({LACKS})"
+        raise self._problem(f"{self._name} {how}")
 
     def _problem(self, sentence: str) -> EngineError:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").split("\n")
         words = " | ".join(line.strip() for line in lines if line.strip())[-1200:]
+        if means := next((told for said, told in _MEANS.items() if said in words), None):
+            return EngineError(f"{sentence}: {means}")
         return EngineError(f"{sentence}; its last words: {words or 'none'}")
 
     def _pin_and_tie(self) -> None:
         """Runs in the new process. Linux kills it even if its keeper is killed; others cannot."""
+        if self._most_bytes:
+            resource.setrlimit(resource.RLIMIT_DATA, (self._most_bytes, self._most_bytes))
         if sys.platform == "linux":
             os.sched_setaffinity(0, self._cores)
             ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
-    def _port(self) -> int | None:
+    def port(self) -> int | None:
         """Where it listens; None as long as it does not."""
         with suppress(psutil.Error):
             for connection in psutil.Process(self.process.pid).net_connections("tcp"):
@@ -106,7 +121,7 @@ class Engine:
                     return int(connection.laddr.port)
         return None
 
-    def _answer(self, port: int) -> int | None:
+    def answer(self, port: int) -> int | None:
         """The status of its answer to a prompt; None where none comes."""
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_S)
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
@@ -157,34 +172,45 @@ def _say(**event: Any) -> None:
     print(json.dumps(event), flush=True)
 
 
-def _keep(config: Mapping[str, Any], engines: list[Engine]) -> None:
+def _keep(config: dict[str, Any], engines: list[Engine]) -> None:
     """Start the engines and obey until the parent ends. Raises `EngineError`, see `Engine`."""
-    until_s, ports = time.monotonic() + _READY_S, []
+    until_s, ports, link = time.monotonic() + config["ready_s"], [], None
+    told: dict[str, Any] = {}
+    if config["shard"]:
+        link, port, told = sharded.start(Engine, config, engines, until_s)
+        link.change(**config["link"])  # the weights have come
+        ports.append(port)
     for _ in range(config["engines"]):  # one by one: warming up together they would thrash
         engines.append(Engine(config))
         ports.append(engines[-1].wait(until_s))
-    link = None
-    if config["link"] is not None:
+    if config["link"] is not None and link is None:
         with suppress(ValueError):  # `select`, by which the link waits, has this limit
             _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
             resource.setrlimit(resource.RLIMIT_NOFILE, (1024, most))
         link = EmulatedLink(ports, **config["link"])
+        ports = link.ports
     processes = [engine.process for engine in engines]
     if config["speed"] < 1 or config["turn"] is not None:
         slowing = (processes, config["speed"], config["turn"])
         threading.Thread(target=slow, args=slowing, daemon=True).start()
-    _say(ready={"pids": [each.pid for each in processes], "ports": link.ports if link else ports})
+    _say(ready={"pids": [each.pid for each in processes], "ports": ports, **told})
     while True:
-        for engine in engines:
+        asked = _parent_speaks(_WATCH_S)
+        for engine in engines:  # before an answer: it would say that all are there
             engine.check()
-        if not _parent_speaks(_WATCH_S):
+        if not asked:
             continue
         command = sys.stdin.readline().strip()
         if not command:
             return
         assert link is not None, "only a provider with a link is told to drop it"
-        (link.drop if command == "drop" else link.restore)()
-        _say(done=True)
+        if command == "drop":
+            link.drop()
+        elif command == "restore":
+            link.restore()
+        elif command != "count":
+            link.change(**json.loads(command))
+        _say(done=[asdict(count) for count in link.counts])
 
 
 def main() -> None:

