@@ -299,6 +299,7 @@ def test_across_three_namespaces_with_tls(spaces: list[str], home: Path) -> None
     names = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(path) for name, path in tls.items()}
     environment = {**os.environ, **names, "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true"}
     (home / "grid.yaml").write_text(json.dumps(grid(200, kills=90)))
+    shutil.copytree(ROOT / "notebooks", home / "notebooks")  # for the pages at the end
 
     def started(space: str, *words: str) -> list[str]:
         return ["ip", "netns", "exec", space, sys.executable, "-m", *words]
