@@ -376,7 +376,7 @@ NOTHING = [body({"models": None}), recorded("ollama/ps_nothing_loaded")]
         ("openai", VLLM, ModelMissing, "it has: smollm2-135m"),
         *(
             (kind, dict.fromkeys(ELSEWHERE, Answer(text)), (BadAnswer, ModelMissing), "")
-            for kind in sorted(KINDS.keys() - {"embedded"})
+            for kind in sorted(KINDS.keys() - {"embedded", "sharded"})
             for text in (b"Ollama is running", b"[]", b'{"data": 5, "models": 5}', b"<html>")
         ),
     ],
@@ -403,7 +403,8 @@ def test_unknown_servers_get_no_foreign_options() -> None:
     assert sent.keys() == {"model", "max_tokens", "temperature", "seed", "stream", "prompt"}
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+# A sharded one is spoken to as an embedded one is.
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"sharded"}))
 def test_probe_is_a_round_trip_on_a_warm_connection(kind: str) -> None:
     async def talk(server: Replay) -> None:
         sender = provider(kind, server.url)
