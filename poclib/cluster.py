@@ -85,7 +85,7 @@ class Cluster(ExitStack):
             raise ParameterError(f"--cluster {address}: write local:4, tcp://… or tls://….")
         try:
             return self.enter_context(Client(place, timeout=CONNECT_S, set_as_default=False))
-        except (OSError, TypeError, ValueError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise RunFailed(
                 f"--cluster {address}: no scheduler can be used there ({error}); start one, and "
                 "for tls:// name its certificates to Dask (docs/cluster.md)."

@@ -179,7 +179,7 @@ def sweep(
         sweeps.write_summary(points, folder)
         if address:
             far = stack.enter_context(cluster.Cluster(address, points))
-            click.echo(f"Dask's own view of the work: {far.dashboard}.")
+            click.echo(f"poc: Dask's own view of it: {far.dashboard}", err=True)
         try:
             for outcome in sweeps.run(ended(far) if far else points, folder, execute):
                 done.append(outcome)

@@ -55,12 +55,12 @@ sys.modules["poclib.simulate"] = module
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of its own, and the stand-in in this process and those that it starts."""
     (tmp_path / "data" / "reports").mkdir(parents=True)
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(SIMULATOR)
+    (tmp_path / "standin").mkdir()
+    (tmp_path / "standin" / "sitecustomize.py").write_text(SIMULATOR)
     monkeypatch.setenv("POCLIB_HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'standin'}{os.pathsep}{ROOT}")
     monkeypatch.setattr(suite, "write_site", lambda kernel: Path("site", "index.html"))
-    given: dict[str, Any] = {"__file__": str(tmp_path / "site" / "sitecustomize.py")}
+    given: dict[str, Any] = {"__file__": str(tmp_path / "standin" / "sitecustomize.py")}
     before = sys.modules.pop("poclib.simulate", None)
     exec(compile(SIMULATOR, "sitecustomize.py", "exec"), given)
     monkeypatch.setitem(sys.modules, "poclib.simulate", given["module"])
@@ -77,7 +77,7 @@ def grid(count: int, **scenario: Any) -> dict[str, Any]:
 
 def asked(home: Path) -> Counter[int]:
     """How often each point was begun."""
-    lines = (home / "site" / "asked").read_text().splitlines()
+    lines = (home / "standin" / "asked").read_text().splitlines()
     return Counter(int(line.split()[0]) for line in lines)
 
 
@@ -167,7 +167,7 @@ def test_a_worker_is_killed_and_every_point_is_there_once(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite.sweep(grid(200, kills=90), "grid.yaml", address="local:2")
-    assert (home / "site" / "died").exists(), "it was killed"
+    assert (home / "standin" / "died").exists(), "it was killed"
     assert held(home) == [*range(200)] and len(asked(home)) == 200
     told = capsys.readouterr()
     assert "200 points." in told.out and "dashboard" not in told.out
@@ -195,7 +195,7 @@ def test_stopped_it_goes_on_later_and_a_failed_point_stops_no_other(
         suite.sweep(grid(40, fails=39), "grid.yaml", address="local:2")
     assert len(held(home)) == 10 and "30 points left" in capsys.readouterr().err
     before = set(held(home))
-    (home / "site" / "asked").unlink()
+    (home / "standin" / "asked").unlink()
     with pytest.raises(RunFailed, match=r"1 of 40 points failed: .*ValueError .* no such pool"):
         suite.sweep(grid(40, fails=39), "grid.yaml", address="local:2")
     assert held(home) == [*range(39)] and not before & set(asked(home))
@@ -229,7 +229,7 @@ def test_another_poclib_or_no_right_to_measure_is_refused_before_any_work(
         pytest.raises(RunFailed, match="several workers that measure"),
     ):
         cluster.Cluster(twice.scheduler_address, measured)
-    assert not (home / "site" / "asked").exists()
+    assert not (home / "standin" / "asked").exists()
 
 
 @pytest.mark.slow
@@ -342,6 +342,6 @@ def test_across_three_namespaces_with_tls(spaces: list[str], home: Path) -> None
             timeout=90, cwd=ROOT,
         )  # fmt: skip
         assert plain.returncode == 3 and "no scheduler can be used there" in plain.stderr
-    assert (home / "site" / "died").exists() and held(home) == [*range(200)]
+    assert (home / "standin" / "died").exists() and held(home) == [*range(200)]
     where = read_many("data/runs/grid/*/*.json")["result.where"]
     assert where.nunique() >= 2, "both worked"
