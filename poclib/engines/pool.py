@@ -23,7 +23,7 @@ from . import llama, sharded
 from .keeper import LACKS
 
 _DEFAULT_SLOTS = 4
-_UNFIT: dict[str, str] = {}  # builds that this processor cannot run are tried once
+_UNFIT: dict[object, str] = {}  # builds that this processor cannot run are tried once
 _READY_S, _LOADED_S = 60.0, 1800.0  # the latter where weights must go through a real network
 _LATER_S, _DONE_S, _END_S = 40.0, 15.0, 10.0  # a keeper itself gives up before
 
@@ -196,8 +196,9 @@ def engine_pool(
     for build in llama.builds():
         if (sharding and build.rpc is None) or only not in (None, build.label):
             continue
-        if build.label in _UNFIT:
-            problems += f" {build.label}: {_UNFIT[build.label]}"
+        known = build.label, build.binary
+        if known in _UNFIT:
+            problems += f" {build.label}: {_UNFIT[known]}"
             continue
         with ExitStack() as stack:
             engines: list[RunningEngine] = []
@@ -211,7 +212,7 @@ def engine_pool(
                     engine.wait()
             except EngineError as error:
                 problems += f" {build.label}: {error}"
-                _UNFIT.update({build.label: str(error)} if LACKS in str(error) else {})
+                _UNFIT.update({known: str(error)} if LACKS in str(error) else {})
                 continue
             yield engines
             return
