@@ -326,6 +326,7 @@ run_tests() {
   if [ $# -gt 0 ]; then
     exec python -m pytest "$@"
   fi
+  install_extra cluster # without it its tests are passed over
   check ruff check .
   check ruff format --check .
   check mypy
@@ -391,6 +392,10 @@ case ${1:-} in
     exec jupyter lab --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
       --LabApp.news_url=None --LabApp.default_url=/lab/tree/00_start.ipynb \
       --LabApp.extra_labextensions_path="$root/lab" "$@" "$root/notebooks"
+    ;;
+  sweep)
+    case " $* " in *' --cluster'*) install_extra cluster ;; esac
+    exec poc "$@"
     ;;
   -*) exec poc "$@" ;;
   # No command of poc's has a dot or a colon in it; a host called by one word needs `run` before it.

@@ -11,18 +11,20 @@ if TYPE_CHECKING:
     from .measure.experiment import obtain
     from .measure.strategies import STRATEGIES
     from .parameters import Parameters, ProviderSettings
+    from .reading.many import read_many
     from .reading.reading import Reading, experiment, of, read, within
     from .records import Report
     from .stats import Headline
 
 __version__ = "0.1.0"
 __all__ = ["STRATEGIES", "Headline", "Parameters", "PocError", "ProviderSettings", "Reading"]
-__all__ += ["Report", "experiment", "obtain", "of", "read", "within"]
+__all__ += ["Report", "experiment", "obtain", "of", "read", "read_many", "within"]
 _HOMES = {
     "errors": ["PocError"],
     "measure.experiment": ["obtain"],
     "measure.strategies": ["STRATEGIES"],
     "parameters": ["Parameters", "ProviderSettings"],
+    "reading.many": ["read_many"],
     "reading.reading": ["Reading", "experiment", "of", "read", "within"],
     "records": ["Report"],
     "stats": ["Headline"],

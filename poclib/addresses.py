@@ -50,9 +50,8 @@ def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 def is_one(word: str) -> bool:
     """Whether a word can name a server: http://host, host:port, or a host alone; not a file."""
-    if re.search(r"\.ya?ml$", word, re.IGNORECASE):
-        return False
-    return re.match(r"https?://|[^/]+:\d+(/|$)|[^/\\]+/?$", word) is not None
+    file = re.search(r"\.ya?ml$", word, re.IGNORECASE)
+    return not file and re.match(r"https?://|[^/]+:\d+(/|$)|[^/\\]+/?$", word) is not None
 
 
 def urls(word: str) -> list[str]:

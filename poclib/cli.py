@@ -19,7 +19,7 @@ from .errors import ParameterError, PocError, ReportError, RunFailed
 from .measure.strategies import STRATEGIES, usual
 from .parameters import Parameters
 from .reading import compare, reading
-from .showing import documents, words
+from .showing import documents, served, words
 from .showing.format import safe
 
 Words = Sequence[str]
@@ -145,16 +145,34 @@ def _examine(given: dict[str, Any], where: str, capacity: bool = False, only: Wo
 @poc.command()
 @click.argument("file", metavar="SWEEP.yaml", type=_path)
 @_set
-def sweep(file: Path, changes: Words) -> None:
+@click.option("--cluster", metavar="ADDRESS", help="local:4, tcp://… or tls://… (docs/cluster.md).")
+def sweep(file: Path, changes: Words, cluster: str | None) -> None:
     """Run a grid of points, each with a report in data/runs/NAME/POINT/.
 
     The file is one of parameters with a section `sweep`; params/sweep-links.yaml explains it. Each
     point has its strategy's notebook too, unless the file names `notebooks` that read all points.
     Interrupted or run again, it goes on where it stopped and measures no finished point twice.
+    With --cluster the workers of a Dask cluster do it, a point each. A section `simulate` in place
+    of providers is a scenario: such points measure nothing.
     """
     from . import suite
 
-    suite.sweep(read_yaml(file, changes), file.name)
+    suite.sweep(read_yaml(file, changes), file.name, address=cluster)
+
+
+@poc.command("serve-test")
+@click.argument("params", metavar="PARAMS", type=click.Path(path_type=Path))
+@_set
+@click.option("--resume", is_flag=True, help="Go on with a test that was stopped.")
+def serve_test(params: Path, changes: Sequence[str], resume: bool) -> None:
+    """Find how many requests a second the pool of PARAMS serves in time, and save every step.
+
+    Requests come at random moments that no answer delays. The section `serve` says what is in time
+    and how it is looked for (params/serve.yaml); --set serve.target_ms=1500 changes it.
+    """
+    from . import suite
+
+    suite.serve(read_yaml(params, changes) | {"resume": resume}, params.name)
 
 
 @poc.command()
@@ -203,11 +221,13 @@ def show(name: str | None, as_json: bool, every: bool) -> None:
     Without REPORT, list the saved ones by name, date, pool, strategy and verdict.
     """
     if name is None:
-        click.echo(documents.listing(documents.entries(passed_over=_pass_over)))
+        click.echo(documents.listing(documents.saved(_pass_over)))
     elif as_json:
         click.echo(json.dumps(reading.read(name).headline.as_dict(), indent=1))
+    elif (one := reading.read(name)).report.question == "served":
+        click.echo(served.text(one.report))
     else:
-        click.echo(words.report_text(reading.read(name), every))
+        click.echo(words.report_text(one, every))
 
 
 @poc.command()
@@ -349,7 +369,7 @@ def keep(source: str, target: str) -> None:
         paths = recording.keep_only(kept, report.root() / report.FOLDER / target)
     else:
         for saved in (one.report for one in reading.experiment(source)):
-            folder = report.home("capacity", target) if saved.strategy == "capacity" else None
+            folder = report.home(saved.question, target) if saved.question else None
             paths.append(recording.save(saved.model_copy(update={"experiment": target}), folder))
     for path in paths:
         click.echo(path.name)

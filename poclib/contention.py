@@ -61,8 +61,8 @@ class Found:
 def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
     """The level that `rows` of one provider and one arm make; `in_flight` counted if not given.
 
-    Where it is given, and was held for long enough, throughput is that of this time alone: filling
-    and draining, of short arms most of all, would favour the higher level.
+    Where it is given, and was held for long enough, throughput is of this time alone: filling and
+    draining would favour the higher level.
     """
     good = [row for row in rows if row.outcome == "ok"]
     steps: list[tuple[float, int]] = []
@@ -80,7 +80,7 @@ def level(rows: Sequence[Request], in_flight: int | None = None) -> Level:
         tokens_per_s=rate,
         request_ms=mean(row.wall_ms for row in good),
         server_ms=mean(work_ms(row) for row in good),
-        ttft_ms=mean(_ttft_ms(row) for row in good),
+        ttft_ms=_ttft_ms(good),
         queue_ms=mean(row.server.queue_ms for row in good),
         spread=spread,
     )
@@ -91,8 +91,12 @@ def alone(rows: Sequence[Request]) -> Level:
     good = [row for row in rows if row.outcome == "ok"]
     wall_ms = median(row.wall_ms for row in good)
     rate = over(1000 * tokens(good), len(good) * (wall_ms or 0.0))
-    server_ms, ttft_ms = median(map(work_ms, good)), mean(map(_ttft_ms, good))
-    return Level(1, len(good), 0, rate, wall_ms, server_ms, ttft_ms)
+    return Level(1, len(good), 0, rate, wall_ms, median(map(work_ms, good)), _ttft_ms(good))
+
+
+def _ttft_ms(rows: Sequence[Request]) -> float | None:
+    both = [(row.marks.start_ms, row.marks.first_token_ms) for row in rows]
+    return mean(end - start for start, end in both if start is not None and end is not None)
 
 
 def _steady(rows: Sequence[Request], in_flight: int) -> tuple[float, float] | None:
@@ -127,11 +131,6 @@ def work_ms(row: Request) -> float | None:
     """The server's own time without the queue that some servers report in it."""
     total_ms = row.server.total_ms
     return None if total_ms is None else total_ms - (row.server.queue_ms or 0.0)
-
-
-def _ttft_ms(row: Request) -> float | None:
-    start_ms, first_ms = row.marks.start_ms, row.marks.first_token_ms
-    return None if start_ms is None or first_ms is None else first_ms - start_ms
 
 
 def tokens(rows: Sequence[Request]) -> int:

@@ -1,7 +1,4 @@
-"""From the addresses of servers to a file of parameters: what `run` and `doctor` do with them.
-
-Asks on a terminal what only a person knows; elsewhere it says which word would tell it.
-"""
+"""From the addresses of servers to a file of parameters, asking what only a person knows."""
 
 import asyncio
 import contextlib
@@ -40,7 +37,7 @@ providers:
 
 
 def file_of(words: Sequence[str], models: Sequence[str] = (), public: bool = False) -> Path:
-    """The file of parameters for the servers at `words`: one that has them already, or a new one.
+    """The file of parameters for the servers at `words`, an old or a new one.
 
     `models`: one for all, or one for each. Raises `ParameterError` once all problems are told.
     """
@@ -110,11 +107,11 @@ def _role(server: Found) -> str:
     """local or remote; what answers at this machine's own address may be a tunnel."""
     if not server.own or server.round_trip_ms <= LOOPBACK_MS:
         return "local" if server.own else "remote"
-    said = f"{server.word} is {milliseconds(server.round_trip_ms)} away, too far for this machine"
+    far = f"{server.word} is {milliseconds(server.round_trip_ms)} away, too far for this machine"
     if sys.stdin.isatty():
-        tunnel = click.confirm(f"{safe(said)}. Is it a tunnel to another?", True, err=True)
+        tunnel = click.confirm(f"{safe(far)}. Is it a tunnel to another?", True, err=True)
         return "remote" if tunnel else "local"
-    click.echo(f"{safe(said)}: taken as a tunnel to another (role: remote).", err=True)
+    click.echo(f"{safe(far)}: taken as a tunnel to another (role: remote).", err=True)
     return "remote"
 
 

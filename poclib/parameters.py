@@ -113,6 +113,21 @@ class Strike(Asked):
     after: Annotated[float, Field(ge=0, le=1)] = 0.5  # this share of the answers; never at 1
 
 
+class Serve(Asked):
+    """How the rate is looked for that a pool can serve, by `poc serve-test`.
+
+    In each of at most `steps` steps so many `requests` come at one rate. The rate is served where
+    the `share` of them is answered within `target_ms`, the wait for a provider included. Of those
+    that wait in the coordinator at most `queue_limit` are kept; the others are refused.
+    """
+
+    target_ms: Annotated[float, Field(gt=0)] = 2000.0
+    share: Annotated[float, Field(gt=0, le=1)] = 0.95
+    requests: Annotated[int, Field(ge=1, le=100_000)] = 72
+    steps: Annotated[int, Field(ge=1, le=100)] = 10
+    queue_limit: Annotated[int, Field(ge=1)] = 64
+
+
 class Parameters(Asked):
     """Everything that decides what a run does. A notebook's parameters and a YAML's keys."""
 
@@ -147,6 +162,7 @@ class Parameters(Asked):
     request_timeout_s: Seconds = 120.0
     run_limit_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = 1800.0
     strike: Strike | None = None
+    serve: Serve | None = None
     # Providers, by name, whose address may lie outside loopback and private ranges; True: all.
     allow_public: bool | list[Name] = False
     allow_unlike_models: bool = False

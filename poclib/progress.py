@@ -2,7 +2,8 @@
 
 import sys
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -10,10 +11,8 @@ QUIET_S = 10.0  # between two lines of a log
 FORMAT = "{n_fmt} of {total_fmt} requests, {remaining} left"
 
 
-class Progress(Protocol):
-    """Told what is done; `total` requests are expected, `stage` says what is going on."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None: ...
+# Told the stage, how many requests are done, and how many are expected.
+Progress = Callable[[str, int, int], None]
 
 
 def quiet(stage: str, done: int, total: int) -> None:

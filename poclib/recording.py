@@ -1,7 +1,4 @@
-"""A report written as it happens: each fact on disk before the next request goes to its slot.
-
-`report` describes the format, and reads it.
-"""
+"""A report written as it happens: each fact on disk before the next request goes to its slot."""
 
 import contextlib
 import fcntl
@@ -27,10 +24,7 @@ _PLAIN = {str, int, bool, type(None)}  # what stands in a file as it is
 
 @contextlib.contextmanager
 def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
-    """Hold `folder` for one run, or what else `lock` stands for, until the process ends at most.
-
-    Raises `FolderHeld` where another run holds it.
-    """
+    """Hold `folder` for one run, or for what `lock` is. Raises `FolderHeld` where another does."""
     path = folder / lock
     with explained(folder.name, "written"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,10 +46,7 @@ def only_one(folder: Path, lock: str = ".lock") -> Iterator[None]:
 
 
 class ReportFile:
-    """A report while it is written: each line is whole and on its way to disk when `write` returns.
-
-    Without a path nothing is kept. Raises `ReportError` where the file cannot be written.
-    """
+    """A report while it is written, line by line, if it has a path. Raises `ReportError`."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path, self.bytes = path, 0
@@ -166,7 +157,7 @@ def _arm_lines(arm: Arm, index: int, **more: str) -> list[dict[str, Any]]:
 
 def save(report: Report, folder: Path | None = None) -> Path:
     """Write `report` as <experiment>-<strategy>.jsonl and return its path; see `keep`."""
-    return _put(text(report), (folder or root() / FOLDER) / f"{name(report)}.jsonl")
+    return put(text(report), (folder or root() / FOLDER) / f"{name(report)}.jsonl")
 
 
 def keep(source: Path, target: Path) -> Path:
@@ -175,7 +166,7 @@ def keep(source: Path, target: Path) -> Path:
     Another run's that is there goes to older/<name>-<its creation>. Raises `ReportError`.
     """
     with explained(source.name, "read"):
-        return _put(source.read_bytes(), target)
+        return put(source.read_bytes(), target)
 
 
 def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
@@ -186,7 +177,8 @@ def keep_only(reports: Sequence[Report], folder: Path) -> list[Path]:
     return saved
 
 
-def _put(data: bytes, target: Path) -> Path:
+def put(data: bytes, target: Path) -> Path:
+    """Have a file hold `data`, whole or not at all; the report of another run there: see `keep`."""
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     with explained(shown_path(target), "written"):
         target.parent.mkdir(parents=True, exist_ok=True)

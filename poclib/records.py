@@ -19,9 +19,10 @@ from .parameters import NAME, EngineKind, Name, Parameters
 # 1: one JSON object (2026-11).
 # 2: a line for each fact; `marked`, lengths of prompts, thoughts apart from answers (2026-11).
 # 3: `ahead_ms`, of a connection that was opened before its request began (2026-11).
-REPORT_VERSION = 3
+# 4: arms whose requests come one by one, "served" (2026-11).
+REPORT_VERSION = 4
 
-ArmName = Literal["warm-up", "calibration", "capacity", "baseline", "strategy"]
+ArmName = Literal["warm-up", "calibration", "capacity", "served", "baseline", "strategy"]
 Outcome = Literal["ok", "failed", "cancelled"]
 # Of an attempt: the first of its prompt, one after a failure, or a second copy of one under way.
 Role = Literal["first", "retry", "hedge"]
@@ -214,6 +215,10 @@ class Arm(Record):
     limits: dict[Name, int] | None = None  # that dispatch enforced
     struck_ms: dict[Name, Milliseconds] = {}  # when providers were cut off on purpose
     makespan_ms: Milliseconds | None = None  # only of runs published without times, else computed
+    # Where requests came at a rate: when each prompt was due, and which found the queue full.
+    rate_per_s: float | None = None
+    due_ms: list[float] = []
+    refused: list[int] = []
     requests: list[Request] = []
     engines: list[EngineUse] = []
     limit_changes: list[LimitChange] = []
@@ -306,6 +311,12 @@ class Report(Record):
     ruler: Ruler | None = None
     notes: list[str] = []
     complete: bool = True
+
+    @property
+    def question(self) -> str:
+        """What it is of, if not of rounds: levels of capacity, or rates that are served."""
+        served = self.parameters and self.parameters.serve and not self.rounds
+        return "capacity" if self.strategy == "capacity" else "served" if served else ""
 
     @property
     def requests(self) -> list[Request]:

@@ -16,10 +16,12 @@ A kill may tear the last line. Format 1, one JSON object for the whole report, i
 
 import contextlib
 import difflib
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -32,7 +34,7 @@ from .errors import NewerReport, ReportError
 from .parameters import explain
 from .records import REPORT_VERSION, Probe, Report, Request
 
-FORMAT = "poclib-report"
+FORMAT, SIMULATED = "poclib-report", "poclib-simulated"
 MAX_BYTES = 512 * 2**20
 NO_ROUND = -1  # of an arm of preparation
 STATE = {"marked", "fastest", "ended", "lags", "moments", "ruler", "notes", "complete"}
@@ -57,6 +59,13 @@ def root() -> Path:
     here = Path.cwd()
     upwards = (folder for folder in (here, *here.parents) if (folder / FOLDER).is_dir())
     return next(upwards, Path(__file__).resolve().parent.parent)
+
+
+@cache
+def code() -> str:
+    """A digest of poclib itself: what another one computes may be another number."""
+    texts = (path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py")))
+    return hashlib.sha256(b"".join(texts)).hexdigest()
 
 
 def home(question: str, experiment: str) -> Path:
@@ -96,6 +105,15 @@ def load_file(path: Path) -> Report:
     if problem := _contradiction(report):
         raise ReportError(f"{shown}: {problem}; the file was changed or is damaged.")
     return report
+
+
+def simulated(path: Path) -> dict[str, Any]:
+    """What the file of a simulated point holds: its scenario and result; empty for any other."""
+    with contextlib.suppress(OSError, ValueError):
+        held = json.loads(path.read_bytes())
+        if isinstance(held, dict) and held.get("format") == SIMULATED:
+            return {key: held[key] for key in ("scenario", "result")}
+    return {}
 
 
 def find(name_or_path: str | Path, folder: Path | None = None) -> Path:
@@ -150,13 +168,7 @@ class _Begun:
     ended: bool = False
 
 
-class _OfRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """The line of a request, most lines by far."""
-
-    request: Request
-
-
-_REQUEST = msgspec.json.Decoder(_OfRequest)
+_REQUEST = msgspec.json.Decoder(dict[str, Request])  # the line of one, most lines by far
 
 
 def _fields(file: Iterable[bytes], shown: str) -> dict[str, Any]:
@@ -218,7 +230,7 @@ def _line(raw: bytes) -> Any:
     """What one line says, by key; a request where it can be as a row at once."""
     if raw.startswith(b'{"request":'):
         with contextlib.suppress(ValueError):  # an escape for half a surrogate pair, an older key
-            return {"request": _REQUEST.decode(raw).request}
+            return _REQUEST.decode(raw)
     return _parsed(raw)
 
 

@@ -75,16 +75,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Contention:
-    """What several requests at once did to one provider in the strategy's arms.
+    """What several requests at once did to one provider in the strategy's arms."""
 
-    `behaviour` as `contention` names it. Over one request alone: `rate` of tokens per second, and
-    `server` of the server's own time of a request; None where unknown.
-    """
-
-    behaviour: str
+    behaviour: str  # as `contention` names it
     in_flight: int
-    rate: float | None = None
-    server: float | None = None
+    rate: float | None = None  # of tokens per second, over that of one request alone
+    server: float | None = None  # of the server's own time of a request, likewise
 
 
 @dataclass(frozen=True)
@@ -222,7 +218,7 @@ def median(values: Iterable[float | None]) -> float | None:
 def overhead_ratio(ratios: Sequence[float]) -> Ratio:
     """The median of the rounds' ratios (makespan / baseline), with its paired 95 % interval.
 
-    None of one round, or wider than the factor `WIDEST`. Raises `StatisticsError` for no ratio.
+    That is None for one round, or wider than `WIDEST`. Raises `StatisticsError` for no ratio.
     """
     if not all(math.isfinite(ratio) and ratio > 0 for ratio in ratios):
         raise StatisticsError("the ratio of a round must be a positive number")

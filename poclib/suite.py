@@ -3,9 +3,10 @@
 A notebook that declares the parameter `strategy` is executed once for each, every other one once.
 """
 
+import contextlib
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -15,15 +16,17 @@ from typing import Any
 
 import click
 
-from . import recording, report
+from . import cluster, recording, report
 from .errors import ParameterError, PocError, RunFailed
 from .measure import batch as batches
 from .measure import experiment
 from .measure import sweep as sweeps
+from .measure.serve import Served
 from .measure.strategies import STRATEGIES, by_name, usual
 from .parameters import Parameters
 from .reading.reading import of
-from .showing import curves, documents, site, words
+from .records import Report
+from .showing import curves, documents, served, site, words
 from .showing import notebooks as publish
 from .showing.format import many, number, safe
 
@@ -77,8 +80,8 @@ def run(
 ) -> None:
     """Measure every strategy (or `only` those), execute the notebooks, print the verdict.
 
-    With it three warnings, or `every` one. `where` names the file in messages. Where a strategy or
-    notebook fails the others go on, and `RunFailed` is raised at the end.
+    With it three warnings, or `every` one. `where` names the file in messages. Raises `RunFailed`
+    at the end where a strategy or notebook failed.
     """
     wanted = Parameters.read(dict(given), where)
     notebooks = publish.notebooks(pattern=wanted.notebooks)
@@ -125,11 +128,16 @@ def conclude(experiment: str, kernels: publish.Kernels, every: bool = False) -> 
 
 
 def sweep(
-    given: Mapping[str, Any], where: str, only: Sequence[str] = (), every: bool = False
+    given: Mapping[str, Any],
+    where: str,
+    only: Sequence[str] = (),
+    every: bool = False,
+    address: str | None = None,
 ) -> None:
     """Measure every point of the grid `given`, then run the notebooks that read all of them.
 
-    `where` names the file in messages. Raises `ParameterError`, or `RunFailed` at the end.
+    `where` names the file in messages, `address` a cluster that does the work. Raises
+    `ParameterError`, or `RunFailed` at the end.
     """
     points = [point for point in sweeps.points(given, where) if not only or point.strategy in only]
     if not points:
@@ -139,24 +147,41 @@ def sweep(
     counted = enumerate(points, start=1)
     shown = {p.name: f"[{n}/{len(points)}] {safe(p.label, 200)}" for n, p in counted}
 
-    def execute(point: sweeps.Point, target: Path) -> None:
+    def execute(point: sweeps.AnyPoint, target: Path) -> None:
         click.echo(shown[point.name], err=True)
-        # A point that was stopped in the middle goes on from its own file.
-        progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
-        experiment.measure(point.parameters, progress, resume=True, running=running)
-        if not readers:
+        if far or isinstance(point, sweeps.Simulated):
+            if not sweeps.complete(point, reports):
+                made = far.result(point) if far else cluster.work(point)
+                recording.put(made, reports / point.file)
+        else:
+            # A point that was stopped in the middle goes on from its own file.
+            progress, running = experiment.bar(point.strategy), shared.of(point.parameters)
+            experiment.measure(point.parameters, progress, resume=True, running=running)
+        if not readers and isinstance(point, sweeps.Point):
             own = {"experiment": point.parameters.experiment}
             task(point.strategy).execute(target, kernels.one, **own)
 
+    def ended(far: cluster.Cluster) -> Iterator[sweeps.AnyPoint]:
+        """What is there first, then the others as they end."""
+        there = [any(sweeps.complete(p, at) for at in (folder / p.name, reports)) for p in points]
+        yield from (point for point, known in zip(points, there, strict=True) if known)
+        left = (point for point, known in zip(points, there, strict=True) if not known)
+        yield from far.ended([*left])
+
     done, failed = list[sweeps.Outcome](), list[str]()
+    reports, far = report.root() / report.FOLDER, None
     with (
+        contextlib.ExitStack() as stack,
         recording.only_one(folder.parent, recording.COMMAND),
         experiment.SharedEngines() as shared,
         publish.Kernels() as kernels,  # which rest while a point is measured
     ):
         sweeps.write_summary(points, folder)
+        if address:
+            far = stack.enter_context(cluster.Cluster(address, points))
+            click.echo(f"Dask's own view of the work: {far.dashboard}.")
         try:
-            for outcome in sweeps.run(points, folder, execute):
+            for outcome in sweeps.run(ended(far) if far else points, folder, execute):
                 done.append(outcome)
                 if outcome.before:
                     click.echo(f"{shown[outcome.point.name]}: done before", err=True)
@@ -170,8 +195,12 @@ def sweep(
         saved = f"data/runs/{folder.name}"
         unread = _each(tasks(readers, []), "page", kernels, folder, folder=saved)
         page = write_site(kernels)
-    read = {one.point.label: of(one.report) if one.report else None for one in done}
-    click.echo(f"{curves.points_table(read, every)}\nOpen {page}")
+    if isinstance(points[0], sweeps.Simulated):
+        click.echo(f"{many(len(done) - len(failed), 'point')}. Open {page}")
+    else:
+        known = {one.point.label: one.report for one in done}
+        read = {name: of(one) if isinstance(one, Report) else None for name, one in known.items()}
+        click.echo(f"{curves.points_table(read, every)}\nOpen {page}")
     if failed:
         told = f"{len(failed)} of {len(points)} points failed: {failed[0]}"
         raise RunFailed(f"{told} The same command tries only those again.")
@@ -179,13 +208,22 @@ def sweep(
         raise RunFailed(next(iter(unread.values())))
 
 
+def serve(given: Mapping[str, Any], where: str) -> None:
+    """Find the rate that the pool of `given` serves in time, say so and save every step."""
+    # A name of its own: it never replaces what the same file's runs are saved as.
+    name = f"{str(given.get('experiment', 'pool')).removesuffix('served').rstrip('-')}-served"
+    values = {"strategy": "shared-queue", "serve": {}, **given, "experiment": name.lstrip("-")}
+    wanted = Parameters.read(values, where)
+    with recording.only_one(report.root() / "data" / "runs", recording.COMMAND):
+        bar = experiment.bar(wanted.strategy)
+        saved = experiment.measure(wanted, bar, resume=wanted.resume, kind=Served)
+    click.echo(f"{served.text(saved)}\nThe steps are kept in {report.name(saved)}.jsonl.")
+
+
 def _each(
     tasks: Sequence[Task], kind: str, kernels: publish.Kernels, target: Path, /, **values: str
 ) -> dict[str, str]:
-    """Execute each into the folder `target`, the others too where one fails: by name, why it did.
-
-    Without `values` as committed: see `Task.renew`.
-    """
+    """Execute each into `target`, without `values` as committed. By name, why any failed."""
     problems = dict[str, str]()
 
     def page(one: Task, kernel: publish.Kernel) -> None:
@@ -247,17 +285,14 @@ def _gathered(kernels: publish.Kernels) -> tuple[dict[str, list[Path]], list[sit
     for folder in folders:
         for point, label in sweeps.summary(folder).items():
             paths = sorted((folder / point).glob("*.json*"))
+            paths = [path for path in paths if not report.simulated(path)]
             for entry in documents.entries(paths, pass_over):
                 rows.append(row(entry, f"{folder.name}/{point}", folder.name, label))
     return groups, rows
 
 
 def _sample_pages(kernels: publish.Kernels) -> list[Path]:
-    """The committed notebooks, but one for each strategy with a sample in place of their own.
-
-    Those are executed into data/runs/sample, and again only after the notebook or the sample
-    changed.
-    """
+    """The committed notebooks, and one for each strategy with a sample, executed where outdated."""
     pages, old, folder = list[Path](), list[Task](), report.root() / "data" / "runs" / "sample"
     for one in tasks(publish.notebooks(), list(STRATEGIES)):
         if not one.strategy:
@@ -286,8 +321,12 @@ def batch(
     if not (chosen := strategy or given.get("strategy")):
         chosen, why = winner(wanted)
     wanted = wanted.model_copy(update={"strategy": by_name(chosen).name})
-    more |= {"progress": experiment.bar(prompts.name), "tell": _say}
-    _say(f"by {chosen}: {why}.")
+
+    def tell(what: str) -> None:
+        click.echo(f"poc: {safe(what)}", err=True)
+
+    more |= {"progress": experiment.bar(prompts.name), "tell": tell}
+    tell(f"by {chosen}: {why}.")
     out = batches.answer(wanted, prompts, answers, **more)
     if count := out.shares.total():
         shares = ", ".join(f"{name} {share:,}" for name, share in out.shares.items())
@@ -299,10 +338,6 @@ def batch(
     earlier = f", {out.before:,} of them before" if out.before else ""
     click.echo(f"{out.prompts - out.failed:,} of {out.prompts:,} prompts answered{earlier}.")
     return out
-
-
-def _say(told: str) -> None:
-    click.echo(f"poc: {safe(told)}", err=True)
 
 
 def winner(wanted: Parameters) -> tuple[str, str]:

@@ -21,10 +21,7 @@ MARKS = len(ascii_lowercase) ** MARK_LETTERS
 
 
 def texts(prompts: int | list[str] | str) -> list[str]:
-    """The prompts: the first n built-in ones (again and again), a list, or a file's (`batchfiles`).
-
-    Raises `ParameterError` where a file cannot be read, or there is none.
-    """
+    """The first n built-in prompts, in turn; a list; or a file's. Raises `ParameterError`."""
     if isinstance(prompts, int):
         built_in = resources.files(__package__).joinpath("prompts.txt").read_text("utf-8")
         return [*islice(cycle(built_in.splitlines()), prompts)]
@@ -35,7 +32,9 @@ def texts(prompts: int | list[str] | str) -> list[str]:
                 raise ParameterError(f"prompts: a file may be of at most {MAX_BYTES >> 20} MiB.")
         prompts = [row.text.strip() for row in batchfiles.rows(path) if row.text.strip()]
     if not prompts or not all(text.strip() for text in prompts):
-        raise ParameterError("prompts: there is none, or an empty one; give a number or a file.")
+        raise ParameterError(
+            "prompts: there is none, or an empty one; give a number, list or file."
+        )
     return prompts
 
 

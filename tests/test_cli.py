@@ -139,4 +139,4 @@ def test_every_example_reads_and_its_keys_are_the_notebooks() -> None:
         values = cli.read_yaml(path)
         if "sweep" not in values:  # test_sweep reads those
             Parameters.read(values, path.name)
-            assert values.keys() - {"notebooks"} <= declared.keys()
+            assert values.keys() - {"notebooks", "serve"} <= declared.keys()

@@ -32,16 +32,19 @@ FOLDERS: dict[str, set[str]] = {
     "measure": {"", "engines", "providers"},
     "reading": {""},
     "showing": {"", "reading"},
+    "simulate": {"", "measure"},
 }
-ON_TOP = {"__init__", "__main__", "cli", "firstuse", "suite"}  # they join the two halves
+ON_TOP = {"__init__", "__main__", "cli", "cluster", "firstuse", "suite"}  # they join the two halves
 FREE = {"__init__", "cli"}  # of every room
 # Heavy libraries, and the only folders and rooms that may load them.
 ONLY_IN = {
+    "distributed": {"cluster"},
     "matplotlib": {"showing"},
     "pandas": {"reading", "showing", "cli"},
     "papermill": {"showing.notebooks"},
     "nbconvert": {"showing.page"},
     "ipywidgets": {"showing.explorer"},
+    "simpy": {"simulate"},
 }
 
 # By room, what it imports of ours (".x": a room of its own folder). A new module gets a line here.
@@ -51,6 +54,7 @@ addresses: errors
 arrivals: errors
 asked:
 batchfiles: errors
+cluster: errors measure.beside measure.experiment measure.sweep recording report workload
 contention: records stats
 errors:
 firstuse: errors parameters providers.discover report showing.format
@@ -61,11 +65,13 @@ progress:
 recording: errors records report
 records: asked parameters
 report: errors parameters records
+serving: parameters records stats
 stats: errors
-suite: errors measure.batch measure.experiment measure.strategies measure.sweep parameters
-    reading.reading recording report showing.curves showing.documents showing.format
-    showing.notebooks showing.site showing.words
+suite: cluster errors measure.batch measure.experiment measure.serve measure.strategies
+    measure.sweep parameters reading.reading recording records report showing.curves
+    showing.documents showing.format showing.notebooks showing.served showing.site showing.words
 workload: batchfiles errors parameters records report
+engines:
 engines.keeper: .link .sharded errors
 engines.link:
 engines.llama: errors parameters
@@ -80,6 +86,7 @@ providers.openai: .connection .provider errors records
 providers.origin: .connection addresses records
 providers.provider: .connection .transport errors parameters records
 providers.transport: .connection .origin errors records
+measure:
 measure.adaptive: .attempt records
 measure.attempt: errors records
 measure.batch: .calibration .dispatch .experiment .forecast .run .strategies batchfiles errors
@@ -99,38 +106,51 @@ measure.machine: records
 measure.ruler: .attempt .dispatch .machine .strategies errors parameters providers records report
 measure.run: .adaptive .calibration .forecast .machine .ruler .strategies contention errors pacing
     providers recording records report workload
+measure.serve: .dispatch .lengths .run .strategies arrivals errors parameters records report
+    serving
 measure.slots: .lengths
 measure.strategies: .slots errors parameters records
 measure.stub:
 measure.sweep: .experiment errors parameters records report workload
-measure.wire: .attempt .dispatch .experiment .machine .strategies engines.llama engines.pool
-    engines.sharded asked errors parameters points progress recording records report workload
+measure.wire: .attempt .dispatch .experiment .machine .strategies asked engines.llama engines.pool
+    engines.sharded errors parameters points progress recording records report workload
+simulate: .run .scenario
+simulate.calibrate: .run .scenario contention errors measure.strategies pacing records stats
+simulate.run: .scenario .server errors measure.adaptive measure.attempt measure.dispatch
+    measure.lanes measure.lengths measure.slots measure.strategies records stats
+simulate.scenario: arrivals errors measure.strategies report
+simulate.server: .scenario measure.attempt
+reading:
 reading.belief: .phases records
 reading.causes: .reading contention records stats
 reading.compare: .reading records stats
 reading.headline: .belief .order .phases .reading contention pacing records report stats
+reading.many: .reading errors report stats
 reading.order: .reading contention pacing records stats
 reading.phases: records stats
 reading.reading: .belief .causes .headline .tables errors records report stats
 reading.tables: .headline .phases .reading errors pacing records report
 reading.wire: points records
+showing:
 showing.charts: .documents .format .style .words reading.phases reading.reading reading.tables
     records stats
 showing.curves: .charts .documents .format .style .words contention parameters reading.reading
     records stats
-showing.documents: .format .warnings .words errors parameters reading.compare reading.phases
-    reading.reading records report stats
+showing.documents: .format .warnings .words errors parameters reading.compare reading.many
+    reading.phases reading.reading records report stats
 showing.explorer: .charts .documents .format .notebooks .style errors parameters reading.reading
     report
 showing.format:
 showing.notebooks: errors report
 showing.page: .notebooks .words
+showing.served: .format .style .words parameters records serving
+showing.simulated: .format .style errors
 showing.site: .charts .documents .notebooks .page .style .words errors recording report
 showing.style: reading.phases
 showing.warnings: .format pacing reading.reading records stats
 showing.wire: .format .style errors points reading.wire
-showing.words: .format .warnings contention reading.phases reading.reading reading.tables records
-    stats
+showing.words: .format .warnings contention reading.many reading.phases reading.reading
+    reading.tables records stats
 """
 
 

@@ -48,7 +48,7 @@ def test_a_run_executes_one_notebook_for_each_strategy_and_the_others_once() -> 
 def test_the_strategies_notebook_declares_every_parameter_with_help() -> None:
     path = publish.strategy_notebook()
     declared = publish.declared(path)
-    assert set(declared) == set(Parameters.model_fields) - {"notebooks"} | {"live"}
+    assert set(declared) == set(Parameters.model_fields) - {"notebooks", "serve"} | {"live"}
     (cell,) = filter(_is_parameters, _cells(path))
     defaults: dict[str, Any] = {}
     exec(compile(cell.source, path.name, "exec"), defaults)

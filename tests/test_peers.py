@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
+import nbformat
 import pytest
 
 from poclib import report
-from poclib.errors import ReportError
-from poclib.showing import peers
+from poclib.showing import notebooks as publish
 
 STUB = Path(report.root(), "benchmarks", "stub_server.py")
 
@@ -53,51 +53,38 @@ def test_the_known_server_speaks_both_ways_and_tells_what_it_saw(
     assert json.loads(asked(server, "/seen"))["requests"] == 0, "what was told is forgotten"
 
 
-def row(tool: str, repeat: int, rate: float, says_ms: float) -> dict[str, Any]:
-    true = dict.fromkeys(("true_ttft_ms", "true_latency_ms"), 0.1)
-    said = dict.fromkeys(("said_ttft_ms", "said_latency_ms"), says_ms)
-    place = {"tool": tool, "in_flight": 64, "repeat": repeat, "client_cores": 1, "requests": 9}
-    return {
-        **place,
-        "requests_per_s": rate,
-        "said_requests_per_s": rate,
-        **said,
-        **true,
-        "failed": 0,
-    }
+ABOUT = json.loads(Path(report.root(), "data", "peers.json").read_text("utf-8"))
 
 
-def test_the_finding_is_of_medians_and_names_the_farthest_from_the_truth(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"peers\.py --save"):
-        peers.read(tmp_path)
-    rates = {"poclib": (4000, 6000, 9000), "other": (3000, 2000, 100), "raw socket": (50_000,) * 3}
-    says_ms = {"poclib": 0.9, "other": 20.0, "raw socket": 1.0}
-    rows = [row(t, n, rate, says_ms[t]) for t, all_ in rates.items() for n, rate in enumerate(all_)]
-    about = {"created": "2026-11-26T00:00:00+00:00", "cores": 2, "processor": "a processor"}
-    (tmp_path / "data").mkdir()
-    told = {**about, "versions": {"poclib": "1", "other": "2"}, "rows": rows}
-    (tmp_path / peers.FILE).write_text(json.dumps(told))
-    found = peers.read(tmp_path)
-    assert peers.title_rates(found, 64) == (
-        "64 in flight: 6,000 requests a second, 3.00 times other"
-    )
-    assert peers.title_said(found, 64) == (
-        "64 in flight: of a first token that took 0.10 ms poclib says 0.90, "
-        "other 20.00 of one of 0.10"
-    )
-    assert peers.provenance(found) == (
-        "2026-11-26 · 2 cores of a processor · median of 3 · poclib 1, other 2"
-    )
-    assert found.medians.loc[(64, "raw socket"), "requests_per_s"] == 50_000
-    for chart in (peers.rates, peers.said):
-        figure, ax = plt.subplots()
-        chart(ax, found, 64)
-        assert [text.get_text() for text in ax.get_yticklabels()] == ["poclib", "other"]
-        plt.close(figure)
+def middle(tool: str, in_flight: int, key: str) -> float:
+    """The median over the repeats, from the rows as they were saved."""
+    rows = (row for row in ABOUT["rows"] if (row["tool"], row["in_flight"]) == (tool, in_flight))
+    return statistics.median(row[key] for row in rows)
+
+
+def test_the_page_says_what_the_saved_rows_give() -> None:
+    """The most requests a second among the others, and whose word is farthest from the truth."""
+    (path,) = publish.notebooks("13*")
+    cells = nbformat.read(path, as_version=4).cells
+    shown = [o.data for c in cells for o in c.get("outputs", ()) if "data" in o]
+    (said, *_) = (data["text/markdown"] for data in shown if "text/markdown" in data)
+    others = {*ABOUT["versions"]} - {"poclib", "raw socket"}
+    rates = {tool: middle(tool, 64, "requests_per_s") for tool in (*others, "poclib")}
+    best = max(others, key=lambda tool: rates[tool])
+    assert f"{rates['poclib']:,.0f} requests a second" in said
+    assert f"{rates['poclib'] / rates[best]:.2f} times {best}" in said
+
+    def off(tool: str) -> float:
+        return abs(middle(tool, 64, "said_ttft_ms") - middle(tool, 64, "true_ttft_ms"))
+
+    worst = max((*others, "poclib"), key=off)
+    assert f"poclib says {middle('poclib', 64, 'said_ttft_ms'):.2f}, {worst} " in said
+    assert f"{middle(worst, 64, 'said_ttft_ms'):.2f} of one of" in said
+    assert sum("image/png" in data for data in shown) == 2
 
 
 def test_the_committed_comparison_is_of_every_tool_at_both_loads() -> None:
-    found = peers.read(report.root())
-    tools = set(found.about["versions"])
+    tools = {*ABOUT["versions"]}
     assert {"poclib", "raw socket", "vllm bench serve", "AIPerf", "GuideLLM"} == tools
-    assert set(found.medians.index) == {(load, tool) for load in (1, 64) for tool in tools}
+    loads = {(row["in_flight"], row["tool"]) for row in ABOUT["rows"]}
+    assert loads == {(load, tool) for load in (1, 64) for tool in tools}

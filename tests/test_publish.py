@@ -209,7 +209,7 @@ def test_the_index_is_escaped_and_survives_a_failed_rendering(tmp_path: Path) ->
     assert 'href="g/02_it.html">What is gained?<' in text
     assert "&lt;i&gt;sweep" in text and "&lt;i&gt;what" in text and "<i>" not in text
     copied = report.load(tmp_path / "site" / "reports" / "published-phase-0.jsonl")
-    assert copied == PUBLISHED.model_copy(update={"version": 3})
+    assert copied == PUBLISHED.model_copy(update={"version": 4})
     with pytest.raises(ReportError):
         pages.site(tmp_path / "site", {"g": [tmp_path / "no-such.ipynb"]}, [])
     assert page.read_text("utf-8") == text

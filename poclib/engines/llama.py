@@ -1,6 +1,5 @@
 """Finds llama.cpp engines and a model on this machine, and says how to start one with the other.
 
-Starts none: a build may use instructions that this processor lacks, which only running it shows.
 `python -m poclib.engines.llama` is the process of an engine from the package xllamacpp.
 """
 
@@ -45,10 +44,9 @@ class Build:
 
 
 def builds() -> Iterator[Build]:
-    """The engines that are installed here, the preferred first; each is looked at in its turn.
+    """The engines here, the preferred first; all but xllamacpp may have a worker's program beside.
 
-    All but xllamacpp may have a worker's program beside them.
-    Raises `EngineError` where `$POCLIB_LLAMA_SERVER` names no program; no other is then tried.
+    Raises `EngineError` if a named one is no program.
     """
     if named := os.environ.get(_ENGINE_VARIABLE):
         if not os.access(named, os.X_OK):

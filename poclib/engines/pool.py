@@ -23,7 +23,7 @@ from . import llama, sharded
 from .keeper import LACKS
 
 _DEFAULT_SLOTS = 4
-_UNFIT: dict[object, str] = {}  # builds that this processor cannot run are tried once
+_UNFIT: dict[Path | None, str] = {}  # builds that this processor cannot run are tried once
 _READY_S, _LOADED_S = 60.0, 1800.0  # the latter where weights must go through a real network
 _LATER_S, _DONE_S, _END_S = 40.0, 15.0, 10.0  # a keeper itself gives up before
 
@@ -196,9 +196,8 @@ def engine_pool(
     for build in llama.builds():
         if (sharding and build.rpc is None) or only not in (None, build.label):
             continue
-        known = build.label, build.binary
-        if known in _UNFIT:
-            problems += f" {build.label}: {_UNFIT[known]}"
+        if build.binary in _UNFIT:
+            problems += f" {build.label}: {_UNFIT[build.binary]}"
             continue
         with ExitStack() as stack:
             engines: list[RunningEngine] = []
@@ -212,7 +211,7 @@ def engine_pool(
                     engine.wait()
             except EngineError as error:
                 problems += f" {build.label}: {error}"
-                _UNFIT.update({known: str(error)} if LACKS in str(error) else {})
+                _UNFIT.update({build.binary: str(error)} if LACKS in str(error) else {})
                 continue
             yield engines
             return

@@ -21,7 +21,7 @@ from .adaptive import AdaptiveLimit, pause_after
 from .attempt import LONGEST_S, Ended, Job, Rules, Sender, attempted
 from .copies import Flight, late, overdue, unbegun
 from .lanes import Lane
-from .lengths import Fresh
+from .lengths import Fresh, Lengths
 from .slots import Place, Pool
 from .strategies import Strategy
 
@@ -54,6 +54,7 @@ async def run_arm(
     keep_rows: bool = True,
     live: Mapping[str, AdaptiveLimit] | None = None,
     tell: Callable[[str], None] = lambda told: None,
+    feed: Callable[[Sequence[Prompt], Lengths, bool], Fresh] = Fresh,
 ) -> Arm:
     """Have every prompt answered once, and return the arm with each attempt as a row.
 
@@ -61,6 +62,7 @@ async def run_arm(
     in their place, `expected_ms` the time of one request alone. `on_done` gets each row before the
     next request is sent; without `keep_rows` nobody else does. `tell` gets a sentence on a provider
     that asks for a longer pause than any is. An arm cut by the deadline lacks answers.
+    `feed` makes the line of prompts, to which more may come (`Fresh.due_ms`).
     Raises `RunFailed` where a strategy stalls or names a provider that is not there, and where
     every provider has only refused for as long as the longest pause is.
     """
@@ -76,7 +78,8 @@ async def run_arm(
         on_done(request)
 
     pool = Pool(lanes)
-    fresh = Fresh(prompts, pool.lengths, strategy.foresees)
+    fresh = feed(prompts, pool.lengths, strategy.foresees)
+    pool.fed = fresh.due_ms < inf
     await Dispatch(strategy, pool, fresh, lanes, clock, rules, keep, tell).run()
     return Arm(
         arm=arm,
@@ -129,10 +132,16 @@ class Dispatch:
         self.pool.now_ms = now_ms
         self._give(now_ms)
         self._send(now_ms)
+        while self.fresh.due_ms <= now_ms:
+            queues = self.back, *self.elsewhere.values(), *(lane.queue for lane in self.lanes)
+            self.fresh.come(sum(map(len, queues)))
+            self._give(now_ms)
+            self._send(now_ms)
         if not self.in_flight and (left := self.waiting):
             raise RunFailed(f"strategy {self.strategy.name}: {left} prompts wait, none is sent.")
         beaten = sum(why is BEATEN for why in self.given_up.values())
-        return len(self.in_flight) > beaten or bool(self.elsewhere)
+        coming = bool(self.elsewhere) or self.fresh.due_ms < inf
+        return len(self.in_flight) > beaten or coming
 
     def taken(self, tasks: Sequence[Task]) -> None:
         """See to what has ended."""
@@ -167,9 +176,10 @@ class Dispatch:
                 del self.elsewhere[name]
         self.pool.waiting = self.waiting
         while self.pool.waiting and (place := self.strategy.decide(self.pool)):
-            self._queue(place, self.back.popleft() if self.back else Job(self.fresh.taken()))
+            job = self.back.popleft() if self.back else Job(self.fresh.taken(), now_ms)
+            self._queue(place, job)
             self.pool.waiting -= 1
-        if self.waiting or self.elsewhere or self.loaded:
+        if self.waiting or self.elsewhere or self.loaded or self.fresh.due_ms < inf:
             self.overdue_ms = inf
         elif self.look_again <= 0:
             self._see_to_the_late(now_ms)
@@ -185,7 +195,6 @@ class Dispatch:
         self._touch(lane)
 
     def _send(self, now_ms: float) -> None:
-        """Start what has room."""
         for lane in list(self.loaded.values()):
             while lane.queue and (lane.allowed is None or len(lane.running) < lane.allowed):
                 job = lane.queue.popleft()
@@ -356,7 +365,7 @@ class Dispatch:
 
         Never beyond the deadline: what does not heed its cancellation then is left behind.
         """
-        moments = [self.rules.deadline_ms + 1000 * CLOSING_S, self.overdue_ms]
+        moments = [self.rules.deadline_ms + 1000 * CLOSING_S, self.overdue_ms, self.fresh.due_ms]
         moments += [ms for ms, _ in self.trials_ms[:1]]
         moments += [job.not_before_ms for jobs in self.elsewhere.values() for job in jobs]
         if self.waiting or self.elsewhere:

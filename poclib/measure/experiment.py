@@ -43,14 +43,16 @@ def measure(
     pool: Sequence[Measurable] | None = None,
     resume: bool = False,
     running: Mapping[str, RunningEngine] | None = None,
+    kind: type[Run] = Run,
 ) -> Report:
     """Measure one strategy against the baseline, save the report and return it as read back.
 
     `pool` replaces the providers of `parameters` (for fakes), `running` are engines that several
-    runs share. With `resume` (or that parameter) a run of the same parameters that was stopped at
-    any moment goes on with what is missing, and one that is complete is not run again. Works
-    inside a running event loop too, as in a notebook. Raises any `PocError`; whatever rounds were
-    finished by then are saved in a report marked incomplete, and every request in the run's file.
+    runs share; `kind` does the work. With `resume` (or that parameter) a run of the same parameters
+    that was stopped at any moment goes on with what is missing, and one that is complete is not run
+    again. Works inside a running event loop too, as in a notebook. Raises any `PocError`; whatever
+    rounds were finished by then are saved in a report marked incomplete, and every request in the
+    run's file.
     """
     by_name(parameters.strategy)
     path = run_path(parameters, folder)
@@ -62,7 +64,7 @@ def measure(
         with open_pool(parameters, pool, running) as providers:
             # Engines take their time to start; a fake pool has none on its own clock.
             spent_s = time.monotonic() - begun_s if pool is None else 0.0
-            run = Run(parameters, providers, progress, left, spent_s)
+            run = kind(parameters, providers, progress, left, spent_s)
             if left is None and path.exists():  # of a run that was cut: keep what it measured
                 path.rename(path.with_suffix(f".{time.time_ns()}.jsonl"))
             with ReportFile(path).open(again=left is not None) as file:

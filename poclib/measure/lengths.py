@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from math import exp, log, sqrt
+from math import exp, inf, log, sqrt
 
 from ..records import Prompt
 
@@ -75,7 +75,10 @@ class Fresh:
     """The prompts that were never given: in their order, or, `longest_first`, in that of length.
 
     Their texts are asked for one by one, when they are taken: there may be more than memory holds.
+    The next one comes at `due_ms`.
     """
+
+    due_ms = inf
 
     def __init__(self, prompts: Sequence[Prompt], lengths: Lengths, longest_first: bool) -> None:
         self._prompts, self._lengths, self._sorted = prompts, lengths, longest_first
@@ -86,6 +89,9 @@ class Fresh:
 
     def __len__(self) -> int:
         return len(self._left)
+
+    def come(self, held: int) -> None:
+        """Take in the one that is due, where `held` others wait to be sent."""
 
     def taken(self) -> Prompt:
         """The next; of those in the order of length the one expected to be the longest."""

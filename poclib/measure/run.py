@@ -115,10 +115,7 @@ class Run(Calibration):
 
     async def _steps(self) -> None:
         """Who is there, warm-up and calibration, then the rounds, in alternating order."""
-        await self.describe()
-        facts = [facts.model_dump(mode="json") for facts in self.report.providers]
-        self._file.write({"facts": facts})
-        await self.prepare()
+        await self._begin()
         done = {round_.index for round_ in self.report.rounds}
         arms: list[ArmName] = ["baseline", "strategy"]
         longest_ms = 0.0
@@ -133,6 +130,12 @@ class Run(Calibration):
             longest_ms = max(longest_ms, self.clock() - begun_ms)
         for change in await self.changed(self.senders):
             self.report.notes.append(f"{change} after its last round.")
+
+    async def _begin(self) -> None:
+        await self.describe()
+        facts = [facts.model_dump(mode="json") for facts in self.report.providers]
+        self._file.write({"facts": facts})
+        await self.prepare()
 
     def _enough(self, count: int, longest_ms: float) -> bool:
         """Whether so many rounds are all; where their number is not given, the report says why."""

@@ -100,11 +100,14 @@ class Pool:
     def __init__(self, places: Iterable[Place], waiting: int = 0) -> None:
         self.places = list(places)
         self.now_ms, self.waiting = 0.0, waiting
+        self.fed = False  # whether prompts come while it works: then what waits says little
         self.without: Place | None = None
         self.lengths = Lengths()
         self._orders: dict[tuple[Any, ...], _Order] = {}
         self._kept = [((p.admitted, p.well), 0.0) for p in self.places]  # each one's kind and pace
         self._kinds = Counter(kind for kind, _ in self._kept)
+        # How many may be given work; where nobody may, all are in trouble, and none is spared.
+        self._admitted = sum(place.admitted for place in self.places)
         self._pace = 0.0  # usual prompts a millisecond, of all slots
         self._horizon_ms, self._horizon_left, self._computed_ms = inf, 0, -inf
         for rank, place in enumerate(self.places):
@@ -116,6 +119,7 @@ class Pool:
         kind, pace = (place.admitted, place.well), (place.limit or 1) / place.expected_ms
         before, pace_before = self._kept[place.rank]
         if kind != before:
+            self._admitted += kind[0] - before[0]
             self._kinds[before] -= 1
             self._kinds[kind] += 1
         self._pace += pace - pace_before
@@ -130,21 +134,17 @@ class Pool:
         The first of equals; with `free` of those with a free slot; None where there is none. `key`
         is a function of a module, not one made anew for each call.
         """
-        admitted = self._admitted
+        admitted = self._admitted > 0
         well = self.without is not None and self.other_than(self.without, well=True)
         kind = key, admitted, well, free
-        if kind not in self._orders:
+        order = self._orders.get(kind)
+        if order is None:
 
             def fits(p: Place) -> bool:
-                return not (admitted > p.admitted or well > p.well or free > p.free)
+                return p.admitted >= admitted and p.well >= well and (p.free or not free)
 
-            self._orders[kind] = _Order(key, fits, self.places)
-        return self._orders[kind].first(self.without)
-
-    @property
-    def _admitted(self) -> bool:
-        """Whether anyone may be given work; else all are in trouble, and none is spared."""
-        return self._kinds[True, True] + self._kinds[True, False] > 0
+            order = self._orders[kind] = _Order(key, fits, self.places)
+        return order.first(self.without)
 
     @property
     def others(self) -> bool:
@@ -153,8 +153,7 @@ class Pool:
 
     def other_than(self, out: Place | None, well: bool = False) -> bool:
         """Whether anyone but `out` may be given work, one that is `well` if that is asked."""
-        admitted = self._admitted
-        kinds = [(a, w) for a, w in self._kinds if a >= admitted and w >= well]
+        kinds = [(a, w) for a, w in self._kinds if a >= (self._admitted > 0) and w >= well]
         spared = out is not None and (out.admitted, out.well) in kinds
         return sum(self._kinds[kind] for kind in kinds) > spared
 
@@ -168,7 +167,8 @@ class Pool:
         if self.without or took_ms <= self.waiting * usual / self._pace:
             return True  # even with every slot free at once, all would take longer
         size = len(self.places)
-        late = self.now_ms - self._computed_ms > STALE_MS * max(1.0, size / SAMPLE)
+        stale_ms = 0.0 if self.fed else STALE_MS * max(1.0, size / SAMPLE)
+        late = self.now_ms - self._computed_ms > stale_ms
         if self._horizon_left < 0 or late:
             self._horizon_ms = horizon_ms(self)
             self._horizon_left = min(size, SAMPLE) * size // 512

@@ -11,7 +11,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -51,18 +51,40 @@ class Point:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a point: its report, or why there is none; `before` if it was done already."""
+    """What became of a point: its report (True: it is simulated), or why there is none.
 
-    point: Point
-    report: Report | None = None
+    `before` if it was done already.
+    """
+
+    point: AnyPoint
+    report: Report | bool | None = None
     problem: str = ""
     before: bool = False
 
 
-Execute = Callable[[Point, Path], None]
+@dataclass(frozen=True)
+class Simulated:
+    """One combination of a sweep that measures nothing: `scenario` is what is simulated."""
+
+    sweep: str
+    name: str
+    label: str
+    scenario: dict[str, Any]
+
+    @property
+    def strategy(self) -> str:
+        return str(self.scenario.get("strategy", ""))
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.json"
 
 
-def points(given: Mapping[str, Any], where: str = "sweep") -> list[Point]:
+AnyPoint = Point | Simulated
+Execute = Callable[[AnyPoint, Path], None]
+
+
+def points(given: Mapping[str, Any], where: str = "sweep") -> list[AnyPoint]:
     """Every point of a sweep's file, in the order of its lists, checked as a whole.
 
     Two combinations that ask for the same are one point. Raises `ParameterError`, naming the
@@ -79,10 +101,11 @@ def points(given: Mapping[str, Any], where: str = "sweep") -> list[Point]:
         raise ParameterError(
             f"{where}: {count:,} points, and a sweep has 1 to {MAX_POINTS:,}; change its lists."
         )
-    by_digest: dict[str, Point] = {}
+    by_digest: dict[str, AnyPoint] = {}
     for grid in grids:
         for combination in product(*grid.values()):
-            point = _point(base, dict(zip(grid, combination, strict=True)), where)
+            made = _simulated if "simulate" in given else _point
+            point = made(base, dict(zip(grid, combination, strict=True)), where)
             by_digest.setdefault(point.name.rpartition("-")[2], point)
     return list(by_digest.values())
 
@@ -126,13 +149,34 @@ def _point(base: Mapping[str, Any], changed: dict[str, Any], where: str) -> Poin
         raise ParameterError(f"{where}: name the strategy, or several under sweep.strategy.")
     plain = Parameters.read(values, where)
     asked = json.dumps(experiment.asked(plain), sort_keys=True)
+    name, label = _named(changed, asked)
+    values["experiment"] = f"{plain.experiment}-{name}"
+    return Point(plain.experiment, name, label, Parameters.read(values, where))
+
+
+def _simulated(base: Mapping[str, Any], changed: dict[str, Any], where: str) -> Simulated:
+    scenario = copy.deepcopy(base["simulate"])
+    for key, value in changed.items():
+        *path, last = key.split(".")
+        place = scenario
+        for step in path:  # a machine by its name
+            named = {one.get("name"): one for one in place} if isinstance(place, list) else place
+            place = named.get(step) if isinstance(named, dict) else None
+        if not isinstance(place, dict):
+            raise ParameterError(f"{where}: sweep.{key}: the section simulate has no such place.")
+        place[last] = value
+    sweep = Parameters.read({"experiment": base["experiment"], "providers": [{"name": "x"}]}, where)
+    name, label = _named(changed, json.dumps(scenario, sort_keys=True))
+    return Simulated(sweep.experiment, name, label, scenario)
+
+
+def _named(changed: Mapping[str, Any], asked: str) -> tuple[str, str]:
+    """The name and the label of a point: what is different about it; a digest of all `asked`."""
     shown = {key: _shown(value) for key, value in changed.items()}
     slug = re.sub(r"([^A-Za-z0-9.]|\.(?!\d))+", "-", "-".join(shown.values()))
     slug = slug.strip("-.")[:28].rstrip("-.") or "point"
-    name = f"{slug}-{workload.sha256(asked)[:8]}"
     label = ", ".join(text if key == "strategy" else f"{key} {text}" for key, text in shown.items())
-    values["experiment"] = f"{plain.experiment}-{name}"
-    return Point(plain.experiment, name, label, Parameters.read(values, where))
+    return f"{slug}-{workload.sha256(asked)[:8]}", label
 
 
 def _shown(value: Any) -> str:
@@ -145,7 +189,7 @@ def _shown(value: Any) -> str:
     return " ".join(str(value).split())[:40]
 
 
-def run(points: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Outcome]:
+def run(points: Iterable[AnyPoint], folder: Path, execute: Execute) -> Iterator[Outcome]:
     """Measure what is not done yet, point by point; a failed one does not stop the others.
 
     `execute` measures a point, whose report is saved in data/reports; the folder it is given is for
@@ -155,33 +199,37 @@ def run(points: Sequence[Point], folder: Path, execute: Execute) -> Iterator[Out
     """
     for point in points:
         home = folder / point.name
-        if done := _complete(home / point.file):
-            yield Outcome(point, done, before=True)
+        if done := complete(point, home):
+            yield Outcome(point, done or None, before=True)
             continue
         measured = report.root() / report.FOLDER / point.file
         try:
             execute(point, home)
-            if done := _complete(measured):
+            if done := complete(point, measured.parent):
                 with report.explained(point.file, f"moved to {point.name}"):
                     home.mkdir(parents=True, exist_ok=True)
                     measured.replace(home / point.file)
             problem = f"There is no complete report {point.file}; run the sweep again, it goes on."
-            yield Outcome(point, done, "" if done else problem)
+            yield Outcome(point, done or None, "" if done else problem)
         except FolderHeld:
             raise  # and so would the others be refused
         except PocError as error:
             yield Outcome(point, problem=str(error))
 
 
-def _complete(path: Path) -> Report | None:
+def complete(point: AnyPoint, folder: Path) -> Report | bool:
+    """The complete report of a point in `folder`; True for a simulated one, False for none."""
+    path = folder / point.file
+    if isinstance(point, Simulated):
+        return bool(report.simulated(path))
     try:
         saved = report.load(path)
     except ReportError:
-        return None
-    return saved if saved.complete else None
+        return False
+    return saved if saved.complete else False
 
 
-def write_summary(points: Sequence[Point], folder: Path) -> None:
+def write_summary(points: Sequence[AnyPoint], folder: Path) -> None:
     """Leave beside the points what each stands for, so that pages can say it later."""
     labels = {point.name: point.label for point in points}
     folder.mkdir(parents=True, exist_ok=True)

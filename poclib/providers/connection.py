@@ -1,7 +1,4 @@
-"""HTTP/1.1 on one connection, whose moments are known: connected, sent, first byte, last byte.
-
-A request is written at once; its answer is parsed as it comes, by a socket that notes when.
-"""
+"""HTTP/1.1 on one connection, whose moments are known: connected, sent, first byte, last byte."""
 
 import asyncio
 import contextlib
@@ -71,15 +68,11 @@ class Stamped(socket.socket):
 
 
 class Response:
-    """An answer as it comes: a status, headers, and a body to read once.
-
-    Each part has its own moment of arrival; `here_ms` is that of what was read last. `whole`: all
-    of it has come; `keep`: its connection may serve another request.
-    """
+    """An answer as it comes: a status, headers, and a body to read once."""
 
     status = _size = 0  # none yet
-    whole = keep = _cut = _sized = False
-    here_ms = _came_ms = _first_ms = _taken_ms = 0.0
+    whole = keep = _cut = _sized = False  # all has come; its connection may serve another request
+    here_ms = _came_ms = _first_ms = _taken_ms = 0.0  # when what was read last had arrived
 
     def __init__(self, provider: str, exchange: Exchange) -> None:
         self.headers: dict[str, str] = {}

@@ -1,7 +1,4 @@
-"""What answers at an address: which kind of server, with which models, and how far away.
-
-A few small requests and no prompt; all addresses are asked side by side, each for `LIMIT_S`.
-"""
+"""What answers at an address: which kind of server, with which models, and how far away."""
 
 import asyncio
 import contextlib

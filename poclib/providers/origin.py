@@ -1,8 +1,4 @@
-"""One address of a provider: how it is reached, and the connections that are open to it.
-
-Where a server closes its connection after an answer, the next is opened while that answer still
-comes, so that no request pays for connecting.
-"""
+"""One address of a provider: how it is reached, and the connections that are open to it."""
 
 import asyncio
 import concurrent.futures
@@ -79,11 +75,8 @@ class Origin:
         self._look: asyncio.TimerHandle | None = None
 
     async def connection(self, exchange: Exchange) -> Connection:
-        """A connection for a request, marked: idle, opened ahead, or new. Raises `NotConnected`.
-
-        `exchange` is marked from its turn on: of many that begin at once each would be timed
-        through the connecting of all.
-        """
+        """A connection for a request, marked: idle, opened ahead, or new. Raises `NotConnected`."""
+        # From its turn on: of many at once each would be timed through the connecting of all.
         marks = exchange.marks
         while (found := self._ready(exchange)) is None:
             async with self._turn:
@@ -111,10 +104,7 @@ class Origin:
         return found
 
     def _ready(self, exchange: Exchange) -> Connection | None:
-        """An idle connection, the youngest first, or one opened ahead, the oldest first.
-
-        None that was closed there: no byte of a request has gone into that.
-        """
+        """An idle connection, the youngest first, or one opened ahead, the oldest first."""
         start_ms, oldest_s = exchange.clock(), time.perf_counter() - KEEPALIVE_S
         while self.idle:
             if (connection := self.idle.pop()).fresh(oldest_s):
@@ -131,7 +121,7 @@ class Origin:
         return None
 
     def open_ahead(self, least: int = 0) -> None:
-        """Have one connection opened for what will follow on each answer under way."""
+        """Have one connection opened for each answer under way, so that no request pays for it."""
         while len(self._ahead) < min(max(self.closing, least), MOST_AHEAD):
             self._ahead.append(self._open())
         if self._ahead and self._look is None:

@@ -1,7 +1,4 @@
-"""One server that answers prompts: what every kind of provider does alike.
-
-What it sends is read however it comes, and nothing of it believed unchecked.
-"""
+"""One server that answers prompts: what every kind of provider does alike."""
 
 import asyncio
 import html
@@ -45,8 +42,7 @@ ENDPOINTS += "/api/generate /api/tags /api/show /api/version"
 class Provider:
     """One server. `describe` it before use, then `send` prompts and `probe` round trips.
 
-    A kind of server is a subclass with `_describe`, `_request_body` and `_take`, which may raise
-    any of `SURPRISES` where the server sends something else than they expect.
+    A kind is a subclass with `_describe`, `_request_body` and `_take`, which may raise `SURPRISES`.
     """
 
     paths: ClassVar[Mapping[str, str]]  # by `api`
@@ -69,6 +65,7 @@ class Provider:
         limits_s = parameters.connect_timeout_s, parameters.request_timeout_s
         public = parameters.may_be_public(self.name)
         self.client = TimedClient(self.name, base, key, *limits_s, public, settings.ca_file)
+        self.aclose = self.client.aclose
         own_host = re.fullmatch(r"localhost|127(\.\d+){3}|::1", urlsplit(url).hostname or "")
         self.role: Literal["local", "remote"] = settings.role or ("local" if own_host else "remote")
 
@@ -99,10 +96,7 @@ class Provider:
         return None
 
     async def send(self, prompt: Prompt, exchange: Exchange, url: str | None = None) -> None:
-        """Have `prompt` answered, at `url` if not its own, filling `exchange` as it happens.
-
-        Raises a `ProviderError`.
-        """
+        """Have `prompt` answered (at `url`), filling `exchange`. Raises a `ProviderError`."""
         asked = "POST", self.paths[self.api], self._request_body(prompt), exchange
         keep = self.keeps_streams or not self.parameters.stream
         try:
@@ -152,9 +146,6 @@ class Provider:
             exchange.token_ms.clear()
             exchange.thought_ms.clear()
         exchange.finished = True
-
-    async def aclose(self) -> None:
-        await self.client.aclose()
 
     async def _events(self, response: Response) -> Events:
         """The JSON objects of an answer: as server-sent events, a line each, or one on many lines.

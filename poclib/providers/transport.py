@@ -69,13 +69,11 @@ class TimedClient:
         keep: bool = True,
         url: str | None = None,
     ) -> AsyncIterator[Response]:
-        """Send one request and yield its response once the headers are here.
+        """Send one request, once, and yield its response as soon as the headers are here.
 
         `keep`: whether its connection may serve another; else the next one's is opened ahead.
-        `url`: another address of this provider. Body and all, it takes no longer than `timeout_s`.
-
-        Raises `Unreachable`, `TimedOut`, `Forbidden` or `BadAnswer` (no HTTP), also while the
-        body is read; none tells an address. Nothing is sent twice.
+        `url`: another address of this provider. Raises `Unreachable`, `TimedOut`, `Forbidden` or
+        `BadAnswer` (no HTTP), also while the body is read; none tells an address.
         """
         url, exchange = url or self.url, exchange or Exchange(time.perf_counter)
         data, origin = self._head(method, url, path, keep), self.origin(url)

@@ -75,29 +75,19 @@ def _row(request: Request) -> dict[str, Any]:
 
 
 def overhead(reading: Reading) -> pd.DataFrame:
-    """What lies outside the servers' own time, per answered request of the whole report.
+    """What lies outside the servers' own time, per answered request; see `phases.overhead`.
 
-    `network_ms`, `ours_ms` and `unexplained_ms` add up to `over_ms`, `server_queue_ms` stands
-    beside it; see `phases.overhead`. NaN where there is no source: its time is then among the
-    unexplained. `round` is NA in the preparation.
+    NaN where a part has no source: its time is then among the unexplained.
     """
     report = reading.report
-    facts = {one.name: (one, phases.trip(report, one.name)) for one in report.providers}
+    known = {one.name: (one, phases.trip(report, one.name)) for one in report.providers}
     rows = [
-        {
-            "provider": row.provider,
-            "role": reading.roles[row.provider],
-            "arm": arm.arm,
-            "round": round_,
-            "prompt": row.prompt,
-            **phases.overhead(row, *facts[row.provider]),
-        }
-        for round_, _, arm in reading.places
-        for row in arm.requests
-        if row.outcome == "ok"
+        {"provider": r.provider, "arm": arm.arm, **phases.overhead(r, *known[r.provider])}
+        for *_, arm in reading.places
+        for r in arm.requests
+        if r.outcome == "ok"
     ]
-    columns = ["provider", "role", "arm", "round", "prompt"]
-    return _frame(rows, [*columns, *(part.key for part in phases.OVERHEAD)])
+    return _frame(rows, ["provider", "arm", *(part.key for part in phases.OVERHEAD)])
 
 
 def result(reading: Reading, round: int = 0) -> str | None:
@@ -106,9 +96,9 @@ def result(reading: Reading, round: int = 0) -> str | None:
     None where the round is not there, texts were not stored, or a prompt has no answer.
     """
     arms = [arm for of, _, arm in reading.places if of == round and arm.arm == "strategy"]
-    answered = [row for arm in arms for row in arm.requests if row.outcome == "ok"]
-    texts = {row.prompt: row.answer for row in answered if row.answer is not None}
-    whole = bool(texts) and texts.keys() == prompts(reading.report)
+    rows = [row for arm in arms for row in arm.requests if row.outcome == "ok"]
+    texts = {row.prompt: row.answer for row in rows if row.answer is not None}
+    whole = texts and texts.keys() == prompts(reading.report)
     return "".join(texts[prompt] for prompt in sorted(texts)) if whole else None
 
 

@@ -15,6 +15,7 @@ from .. import report as files
 from ..errors import PocError, ReportError
 from ..parameters import ProviderSettings
 from ..reading import compare
+from ..reading.many import Summary, summaries, summary
 from ..reading.phases import CLIENT, PHASES
 from ..reading.reading import Reading, read
 from ..records import Ruler, RulerRow
@@ -104,10 +105,14 @@ class Entry(NamedTuple):
 
     @property
     def cells(self) -> list[str]:
-        """One line of the list: name, date, pool, strategy, ratio, verdict."""
-        report, headline = self.reading.report, self.reading.headline
-        first = [self.name, day(report.created), words.pool(report)]
-        return [*first, report.strategy, ratio(headline), headline.verdict]
+        """One line of the list."""
+        return cells(summary(self.name, self.reading))
+
+
+def cells(row: Summary) -> list[str]:
+    """Name, date, pool, strategy, ratio, verdict."""
+    first = [row.name, day(row.created), words.pool(row)]
+    return [*first, row.strategy, ratio(row), row.verdict]
 
 
 _HEADER = ["report", "date", "pool", "strategy", "ratio (95 % interval)", "gate"]
@@ -126,16 +131,25 @@ def entries(
             found.append(Entry(Path(name).stem, read(name)))
         except PocError as error:
             passed_over(safe(str(error)))
-    # A report of capacity has levels, no rounds to judge.
-    judged = [entry for entry in found if entry.reading.report.strategy != "capacity"]
+    # A report of capacity, or of a rate that is served, has no rounds to judge.
+    judged = [entry for entry in found if not entry.reading.report.question]
     return sorted(judged, key=lambda entry: entry.reading.report.created, reverse=True)
 
 
-def listing(found: Sequence[Entry], markdown: bool = False) -> str:
+def listing(found: Sequence[Entry | Summary], markdown: bool = False) -> str:
     """The list for a terminal or as Markdown; a sentence where nothing is saved."""
     if not found:
         return "No report is saved yet: run the experiment first (./run-poc.sh)."
-    return table(_HEADER, [entry.cells for entry in found], markdown)
+    rows = [cells(one) if isinstance(one, Summary) else one.cells for one in found]
+    return table(_HEADER, rows, markdown)
+
+
+def saved(passed_over: Callable[[str], Any]) -> list[Summary]:
+    """As `entries`, of all in data/reports, but read again only where it has changed."""
+    paths = filter(None, map(files.path_of, files.names()))
+    found = summaries(paths, files.root() / files.FOLDER, lambda told: passed_over(safe(told)))
+    judged = [row for row in found.values() if not row.question]
+    return sorted(judged, key=lambda row: row.created, reverse=True)
 
 
 def side_by_side(readings: Sequence[Reading]) -> str:
@@ -263,19 +277,23 @@ def routed(reading: Reading) -> Headline:
 
 
 def routers_finding(readings: Sequence[Reading]) -> str:
-    """How the best router does beside the best strategy, and what failed. Markdown."""
-    ours = best_first(routed(one) for one in readings if not router(one))[:1]
-    theirs = best_first(routed(one) for one in readings if router(one))[:1]
-    lines = [words.finding(one) for one in (*ours, *theirs)]
-    for our, their in zip(ours, theirs, strict=False):
-        if our.speedup and their.speedup:
-            times = number(our.speedup / their.speedup)
-            lines.append(f"**{their.strategy} took {times} times as long as {our.strategy}**")
+    """How the best router does beside the best strategy; "" where one of them has no ratio."""
+    for theirs in best_first(routed(one) for one in readings if router(one))[:1]:
+        for ours in best_first(routed(one) for one in readings if not router(one))[:1]:
+            if ours.speedup and theirs.speedup:
+                times = number(ours.speedup / theirs.speedup)
+                return f"{theirs.strategy} took {times} times as long as {ours.strategy}"
+    return ""
+
+
+def unanswered(readings: Sequence[Reading]) -> list[str]:
+    """What failed in each run, and how many prompts had no answer for it."""
+    lines = []
     for one in (one for one in readings if one.headline.failed_requests):
         asked = len(one.arms("strategy")) * len(one.report.prompt_sha256)
         left = f"{asked - len(one.answered('strategy')):,} of {many(asked, 'prompt')}"
-        lines.append(f"{routed(one).strategy}: {failed(one.report)}; {left} had no answer at last")
-    return bullets([f"{line}." for line in lines])
+        lines.append(f"{routed(one).strategy}: {failed(one.report)}; {left} had no answer at last.")
+    return lines
 
 
 form.known(change, inside)

@@ -6,7 +6,7 @@ Runs nothing. The newest experiment's answer comes first, the samples' only afte
 from __future__ import annotations
 
 import base64
-import os
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,7 +134,7 @@ def _inside(site: Path, place: str, places: Sequence[str]) -> str:
         marked["id"] = f"{part.get(place, 'front')}-{marked['id']}"
     for link in main.select("a[href]"):
         path, _, mark = str(link["href"]).partition("#")
-        to = os.path.normpath(f"{place}/../{path}") if path else place
+        to = posixpath.normpath(f"{place}/../{path}") if path else place
         if to in part or to == place:
             link["href"] = "-".join(filter(None, (f"#{part.get(to, 'front')}", mark)))
         elif ":" not in path:

@@ -14,6 +14,7 @@ from math import inf
 from typing import Any
 
 from ..contention import SLOWER, alone
+from ..reading.many import Summary
 from ..reading.phases import LABELS, OVERHEAD, SEGMENTS
 from ..reading.reading import Reading
 from ..records import ProviderFacts, Report
@@ -64,12 +65,12 @@ def effect(headline: Headline) -> str:
     return "slower" if low > 1 + headline.band else "not distinguishable from 1"
 
 
-def per_token(headline: Headline) -> str:
+def per_token(headline: Headline | Summary) -> str:
     """What stands behind every ratio and speedup that is one of times per token."""
     return " per token" if headline.per_token else ""
 
 
-def ratio(headline: Headline, decimals: int = 2) -> str:
+def ratio(headline: Headline | Summary, decimals: int = 2) -> str:
     """0.58 (0.55 to 0.61, 5 rounds); 0.58 per token (…) where the arms' lengths are unlike."""
     found, rounds = headline.overhead_ratio, many(headline.overhead_ratio.rounds, "round")
     if found.median is None:
@@ -130,9 +131,14 @@ def answer(*readings: Reading) -> str:
         said, whose = best(headlines)[:-1], f"{one.headline.strategy}'s"
     why = f"as {whose} {_gate(one.headline)[1]}{_tally(headlines)}"
     lines = [failures(headlines), f"**{said}. Gate: {one.headline.verdict}**, {why}."]
-    if count := len(beside(readings)):
-        lines.append(f"{many(count, 'warning')} below could change this.")
-    return f"{' '.join(filter(None, lines))}\n\n*{provenance(one)}*"
+    return f"{' '.join(filter(None, lines))} {source(readings, one)}".replace(" \n", "\n")
+
+
+def source(readings: Sequence[Reading], one: Reading) -> str:
+    """What stands behind an answer: whether a warning could change it; then the provenance."""
+    count = len(beside(readings))
+    caution = f"{many(count, 'warning')} below could change this." if count else ""
+    return f"{caution}\n\n*{provenance(one)}*"
 
 
 def trust(readings: Sequence[Reading], names: Iterable[str] = ()) -> str:
@@ -169,7 +175,7 @@ def efficiency(headline: Headline) -> str:
     return f"{told} (one at a time)" if headline.unbatched and told != "-" else told
 
 
-def pool(report: Report) -> str:
+def pool(report: Report | Summary) -> str:
     """local, remote (embedded)."""
     names = ", ".join(facts.name for facts in report.providers)
     return f"{names} ({listed(facts.kind for facts in report.providers)})"
