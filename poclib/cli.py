@@ -302,12 +302,11 @@ def wire_command(whole: bool, at: Sequence[str], only_try: bool) -> None:
     far away as they are. Stopped, the same command goes on. Kept in data/runs/wire.
     """
     from .measure import wire as measuring
-    from .progress import bar
     from .showing import wire
 
     if only_try:
         return click.echo(measuring.sharing_engine())
-    found, _ = measuring.obtain("", True, at, whole, bar("wire"))
+    found, _ = measuring.obtain("", True, at, whole)
     click.echo(f"{wire.provenance(found)}\n{wire.finding(found)}")
 
 

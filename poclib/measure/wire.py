@@ -24,7 +24,7 @@ from ..engines.pool import RunningEngine, engine_pool
 from ..errors import EngineError, ParameterError
 from ..parameters import Parameters, ProviderSettings
 from ..points import Case, Point, Wire
-from ..progress import Progress, quiet
+from ..progress import Progress, bar, quiet
 from ..records import Prompt, Request
 from ..workload import texts
 from .attempt import Rules
@@ -61,7 +61,6 @@ def obtain(
     live: bool = False,
     at: Sequence[str] = (),
     whole: bool = False,
-    progress: Progress = quiet,
 ) -> tuple[Wire, str]:
     """The wire test in the file `name`, or, if `live`, measured now on workers here or `at`.
 
@@ -73,7 +72,7 @@ def obtain(
         path = report.root() / "data" / "runs" / "wire" / f"{file}.jsonl"
         try:
             wanted = cases(report.root() / "params" / "wire" / f"{file}.yaml", at)
-            return measure(path, wanted, 1 + whole, progress), note
+            return measure(path, wanted, 1 + whole, bar("wire")), note
         except EngineError as error:
             if not name:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -19,6 +18,25 @@ if TYPE_CHECKING:
 BASE = "2 stages, 1 sequence"  # what the ways to win back are compared with
 # Round trips that such ways usually have, in ms.
 WAYS = {"one room": 0.5, "Wi-Fi": 5.0, "one city": 10.0, "one continent": 40.0, "an ocean": 90.0}
+HEADINGS = {
+    "name": "",
+    "split": "layers",
+    "round_trip_ms": "round trip (ms)",
+    "token_ms": "a token (ms)",
+    "law_ms": "by the law (ms)",
+    "ttft_ms": "to the first token (ms)",
+    "rate": "tokens a second",
+    "hops": "hops a token",
+    "fitted": "round trips, fitted",
+    "to_worker_bytes": "bytes there",
+    "to_coordinator_bytes": "bytes back",
+    "jitter_ms": "jitter (ms)",
+    "bandwidth_mbit_s": "Mbit/s",
+    "prompt_tokens": "prompt (tokens)",
+    "memory_mib": "MiB each",
+    "mean": "off, mean (%)",
+    "farthest": "farthest off (%)",
+}
 # As their authors report them, on other models and machines; nothing here has checked them.
 OTHERS = (
     "exo, its issue 1723: 24 tokens a second at under 1 ms, 2.5 to 7.9 at 40 to 70 ms",
@@ -40,6 +58,12 @@ def law_of(found: pd.DataFrame) -> tuple[Law, pd.DataFrame]:
     if min(rows[key].nunique() for key in ("round_trip_ms", "workers")) < 2:
         raise ReportError("a law needs two distances and two splits: run ./run-poc.sh wire.")
     return fit(rows), rows
+
+
+def foretold(wire: Wire) -> pd.DataFrame:
+    """The cases, each with what the law makes of it."""
+    found = cases(wire)
+    return found.assign(law_ms=law_of(found)[0].token_ms(found))
 
 
 def title(found: pd.DataFrame) -> str:
@@ -87,10 +111,11 @@ def best(found: pd.DataFrame) -> str:
     )
 
 
-def rows_of(found: pd.DataFrame, columns: Mapping[str, str]) -> str:
-    """A Markdown table of these columns, by name, under their headings."""
-    rows = [[_cell(value) for value in row] for row in found[list(columns)].to_numpy().tolist()]
-    return table(list(columns.values()), rows, markdown=True)
+def rows_of(found: pd.DataFrame, columns: str) -> str:
+    """A Markdown table of these columns, names with spaces between."""
+    names = columns.split()
+    rows = [[_cell(value) for value in row] for row in found[names].to_numpy().tolist()]
+    return table([HEADINGS.get(name, name) for name in names], rows, markdown=True)
 
 
 def _cell(value: Any) -> str:
@@ -111,10 +136,9 @@ def predictions(found: pd.DataFrame) -> pd.DataFrame:
 
 def law(ax: Axes, wire: Wire) -> None:
     """A token's time against the round trip: signs as measured, lines as the law has it."""
-    found = cases(wire)
+    found = foretold(wire)
     titles(ax, title(found), provenance(wire))
     every = found[(found["study"] == "law") & (found["in_flight"] == 1)].dropna(subset=["hops"])
-    every = every.assign(law_ms=law_of(found)[0].token_ms(every))
     groups = every.groupby(["workers", "split"])
     key: Any
     for mark, (key, own) in zip("os^D", groups, strict=False):
