@@ -1,4 +1,4 @@
-"""Simulate the pools of params/contributors.yaml: what notebook 41 reads.
+"""Simulate the pools of params/simulate/contributors.yaml: what notebook 41 reads.
 
     python benchmarks/contributors.py               all points (about five minutes on one core)
     python benchmarks/contributors.py churn cost    only those questions; the others stay as saved
@@ -45,7 +45,7 @@ def scenario(base: dict[str, Any], point: dict[str, Any]) -> Scenario:
 
 
 def main() -> None:
-    given = cli.read_yaml(ROOT / "params" / "contributors.yaml")
+    given = cli.read_yaml(ROOT / "params" / "simulate" / "contributors.yaml")
     wanted = sys.argv[1:] or list(given["points"])
     if unknown := set(wanted) - set(given["points"]):
         raise SystemExit(

@@ -45,6 +45,16 @@ def poisson(rate_per_s: float, n: int, seed: int) -> list[Arrival]:
     return found
 
 
+def filling(rate_per_s: float, n: int, seed: int) -> list[Arrival]:
+    """A Poisson pattern of `n` arrivals, stretched so that all come in exactly `n / rate_per_s`.
+
+    Two rates of one seed then differ in nothing else.
+    """
+    came = poisson(rate_per_s, n, seed)
+    stretch = 1000 * n / rate_per_s / came[-1].at_ms
+    return [one._replace(at_ms=one.at_ms * stretch) for one in came]
+
+
 def trace(path: Path) -> list[Arrival]:
     """The rows of a CSV file, by their times: TIMESTAMP (a date and time) or at_ms, and lengths.
 

@@ -18,6 +18,12 @@ def test_poisson_arrivals_have_their_rate_and_repeat_by_seed():
     assert found == arrivals.poisson(50.0, 20_000, seed=3) != arrivals.poisson(50.0, 20_000, seed=4)
 
 
+def test_a_pattern_fills_its_time_and_is_stretched_from_rate_to_rate():
+    slow, fast = (arrivals.filling(rate, 300, seed=3) for rate in (5.0, 20.0))
+    assert slow[-1].at_ms == pytest.approx(60_000) and fast[-1].at_ms == pytest.approx(15_000)
+    assert all(a.at_ms == pytest.approx(4 * b.at_ms) for a, b in zip(slow, fast, strict=True))
+
+
 def test_a_published_trace_is_read_with_its_lengths_and_sorted(tmp_path: Path):
     path = tmp_path / "trace.csv"
     path.write_text(

@@ -88,10 +88,8 @@ class Served(Run):
         await self.probe(names, 1)
         begin = {"strategy": p.strategy, "limits": limits}
         self._file.write({"arm": "served", "round": NO_ROUND, "turn": turn, "begin": begin})
-        # The same pattern for each rate, stretched: the steps differ in nothing else.
-        coming = [one.at_ms for one in arrivals.poisson(1, count, p.seed)]
-        begun_ms, each_ms = self.clock(), 1000 * count / rate_per_s / coming[-1]
-        due_ms = [begun_ms + at_ms * each_ms for at_ms in coming]
+        begun_ms = self.clock()
+        due_ms = [begun_ms + one.at_ms for one in arrivals.filling(rate_per_s, count, p.seed)]
 
         def done(request: Request) -> None:
             self._file.write({"request": request})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ..errors import ReportError
-from .format import listed, milliseconds, number, percent, table
+from .format import bullets, listed, milliseconds, number, percent, table
 from .style import BAND, FAINT, INK, label, titles
 
 if TYPE_CHECKING:
@@ -44,6 +44,14 @@ def frame(cases: Sequence[Any]) -> Any:
     ]  # fmt: skip
     names = ["pool", "strategy", "measured", "least", "most", "foretold", "error (%)"]
     return pd.DataFrame(rows, columns=names).set_index(["pool", "strategy"]).round(1)
+
+
+def times(found: Mapping[str, Mapping[Any, float]]) -> str:
+    """What each run that is not foretold showed: of `calibrate.curve` and `calibrate.crowd`."""
+    lines = {
+        run: [f"{key}: {number(value)}" for key, value in of.items()] for run, of in found.items()
+    }
+    return bullets([f"{run}: {', '.join(told)} times" for run, told in lines.items()])
 
 
 def draw_cases(ax: Axes, cases: Sequence[Any], most: float, under: str) -> None:

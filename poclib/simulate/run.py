@@ -9,12 +9,12 @@ import gc
 import heapq
 import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
 import simpy
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from ..errors import ProviderError, TimedOut, Unreachable
 from ..measure.adaptive import AdaptiveLimit
@@ -210,6 +210,11 @@ def simulate(asked: Scenario, on_row: OnRow = lambda row: None) -> Result:
     Raises `RunFailed` where a real run would, and `ParameterError` for a trace that cannot be read.
     """
     return Coordinator(asked, on_row).simulated()
+
+
+def point(scenario: Mapping[str, Any]) -> dict[str, Any]:
+    """One simulation as plain data, in and out: a task of a sweep. Raises as `simulate` does."""
+    return asdict(simulate(Scenario.of(scenario)))
 
 
 def knee(asked: Scenario, target_ms: float, share: float = 0.95) -> float | None:

@@ -107,7 +107,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.trace is not None:
             came = arrivals.trace(root() / self.trace)[: self.requests]
         elif self.rate_per_s is not None:
-            came = arrivals.poisson(self.rate_per_s, self.requests, self.seed)
+            came = arrivals.filling(self.rate_per_s, self.requests, self.seed)
         else:
             came = arrivals.batch(self.requests)
         draw, sigma = Random(self.seed), self.output_sigma
