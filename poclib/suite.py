@@ -26,7 +26,7 @@ from .measure.strategies import STRATEGIES, by_name, usual
 from .parameters import Parameters
 from .reading.reading import of
 from .records import Report
-from .showing import curves, documents, served, site, words
+from .showing import curves, documents, served, simulated, site, words
 from .showing import notebooks as publish
 from .showing.format import many, number, safe
 
@@ -196,7 +196,8 @@ def sweep(
         unread = _each(tasks(readers, []), "page", kernels, folder, folder=saved)
         page = write_site(kernels)
     if isinstance(points[0], sweeps.Simulated):
-        click.echo(f"{many(len(done) - len(failed), 'point')}. Open {page}")
+        made = {one.label: report.simulated(folder / one.name / one.file) for one in points}
+        click.echo(f"{simulated.points_table(made)}\nOpen {page}")
     else:
         known = {one.point.label: one.report for one in done}
         read = {name: of(one) if isinstance(one, Report) else None for name, one in known.items()}

@@ -23,9 +23,9 @@ from poclib.errors import FolderHeld, ParameterError, RunFailed
 from poclib.measure import sweep
 
 ROOT = Path(__file__).parents[1]
-# What stands in for the simulator in every process: it notes whom it was asked by, works a little,
-# fails where it is told to, and once dies in the middle of a point as by kill -9.
-SIMULATOR = """
+# What stands before the simulator in every process: it notes whom it was asked by, fails where it is
+# told to, and once dies in the middle of a point as by kill -9.
+SIMULATOR = f"PACKAGE = {str(ROOT / 'poclib' / 'simulate')!r}" + """
 import os, signal, sys, types
 from pathlib import Path
 here = Path(__file__).parent
@@ -43,10 +43,12 @@ def point(scenario):
             os.kill(os.getpid(), signal.SIGKILL)
     if seed == scenario.get("fails"):
         raise ValueError("no such pool")
-    return {"p95_ms": float(sum(range(300_000)) % 1000 + seed), "where": str(os.getpid())}
+    from poclib.simulate.run import point as simulated
+    known = {key: value for key, value in scenario.items() if key not in ("kills", "fails")}
+    return simulated(known) | {"where": str(os.getpid())}
 
 module = types.ModuleType("poclib.simulate")
-module.point = point
+module.point, module.__path__ = point, [PACKAGE]
 sys.modules["poclib.simulate"] = module
 """
 
@@ -71,7 +73,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def grid(count: int, **scenario: Any) -> dict[str, Any]:
-    first = {"strategy": "shared-queue", "seed": 0, "machines": [{"name": "a", "up_s": 60}]}
+    pool = [{"name": "a", "up_s": 6000}, {"name": "b", "speed": 0.6, "noise": 0.2}]
+    first = {"strategy": "shared-queue", "seed": 0, "requests": 200, "machines": pool}
     return {"experiment": "grid", "simulate": first | scenario, "sweep": {"seed": [*range(count)]}}
 
 
@@ -106,7 +109,7 @@ def test_a_machine_is_named_and_a_wrong_place_is_told() -> None:
     found = sweep.points(given, "grid.yaml")
     assert [point.scenario["machines"][0]["up_s"] for point in found] == [1, 2]  # type: ignore[union-attr]
     assert found[0].label == "machines.a.up_s 1" and len({point.name for point in found}) == 2
-    for key in ("machines.b.up_s", "seed.x.y"):
+    for key in ("machines.c.up_s", "seed.x.y"):
         with pytest.raises(ParameterError, match=f"sweep.{key}: the section simulate has no such"):
             sweep.points(grid(1) | {"sweep": {key: [1]}}, "grid.yaml")
 

@@ -69,7 +69,8 @@ serving: parameters records stats
 stats: errors
 suite: cluster errors measure.batch measure.experiment measure.serve measure.strategies
     measure.sweep parameters reading.reading recording records report showing.curves
-    showing.documents showing.format showing.notebooks showing.served showing.site showing.words
+    showing.documents showing.format showing.notebooks showing.served showing.simulated
+    showing.site showing.words
 workload: batchfiles errors parameters records report
 engines:
 engines.keeper: .link .sharded errors

@@ -54,6 +54,30 @@ def times(found: Mapping[str, Mapping[Any, float]]) -> str:
     return bullets([f"{run}: {', '.join(told)} times" for run, told in lines.items()])
 
 
+def points_table(points: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each simulated point of a sweep that is done, by its label, for a terminal."""
+    header = [
+        "point",
+        "requests a second",
+        "median",
+        "95th percentile",
+        "99th",
+        "wasted",
+        "in time",
+    ]
+    rows = [
+        [
+            point,
+            number(of["per_s"]),
+            *(milliseconds(of[key]) for key in ("p50_ms", "p95_ms", "p99_ms")),
+            *(percent(of[key]) for key in ("wasted", "within")),
+        ]
+        for point, held in points.items()
+        if (of := held.get("result"))
+    ]
+    return table(header, rows)
+
+
 def draw_cases(ax: Axes, cases: Sequence[Any], most: float, under: str) -> None:
     """A dot for each arm, over the line on which both are equal; the worst has its name."""
     titles(ax, title(cases), under)
