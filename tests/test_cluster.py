@@ -23,9 +23,13 @@ from poclib.errors import FolderHeld, ParameterError, RunFailed
 from poclib.measure import sweep
 
 ROOT = Path(__file__).parents[1]
-# What stands before the simulator in every process: it notes whom it was asked by, fails where it is
-# told to, and once dies in the middle of a point as by kill -9.
-SIMULATOR = f"PACKAGE = {str(ROOT / 'poclib' / 'simulate')!r}" + """
+# What stands before the simulator in every process: it notes whom it was asked by, fails where it
+# is told to, and once dies in the middle of a point as by kill -9.
+SIMULATOR = (
+    f"""
+PACKAGE = {str(ROOT / "poclib" / "simulate")!r}
+"""
+    + """
 import os, signal, sys, types
 from pathlib import Path
 here = Path(__file__).parent
@@ -51,6 +55,7 @@ module = types.ModuleType("poclib.simulate")
 module.point, module.__path__ = point, [PACKAGE]
 sys.modules["poclib.simulate"] = module
 """
+)
 
 
 @pytest.fixture
