@@ -289,9 +289,11 @@ build_engine() ( # of the source $1, kind $2, into $3, with tools in $4; goes on
   { cmake -S "$1" -B "$1/build$2" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=$native \
     -DGGML_RPC=ON -DLLAMA_CURL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
     -DBUILD_SHARED_LIBS=OFF && ninja -C "$1/build$2" llama-server ggml-rpc-server; } 2>&1 |
-    tee -a "$log" | show_build ||
-    fail "llama.cpp could not be built here; it needs a C++ compiler:" \
-      "$(how_to_install g++ gcc). All that was said: $log"
+    tee -a "$log" | show_build || {
+    command -v c++ >/dev/null ||
+      fail "building llama.cpp needs a C++ compiler: $(how_to_install g++ gcc-c++)."
+    fail "llama.cpp could not be built; run this again, it goes on where it stopped. All it said: $log"
+  }
   mkdir -p "$3.part"
   cp "$1/build$2/bin/llama-server" "$1/build$2/bin/ggml-rpc-server" "$3.part"
   rm -rf "$3" && mv "$3.part" "$3"
