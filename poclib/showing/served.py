@@ -42,6 +42,17 @@ def finding(report: Report) -> str:
     return f"{told}, not at {number(above)}" if above else f"{told}, the most that was tried"
 
 
+def against(report: Report, foretold_per_s: float | None) -> str:
+    """The knee as measured beside the one foretold, as a sentence."""
+    knee, above = bounds(steps(report), _wanted(report).share)
+    if knee is None or foretold_per_s is None:
+        return "One of the two knees is not known, so nothing can be said."
+    middle = (knee + (above or knee)) / 2
+    off = foretold_per_s / middle - 1
+    told = f"Foretold: {number(foretold_per_s)} requests a second; measured: {number(knee)} to"
+    return f"{told} {number(above)}, so that what was foretold is off by {percent(off)}."
+
+
 def provenance(report: Report) -> str:
     """Of how many requests, where and when."""
     found = steps(report)

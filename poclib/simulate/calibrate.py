@@ -14,7 +14,7 @@ from ..measure.strategies import sends_ahead
 from ..pacing import Span, length
 from ..records import Report, Request
 from ..stats import known
-from .run import simulate
+from .run import knee, simulate
 from .scenario import Machine, Scenario
 
 CROWD = "crowd-"  # begins the name of a run that only tells how engines of one host slow each other
@@ -106,6 +106,22 @@ def foretold(reports: Sequence[Report]) -> list[Case]:
             seeds = [replace(asked, strategy=name, seed=seed) for seed in SEEDS]
             foretold_ms += [simulate(one).makespan_ms for one in seeds]
     return [Case(*key, both[0], median(both[1])) for key, both in told.items() if both[0]]
+
+
+def foretold_knee(
+    report: Report, together: Mapping[int, float], crowded: Mapping[str, float]
+) -> float | None:
+    """The knee of a pool that was served, in requests a second: for the same arrivals.
+
+    Raises `ReportError` where no pool was served, or as `scenario` does.
+    """
+    p = report.parameters
+    if p is None or p.serve is None:
+        raise ReportError(f"{report.experiment}: was not made by `poc serve-test`.")
+    wanted = p.serve
+    own = {"requests": wanted.requests, "queue_limit": wanted.queue_limit, "seed": p.seed}
+    asked = replace(scenario(report, together, crowded), **own)
+    return knee(asked, wanted.target_ms, wanted.share)
 
 
 def _calibrated(report: Report) -> list[Request]:
