@@ -259,6 +259,8 @@ class Dispatch:
                 where, left = self.in_flight[copy]
                 last = max(job.attempt, left.attempt)
                 self.in_flight[copy] = (where, replace(left, attempt=last))
+            if len(copies) == 1 and not crowded and last <= 1 + self.rules.retries:
+                del self.copies[job.prompt.index]  # it stands alone: it may be late once more
         elif error:
             self._return(job, error, lane, crowded, now_ms)
         elif why and request.outcome == "cancelled":
