@@ -54,7 +54,8 @@ def curve(report: Report) -> dict[int, float]:
 def crowd(report: Report) -> dict[str, float]:
     """How much slower each provider's server is while all of them work, over alone."""
     busy, alone = _by_provider(report.requests), _by_provider(_calibrated(report))
-    return {name: max(1.0, _work_ms(busy[name]) / _work_ms(alone[name])) for name in busy}
+    names = [facts.name for facts in report.providers if facts.name in busy]
+    return {name: max(1.0, _work_ms(busy[name]) / _work_ms(alone[name])) for name in names}
 
 
 def scenario(
@@ -131,7 +132,10 @@ def _calibrated(report: Report) -> list[Request]:
 
 def _by_provider(rows: Sequence[Request]) -> dict[str, list[Request]]:
     told = [row for row in rows if row.server.total_ms and row.outcome == "ok"]
-    return {name: [r for r in told if r.provider == name] for name in {r.provider for r in told}}
+    return {
+        name: [r for r in told if r.provider == name]
+        for name in dict.fromkeys(r.provider for r in told)
+    }
 
 
 def _work_ms(rows: Sequence[Request]) -> float:
