@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 import browser
 import nbformat
 import pytest
+from conftest import of_others
 
 from poclib import cli, report
 from poclib.measure.strategies import STRATEGIES
@@ -34,9 +35,8 @@ SAMPLED = {name: one for name, one in STRATEGIES.items() if name != "through-rou
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A fresh clone, and a sweep of one point, after `poc publish`."""
     root, home = report.root(), tmp_path_factory.mktemp("a place & more")
-    left_out = shutil.ignore_patterns("runs", "older", "answers")
     for folder in ("notebooks", "data"):
-        shutil.copytree(root / folder, home / folder, ignore=left_out)
+        shutil.copytree(root / folder, home / folder, ignore=of_others)
     point = home / "data" / "runs" / "links" / "shared-queue-8-1a2b3c4d"
     point.mkdir(parents=True)
     (point.parent / "sweep.json").write_text(json.dumps({point.name: "max_tokens 8"}))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import of_others
 
 from poclib import read
 from poclib.engines import llama
@@ -105,7 +106,7 @@ def no_file_has(address: bytes, home: Path) -> None:
 def test_from_two_addresses_of_a_mesh_to_the_verdict(coordinator: str, tmp_path: Path) -> None:
     """No file, no kind, no model is given; the range is that of Tailscale and its like."""
     for folder in ("notebooks", "data"):
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=of_others)
     words = [f"100.64.1.2:{PORT}", f"http://100.64.2.2:{PORT}"]
     assert "Expect " in examined(coordinator, tmp_path, *words)
     done = poc(coordinator, tmp_path, "run", *words, "--only", "shared-queue", "--set", "rounds=2")
