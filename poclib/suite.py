@@ -142,6 +142,12 @@ def sweep(
     points = [point for point in sweeps.points(given, where) if not only or point.strategy in only]
     if not points:
         raise ParameterError(f"{where}: no point has the strategy {' or '.join(only)}.")
+    if isinstance(points[0], sweeps.Simulated):
+        from .simulate.scenario import Scenario  # and SimPy, which only these need
+
+        for one in points:
+            if isinstance(one, sweeps.Simulated):
+                Scenario.of(one.scenario, f"{where}: simulate")
     readers = publish.notebooks(pattern=str(given["notebooks"])) if "notebooks" in given else []
     folder = report.root() / "data" / "runs" / points[0].sweep
     counted = enumerate(points, start=1)

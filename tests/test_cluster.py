@@ -35,21 +35,20 @@ from pathlib import Path
 here = Path(__file__).parent
 
 def point(scenario):
-    seed = scenario["seed"]
+    seed, named = scenario["seed"], [one["name"] for one in scenario["machines"]]
     with (here / "asked").open("a") as file:
         file.write(f"{seed} {os.getpid()}\\n")
-    if seed == scenario.get("kills"):
+    if f"kills {seed}" in named:
         try:
             (here / "died").touch(exist_ok=False)
         except FileExistsError:
             pass
         else:
             os.kill(os.getpid(), signal.SIGKILL)
-    if seed == scenario.get("fails"):
+    if f"fails {seed}" in named:
         raise ValueError("no such pool")
     from poclib.simulate.run import point as simulated
-    known = {key: value for key, value in scenario.items() if key not in ("kills", "fails")}
-    return simulated(known) | {"where": str(os.getpid())}
+    return simulated(scenario) | {"where": str(os.getpid())}
 
 module = types.ModuleType("poclib.simulate")
 module.point, module.__path__ = point, [PACKAGE]
@@ -77,10 +76,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def grid(count: int, **scenario: Any) -> dict[str, Any]:
-    pool = [{"name": "a", "up_s": 6000}, {"name": "b", "speed": 0.6, "noise": 0.2}]
+def grid(count: int, told: str = "b") -> dict[str, Any]:
+    """So many points; the second machine's name is what the stand-in is told."""
+    pool = [{"name": "a", "up_s": 6000}, {"name": told, "speed": 0.6, "noise": 0.2}]
     first = {"strategy": "shared-queue", "seed": 0, "requests": 200, "machines": pool}
-    return {"experiment": "grid", "simulate": first | scenario, "sweep": {"seed": [*range(count)]}}
+    return {"experiment": "grid", "simulate": first, "sweep": {"seed": [*range(count)]}}
 
 
 def asked(home: Path) -> Counter[int]:
@@ -107,6 +107,14 @@ def test_a_simulated_sweep_runs_here_too_and_never_a_point_twice(home: Path) -> 
     frame = read_many("data/runs/grid/*/*.json")
     assert sorted(frame["scenario.seed"]) == [*range(7)] and frame["result.p95_ms"].notna().all()
     assert report.names() == [], "they do not fill the list of reports"
+
+
+def test_a_scenario_that_is_none_is_told_before_any_work(home: Path) -> None:
+    given = grid(3)
+    given["simulate"]["machnes"] = given["simulate"].pop("machines")
+    with pytest.raises(ParameterError, match=r"grid.yaml: simulate: .*machnes|.*machines"):
+        suite.sweep(given, "grid.yaml")
+    assert not (home / "standin" / "asked").exists()
 
 
 def test_a_machine_is_named_and_a_wrong_place_is_told() -> None:
@@ -174,7 +182,7 @@ def test_points_that_ask_one_server_are_never_under_way_together(
 def test_a_worker_is_killed_and_every_point_is_there_once(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite.sweep(grid(200, kills=90), "grid.yaml", address="local:2")
+    suite.sweep(grid(200, "kills 90"), "grid.yaml", address="local:2")
     assert (home / "standin" / "died").exists(), "it was killed"
     assert held(home) == [*range(200)] and len(asked(home)) == 200
     told = capsys.readouterr()
@@ -182,7 +190,7 @@ def test_a_worker_is_killed_and_every_point_is_there_once(
     again = asked(home)
     # Only what the dead worker was at, or had not handed over yet, was begun once more.
     assert again[90] == 2 and sum(again.values()) < 200 + 40, again.most_common(5)
-    suite.sweep(grid(200, kills=90), "grid.yaml", address="local:2")
+    suite.sweep(grid(200, "kills 90"), "grid.yaml", address="local:2")
     assert asked(home) == again, "a point done is never done again"
 
 
@@ -200,12 +208,12 @@ def test_stopped_it_goes_on_later_and_a_failed_point_stops_no_other(
 
     monkeypatch.setattr(cluster.Cluster, "result", stopped)
     with pytest.raises(KeyboardInterrupt):
-        suite.sweep(grid(40, fails=39), "grid.yaml", address="local:2")
+        suite.sweep(grid(40, "fails 39"), "grid.yaml", address="local:2")
     assert len(held(home)) == 10 and "30 points left" in capsys.readouterr().err
     before = set(held(home))
     (home / "standin" / "asked").unlink()
     with pytest.raises(RunFailed, match=r"1 of 40 points failed: .*ValueError .* no such pool"):
-        suite.sweep(grid(40, fails=39), "grid.yaml", address="local:2")
+        suite.sweep(grid(40, "fails 39"), "grid.yaml", address="local:2")
     assert held(home) == [*range(39)] and not before & set(asked(home))
 
 
@@ -306,7 +314,7 @@ def test_across_three_namespaces_with_tls(spaces: list[str], home: Path) -> None
         tls |= {f"{who}__CERT": certificate, f"{who}__KEY": key}
     names = {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(path) for name, path in tls.items()}
     environment = {**os.environ, **names, "DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true"}
-    (home / "grid.yaml").write_text(json.dumps(grid(200, kills=90)))
+    (home / "grid.yaml").write_text(json.dumps(grid(200, "kills 90")))
     shutil.copytree(ROOT / "notebooks", home / "notebooks")  # for the pages at the end
 
     def started(space: str, *words: str) -> list[str]:

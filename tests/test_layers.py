@@ -54,7 +54,7 @@ addresses: errors
 arrivals: errors
 asked:
 batchfiles: errors
-cluster: errors measure.beside measure.experiment measure.sweep recording report workload
+cluster: errors measure.beside measure.experiment measure.sweep recording report simulate workload
 contention: records stats
 errors:
 firstuse: errors parameters providers.discover report showing.format
@@ -70,7 +70,7 @@ stats: errors
 suite: cluster errors measure.batch measure.experiment measure.serve measure.strategies
     measure.sweep parameters reading.reading recording records report showing.curves
     showing.documents showing.format showing.notebooks showing.served showing.simulated
-    showing.site showing.words
+    showing.site showing.words simulate.scenario
 workload: batchfiles errors parameters records report
 engines:
 engines.keeper: .link .sharded errors

@@ -56,15 +56,7 @@ def times(found: Mapping[str, Mapping[Any, float]]) -> str:
 
 def points_table(points: Mapping[str, Mapping[str, Any]]) -> str:
     """A row for each simulated point of a sweep that is done, by its label, for a terminal."""
-    header = [
-        "point",
-        "requests a second",
-        "median",
-        "95th percentile",
-        "99th",
-        "wasted",
-        "in time",
-    ]
+    header = ["point", "requests a second", "median", "p95", "p99", "wasted", "in time"]
     rows = [
         [
             point,
@@ -161,13 +153,11 @@ def draw(ax: Axes, rows: Any, axes: Sequence[str], told: Sequence[str], by: str 
 
     titles(ax, told[0], told[1])
     x, y = axes
-    for mark, (value, line) in zip(
-        "osD^v", rows.groupby(by, dropna=False) if by else [("", rows)], strict=False
-    ):
-        known, name = (
-            line.dropna(subset=[y]),
-            "none" if pd.isna(value) else f"{value:g}" if by else "",
-        )
+    lines = rows.groupby(by, dropna=False) if by else [("", rows)]
+    for mark, (value, line) in zip("osD^v", lines, strict=False):
+        known, name = line.dropna(subset=[y]), ""
+        if by:
+            name = "none" if pd.isna(value) else f"{value:g}"
         ax.plot(known[x], known[y], f"{mark}-", color=INK, linewidth=1.2, alpha=0.7, label=name)
     if by:
         ax.legend(title=by.replace("_", " "))
