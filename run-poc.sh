@@ -254,8 +254,14 @@ install_extra() { # the packages of requirements-$1.lock, once, beside the other
 
 # ---- An engine that shares a model --------------------------------------------
 
-get_sharing_engine() { # one that is here and runs, else llama.cpp from its source, in $venv
-  poc wire --try >&2 2>>"$log" && return 0
+get_sharing_engine() { # for the words $@: one that runs here, else llama.cpp from source, in $venv
+  local code=0
+  poc wire --try "$@" >&2 2>>"$log" || code=$?
+  case $code in
+    0) return ;;
+    1) ;;
+    *) exec poc wire "$@" ;; # the words are wrong: it says how, before ten minutes of building
+  esac
   local work=$venv/poclib-engine/work lock=$root/requirements-wire.lock kind version
   say 'No engine here shares a model; building llama.cpp (once, ten minutes on two cores).'
   mkdir -p "$work"
@@ -366,7 +372,7 @@ case ${1:-} in
     ;;
   setup) say "Set up in $venv." ;;
   wire)
-    case " $* " in *' --help '* | *' -h '*) ;; *) get_sharing_engine ;; esac
+    case " $* " in *' --help '* | *' -h '*) ;; *) get_sharing_engine "${@:2}" ;; esac
     exec poc "$@"
     ;;
   test)

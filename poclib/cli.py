@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from . import __version__, addresses, parameters, recording, report
-from .errors import ParameterError, PocError, ReportError, RunFailed
+from .errors import EngineError, ParameterError, PocError, ReportError, RunFailed
 from .measure.strategies import STRATEGIES, usual
 from .parameters import Parameters
 from .reading import compare, reading
@@ -305,20 +305,19 @@ def wire_command(whole: bool, at: Sequence[str], only_try: bool) -> None:
     from .showing import wire
 
     if only_try:
-        return click.echo(measuring.sharing_engine())
+        try:
+            return click.echo(measuring.sharing_engine(at))
+        except EngineError as error:
+            _fail(str(error), 1)  # run-poc.sh then builds one
     found, _ = measuring.obtain("", True, at, whole)
     click.echo(f"{wire.provenance(found)}\n{wire.finding(found)}")
 
 
+_one = "Also one file to be sent, with its pictures in it: of an experiment, a page, or the newest."
+
+
 @poc.command("publish")
-@click.option(
-    "--one-file",
-    "one",
-    metavar="[EXPERIMENT|PAGE]",
-    is_flag=False,
-    flag_value="",
-    help="Also write one file with its pictures in it, to be sent; without a word the newest.",
-)
+@click.option("--one-file", "one", metavar="[WHAT]", is_flag=False, flag_value="", help=_one)
 @click.option("-o", "file", metavar="FILE", type=click.Path(path_type=Path), help="That file.")
 def publish_command(one: str | None, file: Path | None) -> None:
     """Render the executed notebooks and all reports to site/, without measuring anything."""

@@ -106,7 +106,7 @@ def test_a_worker_that_does_not_run_is_told_so() -> None:
 @pytest.mark.parametrize("word", ["8.8.8.8:50052", "no-port", "127.0.0.1:", ":::x"])
 def test_only_private_addresses_with_a_port_are_workers(word: str) -> None:
     with pytest.raises(ParameterError, match="provider p"):
-        sharded._address("p", word)
+        sharded.address("provider p", word)
 
 
 def test_a_slow_or_small_worker_gets_fewer_layers() -> None:

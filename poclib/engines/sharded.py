@@ -44,7 +44,7 @@ def config(
     first = int(shard.local_layers > 0)  # then the coordinator's core is in use, too
     return {
         "words": words,
-        "at": [_address(settings.name, each) for each in shard.at or ()],
+        "at": [address(f"provider {settings.name}", each) for each in shard.at or ()],
         "worker": [str(build.rpc), "--threads", str(settings.threads), "--port"],
         "cores": [cores[(first + i) % len(cores)] for i in range(shard.workers)],
         "memory_bytes": shard.worker_memory_mib and shard.worker_memory_mib * 2**20,
@@ -62,8 +62,11 @@ def layers(model: Path) -> int:
     return int(struct.unpack_from("<II", value)[1])  # behind its type
 
 
-def _address(provider: str, word: str) -> tuple[str, int]:
-    """Of `host:port`; a name is looked up once, so that what was checked is what is used."""
+def address(whose: str, word: str) -> tuple[str, int]:
+    """Of `host:port`; a name is looked up once, so that what was checked is what is used.
+
+    Raises `ParameterError` for what is none, or not private.
+    """
     host, _, port = word.rpartition(":")
     problem = "is no address of a worker, such as 192.168.1.20:50052"
     try:
@@ -75,7 +78,7 @@ def _address(provider: str, word: str) -> tuple[str, int]:
         )
     except (OSError, ValueError):
         pass
-    raise ParameterError(f"provider {provider}: {word[:80]} {problem}.")
+    raise ParameterError(f"{whose}: {word[:80]} {problem}.")
 
 
 def hello(host: str, port: int) -> tuple[str, int, float]:

@@ -109,8 +109,13 @@ def measure(
     return points.load(path)
 
 
-def sharing_engine() -> str:
-    """The label of the first engine here that shares a model. Raises `EngineError`."""
+def sharing_engine(at: Sequence[str] = ()) -> str:
+    """The label of the first engine here that shares a model. Raises `EngineError`.
+
+    Before it is looked for, `ParameterError` for an address of a worker that may not be asked.
+    """
+    for word in at:
+        sharded.address("--at", word)
     trial = ProviderSettings(name=_NAME, kind="sharded", shard=Shard(workers=1))
     with engine_pool([trial], CONTEXT_TOKENS) as (engine,):
         return engine.engine
