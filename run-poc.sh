@@ -260,7 +260,7 @@ get_sharing_engine() { # for the words $@: one that runs here, else llama.cpp fr
   case $code in
     0) return ;;
     1) ;;
-    *) exec poc wire "$@" ;; # the words are wrong: it says how, before ten minutes of building
+    *) exec poc wire --try "$@" ;; # the words are wrong: it says how, before ten minutes of building
   esac
   local work=$venv/poclib-engine/work lock=$root/requirements-wire.lock kind version
   say 'No engine here shares a model; building llama.cpp (once, ten minutes on two cores).'
