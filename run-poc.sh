@@ -49,7 +49,9 @@ try:
     parts = "whole"
 except ImportError:
     parts = "bare"
-print("%d.%d" % sys.version_info[:2], parts, sys.executable)'
+# Of an environment that is switched on the one below it: a set-up may remake that very one.
+executable = getattr(sys, "_base_executable", None) or sys.executable
+print("%d.%d" % sys.version_info[:2], parts, executable)'
 
 find_python() { # sets python and version, or ends with what to install
   local word facts parts old='' bare=''
