@@ -27,12 +27,18 @@ def title(cases: Sequence[Any]) -> str:
 
 
 def failing(cases: Sequence[Any], most: float) -> str:
-    """Of what kind are those that are off by more than that share."""
+    """How many are off by more than that share, and to which side."""
     bad = [case for case in cases if abs(case.error) > most]
     late = sum(case.error > 0 for case in bad)
-    which = listed(f"{one.strategy} on {one.pool} ({percent(one.error)})" for one in bad)
     told = f"{len(bad)} of {len(cases)} are off by more than {percent(most)}"
-    return f"{told}, {late} of them foretold too long: {which}." if bad else f"{told}."
+    return f"{told}, {late} of them foretold too long." if bad else f"{told}."
+
+
+def worst(cases: Sequence[Any], most: float) -> str:
+    """Which ones those are, as a sentence."""
+    bad = [case for case in cases if abs(case.error) > most]
+    which = listed(f"{one.strategy} on {one.pool} ({percent(one.error)})" for one in bad)
+    return f"Off by more than {percent(most)}: {which or 'none'}."
 
 
 def frame(cases: Sequence[Any]) -> Any:
@@ -71,18 +77,18 @@ def points_table(points: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def draw_cases(ax: Axes, cases: Sequence[Any], most: float, under: str) -> None:
-    """A dot for each arm, over the line on which both are equal; the worst has its name."""
+    """A row for each pool, in it a dot for each arm: how far off; the farthest has its name."""
     titles(ax, title(cases), under)
-    seconds = [(median(case.measured_ms) / 1000, case.foretold_ms / 1000) for case in cases]
-    ends = [0.0, 1.1 * max(map(max, seconds))]
-    low, high = ([end * (1 + share) for end in ends] for share in (-most, most))
-    ax.fill_between(ends, low, high, color=BAND)
-    ax.plot(ends, ends, color=FAINT, linewidth=1)
-    ax.plot(*zip(*seconds, strict=True), "o", color=INK, alpha=0.6)
-    worst = max(range(len(cases)), key=lambda at: abs(cases[at].error))
-    label(ax, f"{cases[worst].strategy} on {cases[worst].pool}", seconds[worst], (8, -8))
-    ax.set(xlim=ends, ylim=(0, None), xlabel="makespan measured (s)")
-    ax.set_ylabel(f"foretold (s); grey: within {percent(most)}")
+    pools = list(dict.fromkeys(case.pool for case in cases))
+    off = [(100 * case.error, pools.index(case.pool)) for case in cases]
+    ax.axvspan(-100 * most, 100 * most, color=BAND)
+    ax.axvline(0, color=FAINT, linewidth=1)
+    ax.plot(*zip(*off, strict=True), "o", color=INK, alpha=0.6)
+    farthest = max(range(len(cases)), key=lambda at: abs(cases[at].error))
+    label(ax, cases[farthest].strategy, off[farthest], (-20, 10))
+    ax.set_yticks(range(len(pools)), pools)
+    ax.invert_yaxis()
+    ax.set_xlabel(f"foretold over measured, less one (%); grey: within {percent(most)}")
 
 
 def read(root: Path) -> dict[str, Any]:
